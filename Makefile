@@ -1,0 +1,46 @@
+# Everything a developer or CI runs. `make help` explains the verbs.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# What is passed on: make demo DEMO_ARGS="--prompt hello", make test TEST_ARGS="-k parser -x"
+DEMO_ARGS ?=
+RUN_ARGS ?=
+TEST_ARGS ?=
+BENCH_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup gen demo run test lint format bench lock clean
+
+help: ## say what the verbs do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install everything: .venv from the lock, generated code, Node and the Gemini CLI
+	@$(PYTHON) tools/bootstrap.py
+
+gen: ## generate the Python modules of proto/ (setup and test do it when needed)
+	@$(PYTHON) tools/bootstrap.py --only gen
+
+demo: setup ## a whole session end to end on embedded defaults; DEMO_ARGS="--prompt TEXT --output json"
+	@$(BIN)/sandboxd demo $(DEMO_ARGS)
+
+run: setup ## the same stack, staying up: prints addresses and a token for grpcurl and sandboxctl
+	@$(BIN)/sandboxd dev $(RUN_ARGS)
+
+test: setup ## all tests; TEST_ARGS="tests/unit -k name -x" narrows them
+	@$(BIN)/pytest $(TEST_ARGS)
+
+lint: setup ## ruff, mypy --strict, the direction of imports, buf lint and buf breaking
+	@$(BIN)/python tools/lint.py
+
+format: setup ## put the code into its one format
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet .
+
+bench: setup ## measure what the stream and the gateway add; writes docs/benchmarks.md
+	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+lock: ## resolve pyproject.toml into requirements.lock anew
+	@$(PYTHON) tools/bootstrap.py --only lock
+
+clean: ## remove what setup and the tools made in this checkout (caches in ~/.cache/sandboxd stay)
+	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
+		src/buf src/sandboxd/v1 src/sandboxd/agent/v1
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The edges that the platform talks to: they decode, call and encode."""

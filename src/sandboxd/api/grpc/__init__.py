@@ -1,0 +1,1 @@
+"""The gRPC edge: servicers, interceptors and the translation to and from protobuf."""

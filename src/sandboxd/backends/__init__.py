@@ -1,0 +1,1 @@
+"""Where sandboxes are placed, each behind the same port."""

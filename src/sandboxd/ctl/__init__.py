@@ -1,0 +1,1 @@
+"""sandboxctl, the person's client of the gRPC service."""

@@ -1,0 +1,1 @@
+"""The only holder of API keys: the metering reverse proxy for the Gemini API."""

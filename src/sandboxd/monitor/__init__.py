@@ -1,0 +1,1 @@
+"""Usage and audit as the service sees them; must not know a transport or a database."""
