@@ -134,6 +134,15 @@ class SessionNotFoundError(NotFoundError):
         super().__init__(f"Session {session} does not exist.", session=session)
 
 
+class UsageEventNotFoundError(NotFoundError):
+    """No call of the ledger has this id."""
+
+    reason = "USAGE_EVENT_NOT_FOUND"
+
+    def __init__(self, event: str) -> None:
+        super().__init__(f"Usage event {event} does not exist.", usage_event=event)
+
+
 class AlreadyExistsError(SandboxdError):
     """Something with this name is already there."""
 
