@@ -6,7 +6,7 @@ the part that the middle may speak about.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -41,10 +41,6 @@ class SandboxTokenClaims:
 class SandboxToken:
     """A token as it is handed to an agent."""
 
-    text: str
+    text: str = field(repr=False)
     """The bearer itself: a secret, never logged."""
     expire_time: datetime
-
-    def __repr__(self) -> str:
-        """Show everything but the bearer."""
-        return f"SandboxToken(text=…, expire_time={self.expire_time.isoformat()})"

@@ -28,6 +28,8 @@ from sandboxd.model.usage import (
 
 MAX_PAGE_SIZE = 1000
 """Most entries of one page of any list here; a larger wish is answered with this many."""
+MAX_SUMMARY_ROWS = 10_000
+"""Most sums of one summary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +163,14 @@ class UsageSummaryRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UsageSummaryPage:
-    """A part of a summary."""
+class UsageSummary:
+    """Sums by the dimensions that were asked for, and the sum of all."""
 
     rows: Sequence[UsageSummaryRow]
-    next_after: tuple[str, ...] | None
-    """Give it as `after` for the next page; None at the end."""
+    """Ordered by cost (all currencies' micro-units added: an order, not an amount) and then by total tokens, largest
+    first; then by key, ascending."""
+    total: UsageSummaryRow
+    """Over every event that matches, those of rows beyond the limit too. Its key is empty."""
 
 
 class UsageLedger(Protocol):
@@ -233,14 +237,9 @@ class UsageLedger(Protocol):
         ...
 
     async def summarise(
-        self,
-        where: UsageFilter,
-        *,
-        by: Sequence[UsageDimension],
-        page_size: int,
-        after: tuple[str, ...] | None = None,
-    ) -> UsageSummaryPage:
-        """Sum rows by the dimensions, ordered by key (bytes, not a locale); no dimension gives one row, always."""
+        self, where: UsageFilter, *, by: Sequence[UsageDimension], limit: int = MAX_SUMMARY_ROWS
+    ) -> UsageSummary:
+        """Sum rows by the dimensions; at most `limit` sums (never more than `MAX_SUMMARY_ROWS`) and the total."""
         ...
 
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
