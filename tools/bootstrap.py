@@ -97,7 +97,7 @@ def make_environment() -> None:
     if not VENV_PYTHON.exists():
         run(uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, "--prompt", "sandboxd", VENV)
     run(uv, "pip", "sync", "--quiet", "--python", VENV_PYTHON, "--require-hashes", LOCK)
-    editable = ["--no-deps", "--no-build-isolation", "--editable", REPOSITORY]
+    editable = ["--no-deps", "--no-build-isolation", "--editable", str(REPOSITORY)]
     run(uv, "pip", "install", "--quiet", "--python", VENV_PYTHON, *editable)
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", choices=["gen", "lock"], help="run this step alone")
     only: str | None = parser.parse_args().only
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036  started by whatever Python there is
         raise SetupError(f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}")
     if only == "lock":
         lock()
