@@ -1,4 +1,4 @@
-"""Who calls, and which request it is: what the edges hand to the middle with every call."""
+"""Who calls, and what they ask for once: the proven identity of a caller and the id of one request of theirs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from sandboxd.model.ids import ClientId, FreelancerId, RequestId
 
 
 class Role(enum.Enum):
-    """What a caller may see. The full matrix of who may do what comes with tenancy (the next issue)."""
+    """What a caller is to its client."""
 
-    CLIENT = "client"
-    """The client's own service, or one of its people who manage: sees all of the client's sandboxes."""
+    PLATFORM = "platform"
+    """The platform itself, on behalf of one client."""
+    CLIENT_ADMIN = "client_admin"
     FREELANCER = "freelancer"
-    """A person who works in sandboxes: sees its own sandboxes at the client alone."""
+    """Sees and changes its own sandboxes only."""
+    AUDITOR = "auditor"
+    """Sees everything of the client and changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,23 +25,23 @@ class Caller:
     """A caller whose token was checked."""
 
     client: ClientId
-    """The tenant. What belongs to another one does not exist for this caller."""
     subject: str
-    """Who it is at the client: the freelancer's id for the role FREELANCER, any name for the role CLIENT."""
+    """Who it is within the client; for a freelancer the freelancer's id."""
     role: Role
 
     @property
     def freelancer(self) -> FreelancerId | None:
-        """The one freelancer that this caller may see and act for; None where it may see all of the client's."""
+        """The only freelancer whose things this caller may see; None where it sees all of its client's."""
         return FreelancerId(self.subject) if self.role is Role.FREELANCER else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One mutating call: who makes it, and what makes it idempotent."""
+    """One mutating call. The same id with the same method and body does the work once and answers the same."""
 
     caller: Caller
+    method: str
+    """Name of the RPC, for example `Pause`."""
     request_id: RequestId
-    """Chosen by the caller. Unique for its client: the same id with the same body does the work once."""
     body_hash: bytes
-    """SHA-256 of the call's method and of its canonical bytes without the request id."""
+    """SHA-256 of the request's canonical bytes."""
