@@ -37,11 +37,10 @@ class Caller:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One mutating call. The same id with the same method and body does the work once and answers the same."""
+    """One mutating call: who makes it, and what makes it idempotent."""
 
     caller: Caller
-    method: str
-    """Name of the RPC, for example `Pause`."""
     request_id: RequestId
+    """Chosen by the caller. Unique for its client: the same id with the same body does the work once."""
     body_hash: bytes
-    """SHA-256 of the request's canonical bytes."""
+    """SHA-256 of the call's method and of its canonical bytes without the request id."""
