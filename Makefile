@@ -8,7 +8,7 @@ TEST_ARGS ?=
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gen demo run test lint format bench lock clean
+.PHONY: help setup gen demo run test lint format bench audit lock clean
 
 help: ## say what the verbs do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ format: setup ## put the code into its one format
 
 bench: setup ## measure what the stream and the gateway add; writes docs/benchmarks.md
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+
+audit: setup ## ask the advisory databases about the locked dependencies, where within reach
+	@$(BIN)/python tools/audit.py
 
 lock: ## resolve pyproject.toml into requirements.lock anew
 	@$(PYTHON) tools/bootstrap.py --only lock

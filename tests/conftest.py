@@ -1,8 +1,12 @@
 """What every test gets: nothing global, no outside address, no key of the person who runs it."""
 
 import os
+from pathlib import Path
 
 import pytest
+
+from sandboxd.dev.node import ToolchainError
+from tools.grpcurl import ensure_grpcurl
 
 KEPT = ("SANDBOXD_CACHE_DIR",)
 
@@ -12,3 +16,14 @@ def _no_settings_of_the_person_who_runs_it(monkeypatch: pytest.MonkeyPatch) -> N
     for name in [*os.environ]:
         if (name.startswith("SANDBOXD_") and name not in KEPT) or name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def grpcurl() -> Path:
+    """Return grpcurl, for tests that use the service as a stranger would."""
+    try:
+        return ensure_grpcurl()
+    except ToolchainError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))

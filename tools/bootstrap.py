@@ -20,6 +20,7 @@ VENV = REPOSITORY / ".venv"
 VENV_PYTHON = VENV / "bin" / "python"
 CACHE = Path(os.environ.get("SANDBOXD_CACHE_DIR") or Path.home() / ".cache" / "sandboxd")
 LOCK = REPOSITORY / "requirements.lock"
+SERVER_LOCK = REPOSITORY / "requirements-server.lock"
 UV_LOCK = REPOSITORY / "tools" / "uv.lock.txt"
 GENERATOR = REPOSITORY / "tools" / "generate_protos.py"
 
@@ -112,10 +113,14 @@ def install_gemini_cli() -> None:
 
 
 def lock() -> None:
-    """Resolve pyproject.toml anew into the lock; versions already in the lock stay unless they no longer fit."""
-    resolve = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--quiet"]
-    resolve += ["--all-extras", "--group", "dev", "--custom-compile-command", "make lock"]
-    run(find_uv(), "pip", "compile", *resolve, REPOSITORY / "pyproject.toml", "--output-file", LOCK)
+    """Resolve pyproject.toml anew into the locks; a locked version stays unless it no longer fits.
+
+    The first lock is for developers and CI, the second is its part that the server's image needs.
+    """
+    resolve = ["pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate"]
+    resolve += ["--quiet", "--custom-compile-command", "make lock", str(REPOSITORY / "pyproject.toml")]
+    run(find_uv(), *resolve, "--all-extras", "--group", "dev", "--output-file", LOCK)
+    run(find_uv(), *resolve, "--constraint", LOCK, "--output-file", SERVER_LOCK)
 
 
 def main() -> None:
