@@ -1,7 +1,8 @@
 """The journal and the sessions in memory, with the weather that the real ones have: down, hanging, answer lost.
 
 `FakeJournal` and `FakeSessions` share a `FakeStore`, as the real ones share a database. Owners live until they are
-named in `dead` or their lease has run out by `clock`. tests/contract/test_journal.py and test_sessions.py hold both legs.
+named in `dead`, or their lease has run out by `clock`. The suites tests/contract/test_journal.py and test_sessions.py
+hold the real ones and these to the same promises.
 """
 
 from __future__ import annotations
