@@ -89,7 +89,7 @@ class RequestIdReusedError(InvalidRequestError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(
-            f"The request id {request_id} was already used for a request with another body. Use a new id for a new request.",
+            f"The request id {request_id} was used for a request with another body. Use a new id for a new request.",
             violations=[FieldViolation(field="request_id", description="must be new for a request with another body")],
             request_id=request_id,
         )
@@ -189,6 +189,19 @@ class TurnInProgressError(WrongStateError):
         )
 
 
+class OpenTurnsError(WrongStateError):
+    """The sandbox has open turns, and its compute was to be taken away."""
+
+    reason = "TURN_IN_PROGRESS"
+
+    def __init__(self, sandbox: str, *, turns: int) -> None:
+        super().__init__(
+            f"Sandbox {sandbox} is working on {turns} open turn(s). Wait for them, cancel them, or ask with force.",
+            sandbox=sandbox,
+            turns=str(turns),
+        )
+
+
 class PermissionNotOpenError(WrongStateError):
     """The permission request is unknown or was answered already."""
 
@@ -196,7 +209,8 @@ class PermissionNotOpenError(WrongStateError):
 
     def __init__(self, permission: str) -> None:
         super().__init__(
-            f"Permission request {permission} is not open: it was answered, or its turn has ended.", permission=permission
+            f"Permission request {permission} is not open: it was answered, or its turn has ended.",
+            permission=permission,
         )
 
 

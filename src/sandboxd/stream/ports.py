@@ -105,7 +105,9 @@ class Journal(Protocol):
         """
         ...
 
-    async def acquire(self, sandbox: SandboxId, *, owner: str, lease: timedelta, force: bool = False) -> Conversation | None:
+    async def acquire(
+        self, sandbox: SandboxId, *, owner: str, lease: timedelta, force: bool = False
+    ) -> Conversation | None:
         """Become owner: make the row, or raise its epoch. None while another owner lives.
 
         An owner is dead when its replica's advisory lock is free, or its lease has run out; the present owner itself
@@ -125,7 +127,9 @@ class Journal(Protocol):
         """Conversations that need an owner: a process or an open turn, and no living owner."""
         ...
 
-    async def pending_stdin(self, sandbox: SandboxId, *, incarnation: IncarnationId, process: str) -> Sequence[StdinRecord]:
+    async def pending_stdin(
+        self, sandbox: SandboxId, *, incarnation: IncarnationId, process: str
+    ) -> Sequence[StdinRecord]:
         """Records of this process that were not forgotten, by offset."""
         ...
 
@@ -137,7 +141,9 @@ class Journal(Protocol):
         """The command that used this request id, or None."""
         ...
 
-    async def events(self, session: SessionId, *, after: int, limit: int, max_bytes: int = 2 << 20) -> Sequence[SessionEvent]:
+    async def events(
+        self, session: SessionId, *, after: int, limit: int, max_bytes: int = 2 << 20
+    ) -> Sequence[SessionEvent]:
         """Events after a sequence number, in order, at most `limit` and about `max_bytes` (at least one)."""
         ...
 
@@ -245,6 +251,13 @@ class Sandboxes(Protocol):
         """
         ...
 
+    async def present(self, sandbox: SandboxId) -> ActiveSandbox | None:
+        """The sandbox with its living incarnation, as it is: nothing is woken, nothing counts as use.
+
+        None where it has no life that an agent answers for.
+        """
+        ...
+
     async def incarnation_lost(self, sandbox: SandboxId, incarnation: IncarnationId) -> bool:
         """Find out whether that life is over: asks the backend; True makes it official (row ended)."""
         ...
@@ -266,8 +279,10 @@ class TurnUsage:
     """Settled and estimated calls, by start."""
     open_calls: int
     """Calls whose end is not there yet."""
+    finish_reason: str = ""
+    """Of the last call, as the API says it: `STOP`, `SAFETY`, `MAX_TOKENS` …; empty where it gave none."""
     block_reason: str = ""
-    """Why the last call gave nothing: its block or finish reason where that is not a plain stop; else empty."""
+    """`promptFeedback.blockReason` of the last call; empty where the prompt was not blocked."""
 
 
 class TurnLedger(Protocol):

@@ -1,0 +1,86 @@
+"""What can happen to a conversation: the inputs that its owner takes, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sandboxd.model.errors import SandboxdError
+from sandboxd.model.ids import IncarnationId, TurnId
+from sandboxd.stream.dialect import TurnBill
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Act:
+    """A change that a caller asks for. It changes everything it changes, or raises and changes nothing."""
+
+    run: Callable[[], Any]
+    done: asyncio.Future[Any]
+    """Gets the result when it is durable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Bytes that the CLI wrote."""
+
+    process: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exited:
+    """The CLI has ended, and all its output was taken; or its sandbox's life is over."""
+
+    process: str
+    exit_code: int | None
+    signal: int | None
+    stderr_tail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waking:
+    """The sandbox is not ready and is being made so."""
+
+    from_state: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A process for the CLI was named; it is started when this is durable."""
+
+    incarnation: IncarnationId
+    process: str
+    done: asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The CLI's process runs."""
+
+    process: str
+    workspace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFailed:
+    """The CLI could not be started."""
+
+    error: SandboxdError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billed:
+    """The ledger's answer for a turn that is finishing."""
+
+    turn: TurnId
+    bill: TurnBill
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """Somebody else owns the conversation now."""
+
+
+Input = Act | Output | Exited | Waking | Planned | Started | StartFailed | Billed | Lost
