@@ -85,6 +85,8 @@ class CallError(enum.Enum):
     """The CLI closed its connection; the call was cancelled upstream."""
     GATEWAY_STOPPED = "GATEWAY_STOPPED"
     """The gateway was shut down while the call ran and ended it itself."""
+    GATEWAY_FAILED = "GATEWAY_FAILED"
+    """The gateway had a fault of its own in the middle of the call."""
     GATEWAY_LOST = "GATEWAY_LOST"
     """The gateway died; the sweep settled the row."""
     NOT_FORWARDED = "NOT_FORWARDED"

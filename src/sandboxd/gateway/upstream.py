@@ -1,0 +1,127 @@
+"""The one model API that this gateway talks to, over pooled connections. No other address is ever asked.
+
+What leaves this module are status, a few headers and bytes. Its errors carry a constant word and no cause: the HTTP
+library's exceptions hold the request's headers, and the key with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Self
+
+import aiohttp
+from yarl import URL
+
+from sandboxd import __version__
+from sandboxd.gateway.config import GatewayTimeouts
+from sandboxd.gateway.policy import ModelCall
+from sandboxd.gateway.secret import Secret
+from sandboxd.model.usage import CallError
+
+_POOL: Final = 1024
+"""Connections at most; above the bound of calls, so that the pool is never what waits."""
+_KEPT_ALIVE: Final = 15.0
+"""Seconds for which an unused connection is kept; the API closes its own later, so that we are the ones who close."""
+_PASSED_ON: Final = ("content-type", "retry-after")
+_READ_SIZE: Final = 64 << 10
+
+
+class UpstreamError(Exception):
+    """The model API gave no answer, or not all of it."""
+
+    def __init__(self, error: CallError) -> None:
+        super().__init__(error.value)
+        self.error = error
+
+
+class UpstreamAnswer:
+    """An answer whose head is here and whose body is read in pieces."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status: Final = response.status
+        self.sse: Final = response.content_type == "text/event-stream"
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that may be passed on."""
+        return {name: self._response.headers[name] for name in _PASSED_ON if name in self._response.headers}
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Give the body's bytes as they come, uncompressed.
+
+        Raises:
+            UpstreamError: It broke, or nothing came for too long.
+        """
+        try:
+            while chunk := await self._response.content.read(_READ_SIZE):
+                yield chunk
+        except TimeoutError:
+            raise UpstreamError(CallError.UPSTREAM_TIMEOUT) from None
+        except (aiohttp.ClientError, OSError):
+            raise UpstreamError(CallError.UPSTREAM_CUT) from None
+
+
+class GeminiUpstream:
+    """A client of the one model API."""
+
+    def __init__(self, *, base_url: str, timeouts: GatewayTimeouts) -> None:
+        self._base = base_url.rstrip("/")
+        self._timeouts = timeouts
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the pool."""
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=_POOL, keepalive_timeout=_KEPT_ALIVE, ttl_dns_cache=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self._timeouts.connect, sock_read=self._timeouts.idle
+            ),
+            trust_env=False,  # no proxy from the environment: the key goes to the one upstream and nowhere else
+            auto_decompress=True,  # asked for identity; an answer that is compressed all the same must be readable
+            skip_auto_headers=["user-agent", "accept"],
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the pool."""
+        if self._http is not None:
+            await self._http.close()
+
+    @asynccontextmanager
+    async def post(self, call: ModelCall, *, body: bytes, key: Secret) -> AsyncIterator[UpstreamAnswer]:
+        """Make one call; leaving the block before the answer was read cancels it at the API.
+
+        Raises:
+            UpstreamError: The API could not be reached, or did not answer in time.
+        """
+        if self._http is None:
+            raise RuntimeError("the upstream is not open")
+        headers = {
+            "x-goog-api-key": key.reveal(),
+            "content-type": "application/json",
+            "accept": "text/event-stream" if call.sse else "application/json",
+            "accept-encoding": "identity",
+            "user-agent": f"sandboxd-gateway/{__version__}",
+        }
+        try:
+            async with asyncio.timeout(self._timeouts.headers):
+                response = await self._http.post(
+                    URL(f"{self._base}{call.upstream_path}", encoded=True),
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                )
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError):
+            raise UpstreamError(CallError.UPSTREAM_UNREACHABLE) from None
+        except TimeoutError:
+            raise UpstreamError(CallError.UPSTREAM_TIMEOUT) from None
+        except (aiohttp.ClientError, OSError, ValueError):
+            raise UpstreamError(CallError.UPSTREAM_CUT) from None
+        try:
+            yield UpstreamAnswer(response)
+        finally:
+            # Gives the connection back where the body was read to its end, and cuts it where it was not.
+            response.close() if not response.content.is_eof() else response.release()

@@ -1,0 +1,68 @@
+"""List prices of the Gemini Developer API (paid tier, text), as its pricing page had them in mid-2026, in USD.
+
+A start for a new price book, so that a fresh installation shows costs. They are not a contract: an operator checks them
+and adds its own with a later `valid_from`. What differs by modality (audio input, image output) is not in them, and
+neither are cache storage and grounding fees. Models without an entry have an unknown cost, which the ledger flags.
+
+Patterns cover dated, preview and practice names of a model, and not its siblings: `gemini-2.5-flash-image` has other
+prices than `gemini-2.5-flash`, so it must not match. Source: https://ai.google.dev/gemini-api/docs/pricing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from sandboxd.model.pricing import Price, Rates
+
+_FROM: Final = datetime(2025, 1, 1, tzinfo=UTC)
+_LONG: Final = 200_000
+
+
+def _base(*, input: int, cached: int, output: int) -> tuple[Rates, ...]:  # noqa: A002 - the API's own word
+    return (Rates(input=input, cached=cached, output=output),)
+
+
+def _long(*, input: int, cached: int, output: int) -> Rates:  # noqa: A002 - the API's own word
+    return Rates(above_prompt_tokens=_LONG, input=input, cached=cached, output=output)
+
+
+_PRO_3: Final = (
+    *_base(input=2_000_000, cached=200_000, output=12_000_000),
+    _long(input=4_000_000, cached=400_000, output=18_000_000),
+)
+_MODELS: Final = {
+    "gemini-3.5-flash": _base(input=1_500_000, cached=150_000, output=9_000_000),
+    "gemini-3.1-pro": _PRO_3,
+    "gemini-3.1-flash-lite": _base(input=250_000, cached=25_000, output=1_500_000),
+    "gemini-3-pro": _PRO_3,
+    "gemini-3-flash": _base(input=500_000, cached=50_000, output=3_000_000),
+    "gemini-2.5-pro": (
+        *_base(input=1_250_000, cached=125_000, output=10_000_000),
+        _long(input=2_500_000, cached=250_000, output=15_000_000),
+    ),
+    "gemini-2.5-flash": _base(input=300_000, cached=30_000, output=2_500_000),
+    "gemini-2.5-flash-lite": _base(input=100_000, cached=10_000, output=400_000),
+    "gemini-2.0-flash": _base(input=100_000, cached=25_000, output=400_000),
+    "gemini-2.0-flash-lite": _base(input=75_000, cached=75_000, output=300_000),
+}
+_SUFFIXES: Final = {"": "", "-dated": "-[0-9]*", "-preview": "-preview", "-preview-dated": "-preview-[0-9]*"}
+
+
+def list_prices() -> tuple[Price, ...]:
+    """Return the start of a price book; ids are stable, so that seeding can be repeated."""
+    return tuple(_prices())
+
+
+def _prices() -> Iterator[Price]:
+    for model, rates in _MODELS.items():
+        for name, suffix in _SUFFIXES.items():
+            for practice in ("", "-practice"):
+                yield Price(
+                    id=f"list-2026-07-{model}{name}{practice}",
+                    model=f"{model}{suffix}{practice}",
+                    currency="USD",
+                    rates=rates,
+                    valid_from=_FROM,
+                )

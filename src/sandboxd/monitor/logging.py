@@ -1,0 +1,81 @@
+"""How every role logs: structlog, one JSON object a line for machines, coloured lines for people.
+
+The standard library's records (grpc, aiohttp, SQLAlchemy) go through the same renderer. Values under names that hold
+secrets are blanked whatever their value is; no room should log them in the first place.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Final, TextIO
+
+import structlog
+
+BLANKED: Final = frozenset({"authorization", "token", "api_key", "key", "password", "secret", "x-goog-api-key"})
+"""Names of pairs whose values are never shown."""
+_NOISY: Final = ("aiohttp.access", "asyncio", "grpc", "sqlalchemy.engine", "alembic")
+
+
+def configure_logging(*, role: str, style: str, level: str, stream: TextIO | None = None) -> None:
+    """Set up logging for this process. Call it once, before the first line.
+
+    Args:
+        role: What this process is; a pair of every line.
+        style: `json` or `console`.
+        level: Least level that is shown.
+        stream: Where the lines go; standard error if None, so that standard output stays the program's own.
+    """
+    target = stream or sys.stderr
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _RoleAdder(role),
+        _blank,
+    ]
+    if style == "json":
+        render: list[structlog.typing.Processor] = [
+            structlog.processors.format_exc_info,
+            structlog.processors.EventRenamer("event"),
+            structlog.processors.JSONRenderer(default=str),
+        ]
+    else:
+        render = [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    for name in _NOISY:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+class _RoleAdder:
+    def __init__(self, role: str) -> None:
+        self._role = role
+
+    def __call__(self, _logger: Any, _method: str, pairs: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        # Any: structlog's own signature.
+        pairs.setdefault("role", self._role)
+        return pairs
+
+
+def _blank(_logger: Any, _method: str, pairs: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # Any: structlog's own signature.
+    for name in pairs:
+        if name.lower() in BLANKED:
+            pairs[name] = "(blanked)"
+    return pairs
