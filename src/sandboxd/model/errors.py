@@ -78,7 +78,7 @@ class InvalidRequestError(SandboxdError):
     reason = "REQUEST_INVALID"
 
     def __init__(self, message: str, /, *, violations: Sequence[FieldViolation] = (), **metadata: str) -> None:
-        super().__init__(message, **metadata)
+        super().__init__(message, retry_after=None, **metadata)
         self.violations = tuple(violations)
 
 
@@ -219,6 +219,15 @@ class ConflictError(SandboxdError):
 
     kind = ErrorKind.CONFLICT
     reason = "CONFLICT"
+
+
+class StaleEtagError(ConflictError):
+    """The caller has seen an older version of the sandbox."""
+
+    reason = "ETAG_STALE"
+
+    def __init__(self, sandbox: str) -> None:
+        super().__init__(f"Sandbox {sandbox} was changed by somebody else. Get it again.", sandbox=sandbox)
 
 
 class StaleOwnerError(ConflictError):

@@ -1,0 +1,93 @@
+"""Makes sandboxes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sandboxd.manager.access import choose_freelancer, require_writer
+from sandboxd.manager.intents import Intents
+from sandboxd.manager.operations import Operations
+from sandboxd.manager.ports import Clock, IdSource, RequestRecord, UnitOfWork
+from sandboxd.manager.requests import Requests
+from sandboxd.manager.startup import Startup
+from sandboxd.model.caller import Request
+from sandboxd.model.failpoints import failpoint
+from sandboxd.model.ids import FreelancerId, SandboxId
+from sandboxd.model.sandbox import ApprovalMode, Sandbox, Tier
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSandbox:
+    """What a caller wishes for."""
+
+    freelancer: FreelancerId | None = None
+    """None takes the caller."""
+    display_name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tier: Tier = Tier.BASIC
+    model: str = ""
+    approval_mode: ApprovalMode = ApprovalMode.DEFAULT
+
+
+class Creation:
+    """Creates sandboxes."""
+
+    def __init__(
+        self,
+        *,
+        intents: Intents,
+        operations: Operations,
+        requests: Requests,
+        startup: Startup,
+        clock: Clock,
+        ids: IdSource,
+    ) -> None:
+        self._intents = intents
+        self._operations = operations
+        self._requests = requests
+        self._startup = startup
+        self._clock = clock
+        self._ids = ids
+
+    async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
+        """Make a sandbox and answer when its agent answers.
+
+        Raises:
+            ForbiddenError: The caller only reads, or is a freelancer who names another.
+            RequestIdReusedError: The request id was used with another body.
+            UnavailableError: It could not be started; the sandbox is FAILED.
+            DeadlineError: It is not done within `timeout`; the work goes on.
+        """
+        caller = request.caller
+        require_writer(caller)
+        now = self._clock.now()
+        sandbox, incarnation = self._startup.new_life(
+            Sandbox(
+                id=SandboxId(self._ids.new("sbx")),
+                client=caller.client,
+                freelancer=choose_freelancer(caller, wish.freelancer),
+                display_name=wish.display_name,
+                labels=dict(wish.labels),
+                tier=wish.tier,
+                model=wish.model,
+                approval_mode=wish.approval_mode,
+                create_time=now,
+                update_time=now,
+                last_use_time=now,
+            )
+        )
+
+        async def insert(work: UnitOfWork, sandbox: Sandbox) -> Sandbox:
+            await work.freelancers.ensure(sandbox.client, sandbox.freelancer, at=now)
+            await work.sandboxes.add(sandbox)
+            await work.incarnations.add(incarnation)
+            return sandbox
+
+        claim = self._requests.record(request, "Create", sandbox.id, kept_for=None)
+        failpoint("create.before_commit")
+        intent = await self._intents.create(sandbox, insert, claim=claim)
+        if isinstance(intent, RequestRecord):
+            return (await self._requests.repeat(intent, claim, timeout=timeout)).sandbox
+        return (await self._operations.finish(intent, self._startup.bring_up, timeout=timeout)).sandbox

@@ -1,0 +1,141 @@
+"""The tasks that work on sandboxes in this process: each is owned here, outlives its caller and keeps its lease."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from sandboxd.manager.intents import LEASE, Intent, Intents
+from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.ports import Clock
+from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
+from sandboxd.model.ids import SandboxId
+from sandboxd.model.sandbox import Sandbox
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """What an operation came to."""
+
+    sandbox: Sandbox
+    kept: str = ""
+    """Terminate: where the files were kept."""
+
+
+Work = Callable[[Intent], Awaitable[Settled]]
+"""Carries an intent out in the world and settles it. Safe to repeat from its beginning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Running:
+    intent: Intent
+    task: asyncio.Task[Settled]
+
+
+class Operations:
+    """Runs the work on sandboxes. A caller that goes away does not end it."""
+
+    def __init__(
+        self, *, intents: Intents, clock: Clock, metrics: ManagerMetrics, renew_every: timedelta = LEASE / 3
+    ) -> None:
+        self._intents = intents
+        self._clock = clock
+        self._metrics = metrics
+        self._renew_every = renew_every
+        self._running: dict[SandboxId, _Running] = {}
+
+    def start(self, intent: Intent, work: Work) -> asyncio.Task[Settled]:
+        """Begin the work on a sandbox whose intent is durable."""
+        name = intent.sandbox.state.value.lower()
+        task = asyncio.create_task(self._guard(intent, work), name=f"{name}-{intent.sandbox.id}")
+        self._running[intent.sandbox.id] = _Running(intent=intent, task=task)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its guard has logged it
+        return task
+
+    async def finish(self, intent: Intent, work: Work, *, timeout: timedelta) -> Settled:
+        """Begin the work and wait for it.
+
+        Raises:
+            DeadlineError: It is not done within `timeout`; it goes on.
+        """
+        task = self.start(intent, work)
+        await asyncio.wait({task}, timeout=timeout.total_seconds())
+        if not task.done():
+            raise DeadlineError(
+                f"Sandbox {intent.sandbox.id} is still {intent.sandbox.state.value}. The work goes on: "
+                "repeat the call with the same request id for its result.",
+                sandbox=intent.sandbox.id,
+                state=intent.sandbox.state.value,
+            )
+        if task.cancelled():
+            raise UnavailableError("The service is going down. Repeat the call with the same request id.")
+        return task.result()
+
+    def busy(self, sandbox: SandboxId) -> bool:
+        """Tell whether this process works on the sandbox."""
+        return sandbox in self._running
+
+    async def run(self) -> None:
+        """Keep the leases of what runs, until cancelled."""
+        while True:
+            await asyncio.sleep(self._renew_every.total_seconds())
+            await self.renew()
+
+    async def renew(self) -> None:
+        """Prolong the lease of everything that runs, and end what is no longer ours."""
+        mine = {entry.intent.operation.id: entry for entry in self._running.values()}
+        if not mine:
+            return
+        try:
+            held = await self._intents.renew([*mine])
+        except SandboxdError as error:
+            log.warning("sandbox.lease_not_renewed", operations=len(mine), error=error.message)
+            return
+        for lost in mine.keys() - held:
+            if not mine[lost].task.done():
+                log.warning("sandbox.operation_lost", sandbox=mine[lost].intent.sandbox.id)
+                mine[lost].task.cancel()
+
+    async def drain(self, *, grace: timedelta) -> None:
+        """Let the work end within the grace, then leave the rest to the recovery of whoever comes next."""
+        tasks = {entry.task for entry in self._running.values()}
+        if not tasks:
+            return
+        _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=1.0)
+
+    async def _guard(self, intent: Intent, work: Work) -> Settled:
+        sandbox, operation = intent.sandbox.id, intent.sandbox.state
+        began = self._clock.monotonic()
+        outcome = "error"
+        try:
+            settled = await work(intent)
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            await asyncio.shield(self._intents.abandon(intent))
+            raise
+        except SandboxdError as error:
+            outcome = "refused"
+            log.warning("sandbox.operation_failed", sandbox=sandbox, operation=operation.value, error=error.message)
+            await self._intents.abandon(intent)
+            raise
+        except Exception:
+            log.exception("sandbox.operation_broken", sandbox=sandbox, operation=operation.value)
+            await self._intents.abandon(intent)
+            raise
+        else:
+            outcome = "done"
+            log.info("sandbox.settled", sandbox=sandbox, operation=operation.value, state=settled.sandbox.state.value)
+            return settled
+        finally:
+            self._running.pop(sandbox, None)
+            self._metrics.operation(operation, outcome=outcome, seconds=self._clock.monotonic() - began)

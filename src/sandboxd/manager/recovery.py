@@ -1,0 +1,250 @@
+"""Finishes what a crash left, at start and every few seconds: sandboxes on their way, and incarnations that are gone.
+
+It never fights live work, here or in another replica: it touches only a sandbox whose operation lease it could take.
+Things without their counterpart are reported, and never deleted: the row or the file may be what is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.manager.freezing import Freezing
+from sandboxd.manager.intents import Intents
+from sandboxd.manager.losses import Losses
+from sandboxd.manager.metrics import ManagerMetrics, Orphan
+from sandboxd.manager.operations import Operations, Work
+from sandboxd.manager.ports import Backend, Clock, Life, Observation, UnitsOfWork
+from sandboxd.manager.release import Release
+from sandboxd.manager.startup import Startup
+from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
+from sandboxd.model.ids import SandboxId
+from sandboxd.model.sandbox import Sandbox, SandboxState
+
+EVERY: Final = timedelta(seconds=3)
+INSPECT_EVERY: Final = timedelta(seconds=15)
+"""How often the backend is asked for everything."""
+FORGET_EVERY: Final = timedelta(minutes=10)
+FIRST_DELAY: Final = 1.0
+LONGEST_DELAY: Final = 60.0
+"""Seconds between attempts at a sandbox whose work keeps failing; doubled each time."""
+PAGE: Final = 500
+CONCURRENCY: Final = 8
+TRANSIENT: Final = frozenset(state for state in SandboxState if state.transient)
+GONE: Final = frozenset({SandboxState.TERMINATED})
+PRESENT: Final = frozenset(SandboxState) - GONE
+RUNNING: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
+"""Resting states that have compute."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Patience:
+    """When to try a sandbox again."""
+
+    delay: float = FIRST_DELAY
+    not_before: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphans:
+    """What was found without its counterpart."""
+
+    sandboxes: frozenset[str] = frozenset()
+    """Known to the backend, without a row or terminated."""
+    incarnations: frozenset[str] = frozenset()
+    """Running, and no row calls them living."""
+    missing: frozenset[str] = frozenset()
+    """Rows that should have files and have none."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Recovery:
+    """The loop that repairs. Several replicas may run it: leases keep them apart."""
+
+    units: UnitsOfWork
+    intents: Intents
+    operations: Operations
+    startup: Startup
+    freezing: Freezing
+    release: Release
+    losses: Losses
+    backend: Backend
+    metrics: ManagerMetrics
+    clock: Clock
+    _patience: dict[SandboxId, _Patience] = field(default_factory=dict, init=False)
+    _reported: Orphans = field(default_factory=Orphans, init=False)
+
+    async def run(self) -> None:
+        """Repair until cancelled."""
+        inspect_at = forget_at = self.clock.monotonic()
+        while True:
+            try:
+                await self.finish_left_over()
+                if self.clock.monotonic() >= inspect_at:
+                    await self.inspect()
+                    inspect_at = self.clock.monotonic() + INSPECT_EVERY.total_seconds()
+                if self.clock.monotonic() >= forget_at:
+                    await self._forget_requests()
+                    forget_at = self.clock.monotonic() + FORGET_EVERY.total_seconds()
+            except SandboxdError as error:
+                log.warning("recovery.pass_failed", error=error.message)
+            except Exception:  # a loop: one bad pass must not end all that follow
+                log.exception("recovery.pass_broken")
+            await asyncio.sleep(EVERY.total_seconds())
+
+    async def finish_left_over(self) -> int:
+        """Take over every sandbox that was left on its way; answers how many were brought to rest."""
+        gate = asyncio.Semaphore(CONCURRENCY)
+        finished, after, seen = 0, None, set[SandboxId]()
+        while True:
+            async with self.units.begin() as work:
+                page = await work.sandboxes.in_states(TRANSIENT, limit=PAGE, after=after)
+            if not page:
+                break
+            seen.update(sandbox.id for sandbox in page)
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._finish(sandbox, gate), name=f"recover-{sandbox.id}") for sandbox in page
+                ]
+            finished += sum(task.result() for task in tasks)
+            after = page[-1].id
+        for settled in self._patience.keys() - seen:
+            del self._patience[settled]
+        return finished
+
+    async def _finish(self, sandbox: Sandbox, gate: asyncio.Semaphore) -> bool:
+        patience = self._patience.get(sandbox.id)
+        if self.operations.busy(sandbox.id) or (patience and self.clock.monotonic() < patience.not_before):
+            return False
+        async with gate:
+            try:
+                intent = await self.intents.adopt(sandbox.id)
+            except SandboxNotFoundError:
+                return False
+            if intent is None:
+                return False
+            log.info("sandbox.recovering", sandbox=sandbox.id, state=intent.sandbox.state.value)
+            self.metrics.recovered()
+            task = self.operations.start(intent, self._work(intent.sandbox.state))
+            await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is None:
+            return True
+        patience = self._patience.setdefault(sandbox.id, _Patience())
+        patience.not_before = self.clock.monotonic() + patience.delay
+        patience.delay = min(patience.delay * 2, LONGEST_DELAY)
+        return False
+
+    def _work(self, state: SandboxState) -> Work:
+        ways: Mapping[SandboxState, Work] = {
+            SandboxState.CREATING: self.startup.bring_up,
+            SandboxState.RESUMING: self.startup.bring_up,
+            SandboxState.STARTING: self.startup.bring_up,
+            SandboxState.WAKING: self.freezing.wake,
+            SandboxState.HIBERNATING: self.freezing.freeze,
+            SandboxState.PAUSING: self.release.finish,
+            SandboxState.STOPPING: self.release.finish,
+            SandboxState.TERMINATING: self.release.finish,
+        }
+        return ways[state]
+
+    async def inspect(self) -> Orphans:
+        """Compare the rows with what the backend finds: end what is gone, report what has no counterpart."""
+        lives, rows = await self._lives(), await self._rows()
+        seen = {observation.sandbox: observation for observation in await self.backend.list()}
+        for life in lives:
+            observation = seen.get(life.sandbox.id)
+            found = None if observation is None else observation.find(life.incarnation.id)
+            if found is None and life.incarnation.ready_time is not None:
+                await self.losses.check(life.sandbox.id, life.incarnation.id)  # which asks again
+        orphans = await self._orphans(rows, seen)
+        self._report(orphans)
+        return orphans
+
+    async def _orphans(self, rows: Mapping[SandboxId, Sandbox], seen: Mapping[SandboxId, Observation]) -> Orphans:
+        suspects = {
+            *(sandbox for sandbox, found in seen.items() if _odd(rows.get(sandbox), found)),
+            *(sandbox for sandbox, row in rows.items() if _odd(row, seen.get(sandbox))),
+        }
+        unknown, strays, missing = set[str](), set[str](), set[str]()
+        for sandbox in sorted(suspects):  # few; each looked at again, because the two looks were not one moment
+            async with self.units.begin() as work:
+                try:
+                    row = await work.sandboxes.get(sandbox)
+                except SandboxNotFoundError:
+                    unknown.add(sandbox)
+                    continue
+            found = await self.backend.observe(sandbox)
+            if not _odd(row, found):
+                continue
+            if row.state in GONE:
+                unknown.add(sandbox)
+            elif found.present:
+                strays.update(_strays(row, found))
+            else:
+                missing.add(sandbox)
+        return Orphans(sandboxes=frozenset(unknown), incarnations=frozenset(strays), missing=frozenset(missing))
+
+    async def _lives(self) -> Sequence[Life]:
+        lives: list[Life] = []
+        after = None
+        while True:
+            async with self.units.begin() as work:
+                page = await work.incarnations.living(limit=PAGE, after=after)
+            if not page:
+                return lives
+            lives.extend(page)
+            after = page[-1].incarnation.id
+
+    async def _rows(self) -> Mapping[SandboxId, Sandbox]:
+        rows: dict[SandboxId, Sandbox] = {}
+        after = None
+        while True:
+            async with self.units.begin() as work:
+                page = await work.sandboxes.in_states(PRESENT, limit=PAGE, after=after)
+            if not page:
+                return rows
+            rows.update((sandbox.id, sandbox) for sandbox in page)
+            after = page[-1].id
+
+    def _report(self, orphans: Orphans) -> None:
+        kinds: tuple[tuple[Orphan, frozenset[str], frozenset[str]], ...] = (
+            ("sandbox_unknown", orphans.sandboxes, self._reported.sandboxes),
+            ("incarnation_unknown", orphans.incarnations, self._reported.incarnations),
+            ("files_missing", orphans.missing, self._reported.missing),
+        )
+        for kind, now, before in kinds:
+            self.metrics.orphans(kind, len(now))
+            for name in sorted(now - before):
+                log.warning("recovery.orphan", kind=kind, name=name)
+        self._reported = orphans
+
+    async def _forget_requests(self) -> None:
+        async with self.units.begin() as work:
+            await work.requests.forget_expired(at=self.clock.now(), limit=10_000)
+            await work.commit()
+
+
+def _strays(row: Sandbox, found: Observation) -> frozenset[str]:
+    """Incarnations that run although they should not."""
+    wanted = row.incarnation if row.state in RUNNING else None
+    return frozenset(life.incarnation for life in found.running if life.incarnation != wanted)
+
+
+def _odd(row: Sandbox | None, found: Observation | None) -> bool:
+    """Tell whether row and world do not go together."""
+    present = found is not None and found.present
+    running = found is not None and bool(found.running)
+    if row is None or row.state in GONE:
+        return present or running
+    if row.state.transient:
+        return False  # somebody is at it
+    if found is not None and _strays(row, found):
+        return True
+    return not present and row.state is not SandboxState.FAILED

@@ -1,0 +1,214 @@
+"""The sandbox manager as the edges see it: one object with everything that can be done with sandboxes.
+
+`ManagerCore` holds what the stream room needs; `SandboxManager` is built after that room, because it needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+from sandboxd.manager.changes import Changes
+from sandboxd.manager.creation import Creation, NewSandbox
+from sandboxd.manager.editing import Editing, SandboxEdit
+from sandboxd.manager.freezing import Freezing
+from sandboxd.manager.intents import Intents
+from sandboxd.manager.losses import Losses
+from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.operations import Operations, Settled
+from sandboxd.manager.ports import (
+    Backend,
+    BackendDescription,
+    Clock,
+    Conversations,
+    IdSource,
+    ModelTokens,
+    SandboxOrder,
+    UnitsOfWork,
+)
+from sandboxd.manager.reading import Reading, SandboxChange, Selection
+from sandboxd.manager.recovery import Recovery
+from sandboxd.manager.release import Release
+from sandboxd.manager.requests import Requests
+from sandboxd.manager.resting import Resting
+from sandboxd.manager.startup import Startup
+from sandboxd.manager.tokens import ModelEndpointTarget, TokenKeeper
+from sandboxd.manager.use import SandboxUse
+from sandboxd.model.caller import Caller, Request
+from sandboxd.model.ids import SandboxId
+from sandboxd.model.paging import Page
+from sandboxd.model.sandbox import Sandbox
+from sandboxd.stream.agent_port import AgentConnector
+from sandboxd.stream.ports import Wakeups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerTools:
+    """What every part of the manager works with."""
+
+    units: UnitsOfWork
+    backend: Backend
+    connector: AgentConnector
+    wakeups: Wakeups
+    tokens: ModelTokens
+    model_endpoint: ModelEndpointTarget
+    metrics: ManagerMetrics
+    clock: Clock
+    ids: IdSource
+    replica: str
+    """Id of this replica: the one whose advisory lock is held while it lives."""
+
+
+class ManagerCore:
+    """The parts that need no conversations; the stream room gets its `use`."""
+
+    def __init__(self, tools: ManagerTools) -> None:
+        self.tools = tools
+        units, clock, backend, connector = tools.units, tools.clock, tools.backend, tools.connector
+        self.changes = Changes(wakeups=tools.wakeups)
+        self.intents = Intents(units=units, clock=clock, ids=tools.ids, replica=tools.replica, changes=self.changes)
+        self.operations = Operations(intents=self.intents, clock=clock, metrics=tools.metrics)
+        self.token_keeper = TokenKeeper(
+            units=units,
+            connector=connector,
+            tokens=tools.tokens,
+            target=tools.model_endpoint,
+            metrics=tools.metrics,
+        )
+        self.startup = Startup(
+            intents=self.intents, backend=backend, tokens=self.token_keeper, clock=clock, ids=tools.ids
+        )
+        self.freezing = Freezing(
+            units=units,
+            intents=self.intents,
+            backend=backend,
+            connector=connector,
+            startup=self.startup,
+            tokens=self.token_keeper,
+            clock=clock,
+        )
+        self.losses = Losses(units=units, backend=backend, clock=clock, changes=self.changes, metrics=tools.metrics)
+        self.use = SandboxUse(
+            units=units,
+            intents=self.intents,
+            operations=self.operations,
+            startup=self.startup,
+            freezing=self.freezing,
+            losses=self.losses,
+            backend=backend,
+            changes=self.changes,
+            clock=clock,
+        )
+
+
+class SandboxManager:
+    """Everything that can be done with sandboxes. `run` must run beside it."""
+
+    def __init__(self, *, core: ManagerCore, conversations: Conversations) -> None:
+        tools = core.tools
+        self._core = core
+        requests = Requests(units=tools.units, clock=tools.clock, changes=core.changes)
+        release = Release(
+            intents=core.intents,
+            backend=tools.backend,
+            conversations=conversations,
+            connector=tools.connector,
+            clock=tools.clock,
+        )
+        self._creation = Creation(
+            intents=core.intents,
+            operations=core.operations,
+            requests=requests,
+            startup=core.startup,
+            clock=tools.clock,
+            ids=tools.ids,
+        )
+        self._reading = Reading(units=tools.units, changes=core.changes)
+        self._editing = Editing(units=tools.units, requests=requests, changes=core.changes, clock=tools.clock)
+        self._resting = Resting(
+            units=tools.units,
+            intents=core.intents,
+            operations=core.operations,
+            requests=requests,
+            startup=core.startup,
+            release=release,
+            freezing=core.freezing,
+            conversations=conversations,
+            clock=tools.clock,
+        )
+        self.recovery = Recovery(
+            units=tools.units,
+            intents=core.intents,
+            operations=core.operations,
+            startup=core.startup,
+            freezing=core.freezing,
+            release=release,
+            losses=core.losses,
+            backend=tools.backend,
+            metrics=tools.metrics,
+            clock=tools.clock,
+        )
+
+    def backend(self) -> BackendDescription:
+        """Where sandboxes are placed."""
+        return self._core.tools.backend.describe()
+
+    async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
+        """Make a sandbox; see `Creation.create`."""
+        return await self._creation.create(request, wish, timeout=timeout)
+
+    async def get(self, caller: Caller, sandbox: SandboxId) -> Sandbox:
+        """One sandbox; see `Reading.get`."""
+        return await self._reading.get(caller, sandbox)
+
+    async def list(
+        self,
+        caller: Caller,
+        selection: Selection,
+        *,
+        order: SandboxOrder = SandboxOrder.CREATE_TIME,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> Page[Sandbox]:
+        """One page of sandboxes; see `Reading.list`."""
+        return await self._reading.list(caller, selection, order=order, page_size=page_size, page_token=page_token)
+
+    def watch(self, caller: Caller, selection: Selection) -> AsyncIterator[SandboxChange]:
+        """Sandboxes with every change; see `Reading.watch`."""
+        return self._reading.watch(caller, selection)
+
+    async def update(
+        self, request: Request, sandbox: SandboxId, edit: SandboxEdit, *, timeout: timedelta, etag: str = ""
+    ) -> Sandbox:
+        """Change a sandbox; see `Editing.update`."""
+        return await self._editing.update(request, sandbox, edit, etag=etag, timeout=timeout)
+
+    async def pause(self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False) -> Sandbox:
+        """Release a sandbox's compute; see `Resting.pause`."""
+        return await self._resting.pause(request, sandbox, force=force, timeout=timeout)
+
+    async def resume(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
+        """Bring a sandbox back; see `Resting.resume`."""
+        return await self._resting.resume(request, sandbox, timeout=timeout)
+
+    async def terminate(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Settled:
+        """End a sandbox; see `Resting.terminate`."""
+        return await self._resting.terminate(request, sandbox, timeout=timeout)
+
+    async def hibernate(self, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
+        """Freeze an idle sandbox; see `Resting.hibernate`. Any use wakes it."""
+        return await self._resting.hibernate(sandbox, timeout=timeout)
+
+    async def run(self) -> None:
+        """Keep leases, hints and tokens going and repair what crashes left, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._core.changes.run(), name="manager-changes")
+            group.create_task(self._core.operations.run(), name="manager-leases")
+            group.create_task(self._core.token_keeper.run(), name="manager-tokens")
+            group.create_task(self.recovery.run(), name="manager-recovery")
+
+    async def drain(self, *, grace: timedelta) -> None:
+        """Let running work end within the grace; the rest is for the recovery of whoever comes next."""
+        await self._core.operations.drain(grace=grace)

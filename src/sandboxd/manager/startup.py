@@ -1,0 +1,136 @@
+"""Brings a sandbox up: a new incarnation, its agent, its token, ACTIVE. Used by create, resume, start and recovery."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.manager.intents import Intent, Intents
+from sandboxd.manager.operations import Settled
+from sandboxd.manager.ports import Backend, Clock, IdSource, SandboxSpec, UnitOfWork
+from sandboxd.manager.tokens import TokenKeeper
+from sandboxd.model.errors import InternalError, SandboxdError
+from sandboxd.model.failpoints import failpoint
+from sandboxd.model.ids import IncarnationId
+from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Incarnation, Sandbox, SandboxState
+
+START_TIMEOUT: Final = timedelta(seconds=60)
+"""How long a backend may take until the agent answers."""
+CLEANUP_TIMEOUT: Final = timedelta(seconds=15)
+VERBS: Final = {SandboxState.CREATING: "create", SandboxState.RESUMING: "resume", SandboxState.STARTING: "start"}
+"""Names of the failpoints on the way."""
+
+log = structlog.get_logger(__name__)
+
+
+def spec_of(sandbox: Sandbox) -> SandboxSpec:
+    """Say what a backend must know of a sandbox."""
+    return SandboxSpec(
+        sandbox=sandbox.id,
+        client=sandbox.client,
+        freelancer=sandbox.freelancer,
+        resources=TIER_RESOURCES[sandbox.tier],
+    )
+
+
+class Startup:
+    """Plans new incarnations, and starts them."""
+
+    def __init__(
+        self,
+        *,
+        intents: Intents,
+        backend: Backend,
+        tokens: TokenKeeper,
+        clock: Clock,
+        ids: IdSource,
+        timeout: timedelta = START_TIMEOUT,
+    ) -> None:
+        self._intents = intents
+        self._backend = backend
+        self._tokens = tokens
+        self._clock = clock
+        self._ids = ids
+        self._timeout = timeout
+
+    def new_life(self, sandbox: Sandbox) -> tuple[Sandbox, Incarnation]:
+        """Give a sandbox its next incarnation; nothing is written."""
+        incarnation = Incarnation(
+            id=IncarnationId(self._ids.new("inc")),
+            sandbox=sandbox.id,
+            number=sandbox.incarnations + 1,
+            start_time=self._clock.now(),
+        )
+        return replace(sandbox, incarnation=incarnation.id, incarnations=incarnation.number), incarnation
+
+    async def plan(self, work: UnitOfWork, sandbox: Sandbox, state: SandboxState, *, lost: str) -> Sandbox:
+        """Write the next incarnation in the transaction of the intent, and answer the sandbox on its way.
+
+        Args:
+            work: The transaction.
+            sandbox: The sandbox as it is.
+            state: STARTING or RESUMING.
+            lost: End reason of an incarnation that is still on record as living.
+
+        Raises:
+            InvalidTransitionError: The sandbox's state does not allow it.
+        """
+        now = self._clock.now()
+        entered = sandbox.enter(state, at=now)
+        former = await work.incarnations.current(sandbox.id)
+        if former is not None:
+            await work.incarnations.save(replace(former, end_time=now, end_reason=lost))
+        planned, incarnation = self.new_life(entered)
+        await work.incarnations.add(incarnation)
+        return planned
+
+    async def bring_up(self, intent: Intent) -> Settled:
+        """Start the planned incarnation until its agent answers and has its token; ACTIVE, or FAILED with the reason.
+
+        Raises:
+            SandboxdError: It could not be started; the sandbox is FAILED.
+        """
+        sandbox, verb = intent.sandbox, VERBS[intent.sandbox.state]
+        if sandbox.incarnation is None:
+            raise InternalError(f"Sandbox {sandbox.id} is {sandbox.state.value} without an incarnation.")
+        failpoint(f"{verb}.after_commit")
+        try:
+            endpoint = await self._backend.start(spec_of(sandbox), sandbox.incarnation, timeout=self._timeout)
+            failpoint(f"{verb}.after_start")
+            await self._tokens.give(sandbox, sandbox.incarnation, endpoint)
+            failpoint(f"{verb}.after_token")
+        except SandboxdError as error:
+            await self._give_up(intent, sandbox.incarnation, error)
+            raise
+        active = await self._intents.settle(intent, lambda work, before: self._live(work, before, endpoint))
+        failpoint(f"{verb}.after_settle")
+        return Settled(sandbox=active)
+
+    async def _live(self, work: UnitOfWork, sandbox: Sandbox, endpoint: AgentEndpoint) -> Sandbox:
+        now = self._clock.now()
+        incarnation = await work.incarnations.current(sandbox.id)
+        if incarnation is None or incarnation.id != sandbox.incarnation:
+            raise InternalError(f"Sandbox {sandbox.id} has lost the record of its incarnation.")
+        await work.incarnations.save(replace(incarnation, endpoint=endpoint, ready_time=now))
+        return replace(sandbox.enter(SandboxState.ACTIVE, at=now), last_use_time=now)
+
+    async def _give_up(self, intent: Intent, incarnation: IncarnationId, error: SandboxdError) -> None:
+        try:
+            await self._backend.stop(
+                intent.sandbox.id, incarnation, grace=timedelta(seconds=0), timeout=CLEANUP_TIMEOUT
+            )
+        except SandboxdError as left:
+            # The next start ends it: a sandbox never has two.
+            log.warning("sandbox.leftover", sandbox=intent.sandbox.id, incarnation=incarnation, error=left.message)
+
+        async def fail(work: UnitOfWork, sandbox: Sandbox) -> Sandbox:
+            now = self._clock.now()
+            current = await work.incarnations.current(sandbox.id)
+            if current is not None:
+                await work.incarnations.save(replace(current, end_time=now, end_reason="START_FAILED"))
+            return sandbox.enter(SandboxState.FAILED, at=now, reason=error.message)
+
+        await self._intents.settle(intent, fail, error=error)

@@ -1,0 +1,130 @@
+"""Keeps every active sandbox's agent supplied with the gateway's address and a fresh sandbox token.
+
+The token lives for minutes and the agent holds it in memory alone. It is given when an incarnation starts or wakes, and
+renewed for all at a third of its lifetime; the first round comes at once, because the service may have been away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import structlog
+
+from sandboxd.manager.agents import visit
+from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.ports import Life, ModelTokens, UnitsOfWork
+from sandboxd.model.errors import SandboxdError
+from sandboxd.model.ids import IncarnationId
+from sandboxd.model.sandbox import AgentEndpoint, Sandbox, SandboxState
+from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity
+from sandboxd.stream.agent_port import AgentConnector
+
+PAGE = 500
+"""Incarnations read at once."""
+CONCURRENCY = 16
+"""Agents spoken to at once in a round: a TLS handshake each, and one core must not drown in them."""
+GIVE_TIMEOUT = timedelta(seconds=5)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEndpointTarget:
+    """Where the agents' model endpoints forward to."""
+
+    base_url: str
+    """Base URL of the gateway."""
+    ca_pem: bytes = b""
+    """Authorities to trust for an https gateway; empty: those of the system."""
+
+
+class TokenKeeper:
+    """Gives agents their tokens."""
+
+    def __init__(
+        self,
+        *,
+        units: UnitsOfWork,
+        connector: AgentConnector,
+        tokens: ModelTokens,
+        target: ModelEndpointTarget,
+        metrics: ManagerMetrics,
+        every: timedelta = SANDBOX_TOKEN_LIFETIME / 3,
+    ) -> None:
+        self._units = units
+        self._connector = connector
+        self._tokens = tokens
+        self._target = target
+        self._metrics = metrics
+        self._every = every
+
+    async def give(self, sandbox: Sandbox, incarnation: IncarnationId, endpoint: AgentEndpoint) -> None:
+        """Give one agent the gateway's address and a fresh token.
+
+        Raises:
+            AgentUnavailableError, DeadlineError: The agent did not take it.
+        """
+        token = self._tokens.mint(
+            SandboxIdentity(
+                client=sandbox.client, freelancer=sandbox.freelancer, sandbox=sandbox.id, incarnation=incarnation
+            )
+        )
+        try:
+            async with visit(self._connector, endpoint) as agent:
+                await agent.set_model_endpoint(
+                    base_url=self._target.base_url,
+                    token=token.text,
+                    expire_time=token.expire_time,
+                    ca_pem=self._target.ca_pem,
+                    timeout=GIVE_TIMEOUT,
+                )
+        except SandboxdError:
+            self._metrics.token(given=False)
+            raise
+        self._metrics.token(given=True)
+
+    async def run(self) -> None:
+        """Renew all tokens, at once and then every third of their lifetime, until cancelled."""
+        while True:
+            try:
+                await self.renew_all()
+            except SandboxdError as error:
+                log.warning("sandbox.token_round_failed", error=error.message)
+                await asyncio.sleep(1.0)  # sooner than the next round: agents may be about to run dry
+                continue
+            await asyncio.sleep(self._every.total_seconds())
+
+    async def renew_all(self) -> int:
+        """Give every active sandbox's agent a fresh token; answers how many took it. Who does not answer is logged."""
+        given, after = 0, None
+        while True:
+            async with self._units.begin() as work:
+                lives = await work.incarnations.living(limit=PAGE, after=after)
+            if not lives:
+                return given
+            given += await self._renew(lives)
+            after = lives[-1].incarnation.id
+
+    async def _renew(self, lives: Sequence[Life]) -> int:
+        gate = asyncio.Semaphore(CONCURRENCY)
+
+        async def renew(life: Life, endpoint: AgentEndpoint) -> bool:
+            async with gate:
+                try:
+                    await self.give(life.sandbox, life.incarnation.id, endpoint)
+                except SandboxdError as error:
+                    log.warning("sandbox.token_not_renewed", sandbox=life.sandbox.id, error=error.message)
+                    return False
+                return True
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(renew(life, life.incarnation.endpoint), name=f"token-{life.sandbox.id}")
+                for life in lives
+                # A frozen one gets its token when it wakes.
+                if life.incarnation.endpoint is not None and life.sandbox.state is SandboxState.ACTIVE
+            ]
+        return sum(task.result() for task in tasks)
