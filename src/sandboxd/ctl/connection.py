@@ -1,0 +1,148 @@
+"""A channel to one service, and calls on it that are repeated with the same request id while it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+
+from sandboxd.ctl.backoff import UNARY, Backoff, RetryPolicy
+from sandboxd.ctl.errors import ApiError, from_rpc_error
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+RequestT = TypeVar("RequestT", bound="Message")
+ResponseT = TypeVar("ResponseT", bound="Message")
+
+MESSAGE_BYTES = 32 * 1024 * 1024
+"""Largest message either way: a prompt may carry 14 MiB of attachments."""
+CALL_SECONDS = 30.0
+"""Deadline of a call that only reads."""
+WORK_SECONDS = 180.0
+"""Deadline of a call that waits for a sandbox: create, pause, resume, terminate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Which service to talk to, and as whom."""
+
+    address: str
+    """`HOST:PORT`, `unix:PATH`, or with `http://` (no TLS) or `https://` in front. Without one of these, TLS is used
+    for every host but loopback: a token must not cross a network in clear by accident."""
+    token: Callable[[], str]
+    """Asked before each call, so that a token file that was renewed is read again."""
+    ca_file: Path | None = None
+    """Certificates to trust instead of the system's; asks for TLS."""
+
+
+class Connection:
+    """One channel, and how calls are made on it."""
+
+    def __init__(self, target: Target, *, retry: RetryPolicy = UNARY) -> None:
+        self.target = target
+        self.channel = open_channel(target)
+        self._retry = retry
+
+    async def close(self) -> None:
+        """Close the channel; open calls end."""
+        await self.channel.close()
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what goes with every call."""
+        token = self.target.token()
+        return (("authorization", f"Bearer {token}"),) if token else ()
+
+    async def call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT],
+        request: RequestT,
+        *,
+        timeout: float = CALL_SECONDS,
+    ) -> ResponseT:
+        """Make a call; while the service is away, make it again with the very same request.
+
+        Raises:
+            ApiError: It was refused, failed, or the service stayed away.
+        """
+        backoff = Backoff(self._retry)
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                return await method(request, timeout=max(left, 0.001), metadata=self.metadata())
+            except grpc.aio.AioRpcError as failure:
+                error = from_rpc_error(failure)
+            delay = (
+                backoff.next_delay(at_least=error.retry_after) if error.code is grpc.StatusCode.UNAVAILABLE else None
+            )
+            if delay is None or delay > left:
+                raise error
+            await asyncio.sleep(delay)
+
+
+def new_request_id() -> str:
+    """Make the id that keeps one intention one, however often it is sent."""
+    return str(uuid.uuid4())
+
+
+def open_channel(target: Target) -> grpc.aio.Channel:
+    """Open a channel; nothing is sent until the first call.
+
+    Raises:
+        ApiError: The file of certificates cannot be read.
+    """
+    address, secure, local = _parse(target)
+    options: list[tuple[str, int]] = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MESSAGE_BYTES),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        # A proxy of the environment cannot reach this machine's loopback.
+        ("grpc.enable_http_proxy", 0 if local else 1),
+    ]
+    if not secure:
+        return grpc.aio.insecure_channel(address, options=options)
+    roots: bytes | None = None
+    if target.ca_file is not None:
+        try:
+            roots = target.ca_file.read_bytes()
+        except OSError as error:
+            raise ApiError(
+                code=grpc.StatusCode.INVALID_ARGUMENT,
+                reason="CA_FILE_UNREADABLE",
+                message=f"The file of certificates {target.ca_file} cannot be read: {error.strerror}.",
+            ) from error
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=roots), options=options)
+
+
+def _parse(target: Target) -> tuple[str, bool, bool]:
+    address = target.address.rstrip("/")
+    for scheme, tls in (("http://", False), ("https://", True)):
+        if address.startswith(scheme):
+            host = address.removeprefix(scheme)
+            with_port = host if ":" in host.rpartition("]")[2] else f"{host}:{443 if tls else 80}"
+            return with_port, tls, _is_loopback(with_port)
+    local = address.startswith("unix:") or _is_loopback(address)
+    return address, target.ca_file is not None or not local, local
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC's own C++ log lines off a person's terminal; failures are told by exceptions."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
