@@ -1,0 +1,76 @@
+"""`make bench`: what the stream and the gateway add at 1, 10 and 100 streams, with CPU and memory by part."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from tests.bench.driver import Client, Plan, Samples
+from tests.bench.figures import Parts
+from tests.bench.report import Run, render, write
+from tests.bench.stack import Stack, stack
+from tests.bench.upstream import upstream
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
+PARTS = {
+    "serve": "sandboxd serve",
+    "gateway": "sandboxd gateway",
+    "agents": "sandboxd.agent",
+    "stand-in CLIs": "recorded_cli.py",
+    "PostgreSQL": "postgres",
+}
+"""Words of the command lines; `Parts` looks only at processes of this run."""
+
+
+async def measure(running: Stack, streams: int, plan: Plan, *, turns: int) -> Run:
+    """Create the sandboxes, let every stream take its turns at the same time, and end the sandboxes."""
+    samples = Samples()
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        client = Client(channel, token=running.token)
+        began = time.monotonic()
+        names = await client.create(streams)
+        print(f"{streams} sandboxes created in {time.monotonic() - began:.1f} s", flush=True)
+        ready = asyncio.Barrier(streams + 1)
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                group.create_task(client.converse(name, plan, turns=turns, samples=samples, ready=ready), name=name)
+            await ready.wait()
+            parts, began = Parts(PARTS, within=str(running.data)), time.monotonic()
+            await ready.wait()
+            seconds = time.monotonic() - began
+            uses = parts.used(seconds)
+        await client.terminate(names)
+    for failure in sorted(set(samples.failures)):
+        print(f"failure: {failure} ({samples.failures.count(failure)} times)", flush=True)
+    return Run(streams=streams, seconds=seconds, samples=samples, uses=uses)
+
+
+async def main() -> int:
+    """Measure, print, and write the page."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--streams", default="1,10,100", help="numbers of streams, one run each (default %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="turns of each stream (default %(default)s)")
+    parser.add_argument("--chunks", type=int, default=20, help="text chunks of a turn (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=5.0, help="chunks a second of a stream (default %(default)s)")
+    parser.add_argument("--calls", type=int, default=2, help="model calls of a turn (default %(default)s)")
+    parser.add_argument("--dry", action="store_true", help="print only, leave docs/benchmarks.md as it is")
+    given = parser.parse_args()
+    plan = Plan(chunks=given.chunks, interval=1 / given.rate, calls=given.calls)
+    with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as directory:
+        async with upstream() as url, stack(Path(directory) / "data", upstream=url) as running:
+            numbers = map(int, given.streams.split(","))
+            runs = [await measure(running, streams, plan, turns=given.turns) for streams in numbers]
+    tables = render(runs, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}")
+    print(tables)
+    if not given.dry:
+        write(PAGE, tables)
+    return 1 if any(run.samples.failures for run in runs) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

@@ -1,0 +1,128 @@
+"""Drives sandboxes as clients would, and collects what their stamps tell."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grpc
+
+from sandboxd.v1 import sandbox_pb2, sandbox_pb2_grpc, stream_pb2
+
+CREATE_AT_ONCE = 2
+TURN_SECONDS = 300
+MILLISECOND = 1e6
+"""In nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What each turn does."""
+
+    chunks: int
+    interval: float
+    """Seconds between chunks."""
+    calls: int
+
+    @property
+    def prompt(self) -> str:
+        """The prompt that makes the stand-in CLI do it."""
+        return json.dumps({"chunks": self.chunks, "interval": self.interval, "calls": self.calls})
+
+
+@dataclass(slots=True, kw_only=True)
+class Samples:
+    """What was measured, in milliseconds."""
+
+    event: list[float] = field(default_factory=list)
+    """From the CLI's write to the client's event."""
+    first_byte: list[float] = field(default_factory=list)
+    """What agent and gateway add until the first chunk of a model call."""
+    whole_call: list[float] = field(default_factory=list)
+    """What they add until its end; the ledger's settlement is in it."""
+    turns: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def take(self, line: str, received: int) -> None:
+        """Read one stamped line of text."""
+        stamp = json.loads(line)
+        self.event.append((received - stamp["sent"]) / MILLISECOND)
+        if call := stamp.get("call"):
+            if call["status"] != 200:
+                self.failures.append(f"model call answered {call['status']}")
+                return
+            self.first_byte.append((call["request"] + call["first"]) / MILLISECOND)
+            self.whole_call.append((call["request"] + call["last"]) / MILLISECOND)
+
+
+class Client:
+    """One client of the service, with a stub and the token of its caller."""
+
+    def __init__(self, channel: grpc.aio.Channel, *, token: str) -> None:
+        self._stub: sandbox_pb2_grpc.SandboxServiceAsyncStub = sandbox_pb2_grpc.SandboxServiceStub(channel)
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    async def create(self, count: int) -> list[str]:
+        """Create sandboxes, a few at a time, and return their names."""
+        gate = asyncio.Semaphore(CREATE_AT_ONCE)
+
+        async def one(number: int) -> str:
+            async with gate:
+                request = sandbox_pb2.CreateRequest(request_id=str(uuid.uuid4()))
+                request.sandbox.freelancer = f"bench-{number}-{uuid.uuid4().hex[:8]}"
+                answer = await self._stub.Create(request, metadata=self._metadata, timeout=TURN_SECONDS)
+                return answer.sandbox.name
+
+        return list(await asyncio.gather(*map(one, range(count))))
+
+    async def terminate(self, names: Sequence[str]) -> None:
+        """End the sandboxes."""
+        for name in names:
+            request = sandbox_pb2.TerminateRequest(request_id=str(uuid.uuid4()), name=name)
+            await self._stub.Terminate(request, metadata=self._metadata, timeout=TURN_SECONDS)
+
+    async def converse(self, sandbox: str, plan: Plan, *, turns: int, samples: Samples, ready: asyncio.Barrier) -> None:
+        """Open a session, take a turn that is not counted, wait for the others, take the turns that are."""
+        call = self._stub.Stream(metadata=self._metadata)
+        await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), open=stream_pb2.Open(sandbox=sandbox)))
+        await self._turn(call, Plan(chunks=1, interval=0, calls=0), Samples())
+        await ready.wait()
+        for _ in range(turns):
+            await self._turn(call, plan, samples)
+        await ready.wait()
+        await call.done_writing()
+
+    async def _turn(
+        self,
+        call: grpc.aio.StreamStreamCall[stream_pb2.StreamRequest, stream_pb2.StreamResponse],
+        plan: Plan,
+        samples: Samples,
+    ) -> None:
+        prompt = stream_pb2.Prompt(text=plan.prompt)
+        await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), prompt=prompt))
+        text = ""
+        async with asyncio.timeout(TURN_SECONDS):
+            while True:
+                event = await call.read()
+                received = time.monotonic_ns()
+                if not isinstance(event, stream_pb2.StreamResponse):
+                    samples.failures.append("the stream ended in a turn")
+                    return
+                match event.WhichOneof("event"):
+                    case "text":
+                        *lines, text = (text + event.text.text).split("\n")
+                        for line in lines:
+                            samples.take(line, received)
+                    case "turn_completed":
+                        samples.turns += 1
+                        if event.turn_completed.stop_reason != stream_pb2.STOP_REASON_END_TURN:
+                            samples.failures.append(stream_pb2.StopReason.Name(event.turn_completed.stop_reason))
+                        return
+                    case "error":
+                        samples.failures.append(event.error.message)
+                    case "command_failed":
+                        raise RuntimeError(f"refused: {event.command_failed.message}")
+                    case _:
+                        pass

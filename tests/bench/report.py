@@ -1,0 +1,63 @@
+"""The tables of a run, as Markdown, between two marks of docs/benchmarks.md; what stands around them is by hand."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench.driver import Plan, Samples
+from tests.bench.figures import Use, percentile
+
+BEGIN, END = "<!-- measured by make bench: begin -->", "<!-- measured by make bench: end -->"
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What was measured at one number of streams."""
+
+    streams: int
+    seconds: float
+    samples: Samples
+    uses: dict[str, Use]
+
+
+def render(runs: list[Run], *, plan: Plan, turns: int, day: str) -> str:
+    """Return the tables."""
+    machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()} {platform.release()}"
+    load = f"{turns} turns of {plan.calls} model calls and {plan.chunks} text chunks, {1 / plan.interval:g} a second"
+    heads = ["Streams", "Turns", "Failures", "Events", "Event P50", "P99", "max"]
+    heads += ["Calls", "First byte P50", "P99", "Whole call P50", "P99"]
+    lines = [
+        f"Measured {day}: {machine}, Python {platform.python_version()}. Each stream: {load}.",
+        "",
+        f"| {' | '.join(heads)} |",
+        "| ---: " * len(heads) + "|",
+    ]
+    for run in runs:
+        samples = run.samples
+        cells = [str(count) for count in (run.streams, samples.turns, len(samples.failures), len(samples.event))]
+        cells += [_ms(samples.event, share) for share in (0.5, 0.99, 1.0)]
+        cells += [str(len(samples.whole_call))]
+        cells += [_ms(values, share) for values in (samples.first_byte, samples.whole_call) for share in (0.5, 0.99)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| Streams | Part | Processes | CPU (cores) | Memory, all (MB, PSS) | Largest process (MB, RSS) |"]
+    lines.append("| ---: | --- | ---: | ---: | ---: | ---: |")
+    lines += [
+        f"| {run.streams} | {part} | {use.processes} | {use.cores:.2f} | {use.memory / MEBIBYTE:.0f} "
+        f"| {use.largest / MEBIBYTE:.0f} |"
+        for run in runs
+        for part, use in run.uses.items()
+    ]
+    return "\n".join(lines)
+
+
+def write(page: Path, tables: str) -> None:
+    """Put the tables between the page's marks."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+
+
+def _ms(values: list[float], share: float) -> str:
+    return f"{percentile(values, share):.1f}"
