@@ -1,0 +1,116 @@
+"""Sandboxes between the model and the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from sandboxd.api.grpc.names import sandbox_name, timestamp
+from sandboxd.manager.creation import NewSandbox
+from sandboxd.manager.editing import SandboxEdit
+from sandboxd.manager.ports import SandboxOrder
+from sandboxd.manager.reading import ChangeKind, SandboxChange, Selection
+from sandboxd.model.ids import FreelancerId
+from sandboxd.model.sandbox import ApprovalMode, Sandbox, SandboxState, Tier
+from sandboxd.v1 import sandbox_pb2 as pb
+
+STATES: Final[Mapping[SandboxState, pb.SandboxState.ValueType]] = {
+    SandboxState.CREATING: pb.SANDBOX_STATE_CREATING,
+    SandboxState.ACTIVE: pb.SANDBOX_STATE_ACTIVE,
+    SandboxState.HIBERNATING: pb.SANDBOX_STATE_HIBERNATING,
+    SandboxState.HIBERNATED: pb.SANDBOX_STATE_HIBERNATED,
+    SandboxState.WAKING: pb.SANDBOX_STATE_WAKING,
+    SandboxState.STOPPING: pb.SANDBOX_STATE_STOPPING,
+    SandboxState.STOPPED: pb.SANDBOX_STATE_STOPPED,
+    SandboxState.STARTING: pb.SANDBOX_STATE_STARTING,
+    SandboxState.PAUSING: pb.SANDBOX_STATE_PAUSING,
+    SandboxState.PAUSED: pb.SANDBOX_STATE_PAUSED,
+    SandboxState.RESUMING: pb.SANDBOX_STATE_RESUMING,
+    SandboxState.TERMINATING: pb.SANDBOX_STATE_TERMINATING,
+    SandboxState.TERMINATED: pb.SANDBOX_STATE_TERMINATED,
+    SandboxState.FAILED: pb.SANDBOX_STATE_FAILED,
+}
+TIERS: Final[Mapping[Tier, pb.Tier.ValueType]] = {
+    Tier.BASIC: pb.TIER_BASIC,
+    Tier.STANDARD: pb.TIER_STANDARD,
+    Tier.PREMIUM: pb.TIER_PREMIUM,
+}
+CHANGES: Final[Mapping[ChangeKind, pb.WatchResponse.Change.ValueType]] = {
+    ChangeKind.PRESENT: pb.WatchResponse.CHANGE_PRESENT,
+    ChangeKind.UPDATED: pb.WatchResponse.CHANGE_UPDATED,
+    ChangeKind.REMOVED: pb.WatchResponse.CHANGE_REMOVED,
+    ChangeKind.SYNCED: pb.WatchResponse.CHANGE_SYNCED,
+}
+_STATES_BACK: Final = {number: state for state, number in STATES.items()}
+_TIERS_BACK: Final = {number: tier for tier, number in TIERS.items()}
+
+
+def encode_sandbox(sandbox: Sandbox, *, backend: str) -> pb.Sandbox:
+    """Encode a sandbox."""
+    return pb.Sandbox(
+        name=sandbox_name(sandbox.id),
+        client=sandbox.client,
+        freelancer=sandbox.freelancer,
+        display_name=sandbox.display_name,
+        labels=sandbox.labels,
+        tier=TIERS[sandbox.tier],
+        model=sandbox.model,
+        approval_mode=sandbox.approval_mode.value,
+        state=STATES[sandbox.state],
+        state_reason=sandbox.state_reason,
+        incarnation=sandbox.incarnation or "",
+        incarnations=sandbox.incarnations,
+        backend=backend,
+        create_time=timestamp(sandbox.create_time),
+        update_time=timestamp(sandbox.update_time),
+        last_use_time=timestamp(sandbox.last_use_time),
+        terminate_time=timestamp(sandbox.terminate_time),
+        etag=str(sandbox.version),
+    )
+
+
+def encode_change(change: SandboxChange, *, backend: str) -> pb.WatchResponse:
+    """Encode one message to a watcher."""
+    sandbox = encode_sandbox(change.sandbox, backend=backend) if change.sandbox else None
+    return pb.WatchResponse(change=CHANGES[change.kind], sandbox=sandbox)
+
+
+def decode_wish(message: pb.Sandbox) -> NewSandbox:
+    """Decode what a new sandbox shall be."""
+    return NewSandbox(
+        freelancer=FreelancerId(message.freelancer) if message.freelancer else None,
+        display_name=message.display_name,
+        labels=dict(message.labels),
+        tier=_TIERS_BACK.get(message.tier, Tier.BASIC),
+        model=message.model,
+        approval_mode=_approval_mode(message.approval_mode),
+    )
+
+
+def decode_edit(message: pb.UpdateRequest) -> SandboxEdit:
+    """Decode what shall change: the fields that the mask names."""
+    paths, wished = set(message.update_mask.paths), message.sandbox
+    return SandboxEdit(
+        display_name=wished.display_name if "display_name" in paths else None,
+        labels=dict(wished.labels) if "labels" in paths else None,
+        model=wished.model if "model" in paths else None,
+        approval_mode=_approval_mode(wished.approval_mode) if "approval_mode" in paths else None,
+    )
+
+
+def decode_selection(message: pb.SandboxFilter) -> Selection:
+    """Decode which sandboxes are meant."""
+    return Selection(
+        freelancer=FreelancerId(message.freelancer) if message.freelancer else None,
+        states=frozenset(_STATES_BACK[state] for state in message.states),
+        labels=dict(message.labels),
+    )
+
+
+def decode_order(text: str) -> SandboxOrder:
+    """Decode an order; the contract's rules let no other text through."""
+    return SandboxOrder(text or SandboxOrder.CREATE_TIME.value)
+
+
+def _approval_mode(text: str) -> ApprovalMode:
+    return ApprovalMode(text) if text else ApprovalMode.DEFAULT

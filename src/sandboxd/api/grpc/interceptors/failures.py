@@ -1,0 +1,83 @@
+"""Ends every RPC that raised: our errors by their kind, anything else as INTERNAL with a fixed text and an id."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import grpc.aio
+import structlog
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+from typing_extensions import override
+
+from sandboxd.api.grpc.errors import status_of, status_of_bug
+from sandboxd.api.grpc.rpc import CallInterceptor, Rpc
+from sandboxd.model.errors import SandboxdError
+
+log = structlog.get_logger("sandboxd.api")
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class FailureInterceptor(CallInterceptor):
+    """Turns what is raised into a status."""
+
+    @override
+    @asynccontextmanager
+    async def around(self, rpc: Rpc) -> AsyncIterator[None]:
+        """Run the call, and end it with a status where it raised."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            rpc.code, rpc.reason = grpc.StatusCode.CANCELLED, "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            raise
+        except SandboxdError as error:
+            await _end(rpc, status_of(error, request_id=request_id_of(rpc)), error.reason)
+        except BaseExceptionGroup as group:
+            ours, rest = group.split(SandboxdError)
+            if ours is not None and rest is None:
+                first = first_of(ours)
+                await _end(rpc, status_of(first, request_id=request_id_of(rpc)), first.reason)
+            else:
+                await _end_bug(rpc, group)
+        except Exception as error:  # noqa: BLE001  one of the three places: whatever it is, the caller gets a status
+            await _end_bug(rpc, error)
+
+
+def first_of(group: BaseExceptionGroup[SandboxdError]) -> SandboxdError:
+    """Return the first error of a group of ours: tasks of one call fail together, and the first is the cause."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    if not isinstance(found, SandboxdError):
+        raise TypeError("the group holds errors that are not ours")
+    return found
+
+
+def request_id_of(rpc: Rpc) -> str:
+    """Return the caller's request id, where the call has one."""
+    given = getattr(rpc.request, "request_id", "")
+    return given if isinstance(given, str) else ""
+
+
+def make_error_id() -> str:
+    """Make an id by which a bug is found in the log."""
+    return f"err-{secrets.token_hex(8)}"
+
+
+async def _end_bug(rpc: Rpc, error: BaseException) -> None:
+    error_id = make_error_id()
+    log.error("rpc.failed_unexpectedly", method=rpc.method, error_id=error_id, exc_info=error)
+    rpc.facts["error_id"] = error_id
+    await _end(rpc, status_of_bug(error_id=error_id, request_id=request_id_of(rpc)), "INTERNAL")
+
+
+async def _end(rpc: Rpc, status: status_pb2.Status, reason: str) -> None:
+    rpc.code, rpc.reason = _CODES[status.code], reason
+    await rpc.context.abort_with_status(rpc_status.to_status(status))

@@ -1,0 +1,46 @@
+"""Resource names of the contract: `sandboxes/{sandbox}/sessions/{session}/turns/{turn}`, and the ids in them.
+
+The rules of the contract have checked a name's shape before it comes here.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from sandboxd.model.ids import SandboxId, SessionId, TurnId
+
+
+def sandbox_name(sandbox: str) -> str:
+    """Name a sandbox."""
+    return f"sandboxes/{sandbox}"
+
+
+def session_name(sandbox: str, session: str) -> str:
+    """Name a session."""
+    return f"sandboxes/{sandbox}/sessions/{session}"
+
+
+def turn_name(sandbox: str, session: str, turn: TurnId | None) -> str:
+    """Name a turn; empty where there is none."""
+    return f"sandboxes/{sandbox}/sessions/{session}/turns/{turn}" if turn else ""
+
+
+def sandbox_id(name: str) -> SandboxId:
+    """Return the sandbox that a sandbox's or a session's name holds."""
+    return SandboxId(name.split("/")[1])
+
+
+def session_id(name: str) -> SessionId:
+    """Return the session that a session's name holds."""
+    return SessionId(name.split("/")[3])
+
+
+def timestamp(moment: datetime | None) -> Timestamp | None:
+    """Encode a moment; None stays unset."""
+    if moment is None:
+        return None
+    encoded = Timestamp()
+    encoded.FromDatetime(moment)
+    return encoded

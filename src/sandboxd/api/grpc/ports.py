@@ -1,0 +1,160 @@
+"""What the gRPC edge calls in the middle. The classes of `manager`, `stream` and `monitor` have these shapes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Protocol
+
+from sandboxd.manager.creation import NewSandbox
+from sandboxd.manager.editing import SandboxEdit
+from sandboxd.manager.operations import Settled
+from sandboxd.manager.ports import SandboxOrder
+from sandboxd.manager.reading import SandboxChange, Selection
+from sandboxd.model.caller import Caller, Request
+from sandboxd.model.events import SessionEvent
+from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
+from sandboxd.model.paging import Page
+from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.session import PromptInput, Session
+from sandboxd.stream.opening import Accepted, Opening
+from sandboxd.stream.ports import SessionOrder
+
+
+class SessionHandle(Protocol):
+    """One call's hold on a session (`stream/hub.py`)."""
+
+    @property
+    def session(self) -> Session:
+        """The session as it was when it was opened."""
+        ...
+
+    @property
+    def created(self) -> bool:
+        """True where opening made the session."""
+        ...
+
+    @property
+    def head(self) -> int:
+        """Sequence number of the newest event when it was opened."""
+        ...
+
+    @property
+    def open_turn(self) -> TurnId | None:
+        """The turn that was open when it was opened."""
+        ...
+
+    def events(self) -> AsyncIterator[SessionEvent]:
+        """Events after the opening's sequence, in order; for ever."""
+        ...
+
+    async def prompt(self, *, request_id: RequestId, body_hash: bytes, prompt: PromptInput) -> Accepted:
+        """Start a turn."""
+        ...
+
+    async def answer(self, *, request_id: RequestId, body_hash: bytes, permission: str, option: str) -> Accepted:
+        """Answer a permission request."""
+        ...
+
+    async def cancel(self, *, request_id: RequestId, body_hash: bytes) -> Accepted:
+        """Cancel the open turn."""
+        ...
+
+    async def set_mode(self, *, request_id: RequestId, body_hash: bytes, mode: str) -> Accepted:
+        """Set the approval mode."""
+        ...
+
+    async def set_model(self, *, request_id: RequestId, body_hash: bytes, model: str) -> Accepted:
+        """Set the model."""
+        ...
+
+    async def leave(self, *, clean: bool) -> None:
+        """Let go. Not clean: the client vanished, and `cancel_on_disconnect` applies."""
+        ...
+
+
+class SandboxManager(Protocol):
+    """What can be done with sandboxes (`manager/sandboxes.py`)."""
+
+    async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
+        """Make a sandbox and wait until its agent answers."""
+        ...
+
+    async def get(self, caller: Caller, sandbox: SandboxId) -> Sandbox:
+        """Return one sandbox."""
+        ...
+
+    async def list(
+        self,
+        caller: Caller,
+        selection: Selection,
+        *,
+        order: SandboxOrder = SandboxOrder.CREATE_TIME,
+        page_size: int = 0,
+        page_token: str = "",
+    ) -> Page[Sandbox]:
+        """Return one page."""
+        ...
+
+    def watch(self, caller: Caller, selection: Selection) -> AsyncIterator[SandboxChange]:
+        """The present sandboxes, SYNCED, then every change."""
+        ...
+
+    async def update(
+        self, request: Request, sandbox: SandboxId, edit: SandboxEdit, *, etag: str, timeout: timedelta
+    ) -> Sandbox:
+        """Change a sandbox."""
+        ...
+
+    async def pause(self, request: Request, sandbox: SandboxId, *, force: bool, timeout: timedelta) -> Sandbox:
+        """Release a sandbox's compute."""
+        ...
+
+    async def resume(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
+        """Bring a sandbox back."""
+        ...
+
+    async def terminate(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Settled:
+        """End a sandbox."""
+        ...
+
+
+class StreamHub(Protocol):
+    """Opens sessions (`stream/hub.py`)."""
+
+    async def open(self, caller: Caller, opening: Opening) -> SessionHandle:
+        """Open a session, new or existing."""
+        ...
+
+
+class SessionDirectory(Protocol):
+    """Finds and deletes sessions (`stream/sessions.py`). A session of another sandbox, or client, is not found."""
+
+    async def get(self, caller: Caller, sandbox: SandboxId, session: SessionId) -> Session:
+        """Return one session, as its row is now."""
+        ...
+
+    async def list(
+        self,
+        caller: Caller,
+        sandbox: SandboxId,
+        *,
+        order: SessionOrder,
+        title_contains: str,
+        page_size: int,
+        page_token: str,
+    ) -> Page[Session]:
+        """Return one page of a sandbox's sessions."""
+        ...
+
+    async def history(
+        self, caller: Caller, sandbox: SandboxId, session: SessionId, *, after: int, limit: int
+    ) -> Sequence[SessionEvent]:
+        """Return events after a sequence number, at most `limit` and about 2 MiB."""
+        ...
+
+    async def delete(
+        self, caller: Caller, sandbox: SandboxId, session: SessionId, *, request_id: RequestId, body_hash: bytes
+    ) -> None:
+        """Delete a session with its log, once per request id."""
+        ...

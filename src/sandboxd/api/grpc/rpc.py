@@ -1,0 +1,133 @@
+"""One RPC on its way through the frame: what the interceptors and the servicers know of it, and how they wrap it."""
+
+from __future__ import annotations
+
+import abc
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from typing_extensions import override
+
+from sandboxd.model.caller import Caller
+from sandboxd.model.errors import UnauthenticatedError
+
+OUR_PACKAGE = "sandboxd.v1."
+"""Health and reflection stand beside the frame: they are asked by machines that have no token."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Rpc:
+    """One RPC; each interceptor adds what it knows."""
+
+    method: str
+    """`sandboxd.v1.SandboxService/Create`."""
+    streaming: bool
+    """True where requests or responses are streamed; such a call has no deadline of ours."""
+    context: grpc.aio.ServicerContext[Any, Any]
+    metadata: dict[str, str]
+    """Text metadata of the call, keys in lower case. Never logged: it holds the token."""
+    request: Message | None
+    """The request; None where requests are streamed."""
+    began: float = field(default_factory=time.monotonic)
+    checked_caller: Caller | None = None
+    expires: float | None = None
+    """Moment on the monotonic clock at which the budget is spent; None for none."""
+    facts: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What the canonical line shall say: names and numbers, never texts."""
+    code: grpc.StatusCode = grpc.StatusCode.OK
+    reason: str = ""
+
+    @property
+    def caller(self) -> Caller:
+        """Who calls.
+
+        Raises:
+            UnauthenticatedError: Nobody was checked; the auth interceptor is missing from the frame.
+        """
+        if self.checked_caller is None:
+            raise UnauthenticatedError("This call needs an authorization header.")
+        return self.checked_caller
+
+    def remaining(self, *, at_most: timedelta) -> timedelta:
+        """Return what is left of the caller's budget, bounded."""
+        if self.expires is None:
+            return at_most
+        return min(at_most, timedelta(seconds=max(0.0, self.expires - time.monotonic())))
+
+
+_current: ContextVar[Rpc] = ContextVar("sandboxd_rpc")
+
+
+def current_rpc() -> Rpc:
+    """Return the RPC that this task serves."""
+    return _current.get()
+
+
+Handler = Callable[[Any, Any], Any]
+"""A servicer's method: (request or iterator, context). Its types differ by method; grpcio checks none of them."""
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
+    """An interceptor that wraps a whole RPC of ours, of any kind, in one async context manager.
+
+    Streaming methods of our servicers are coroutines that write to the context, so every kind is one awaitable.
+    """
+
+    @abc.abstractmethod
+    def around(self, rpc: Rpc) -> AbstractAsyncContextManager[None]:
+        """Run before, and after, the rest of the call. What is raised here ends the call."""
+
+    @override
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the handler of our own services; pass others through."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method.removeprefix("/")
+        if handler is None or not method.startswith(OUR_PACKAGE):
+            return handler
+        # Any: the makers differ in types that depend on the kind.
+        make: Any
+        inner: Handler | None
+        if handler.request_streaming:
+            make, inner = grpc.stream_stream_rpc_method_handler, handler.stream_stream
+        elif handler.response_streaming:
+            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
+        else:
+            make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+        if inner is None:
+            raise TypeError(f"{method} is of a kind that the frame does not serve")
+        wrapped = self._wrap(inner, method=method, handler=handler)
+        made: grpc.RpcMethodHandler[Any, Any] = make(wrapped, handler.request_deserializer, handler.response_serializer)
+        return made
+
+    def _wrap(self, inner: Handler, *, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
+        async def wrapped(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            rpc = _current.get(None)
+            if rpc is None or rpc.context is not context:
+                rpc = Rpc(
+                    method=method,
+                    streaming=handler.request_streaming or handler.response_streaming,
+                    context=context,
+                    metadata=_text_metadata(context),
+                    request=None if handler.request_streaming else request,
+                )
+                _current.set(rpc)
+            async with self.around(rpc):
+                return await inner(request, context)
+
+        return wrapped
+
+
+def _text_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}

@@ -1,0 +1,173 @@
+"""SandboxService: decode, call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, Final, NoReturn
+
+import grpc.aio
+from google.protobuf.message import Message
+from typing_extensions import override
+
+from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.body_hash import hash_request
+from sandboxd.api.grpc.codec_sandbox import (
+    decode_edit,
+    decode_order,
+    decode_selection,
+    decode_wish,
+    encode_change,
+    encode_sandbox,
+)
+from sandboxd.api.grpc.names import sandbox_id
+from sandboxd.api.grpc.ports import SandboxManager
+from sandboxd.api.grpc.rpc import Rpc, current_rpc
+from sandboxd.api.grpc.stream_call import StreamCalls
+from sandboxd.manager.reading import SandboxChange
+from sandboxd.model.caller import Request
+from sandboxd.model.errors import NotImplementedYetError
+from sandboxd.model.ids import RequestId
+from sandboxd.model.sandbox import Sandbox
+from sandboxd.v1 import sandbox_pb2 as pb
+from sandboxd.v1 import sandbox_pb2_grpc
+
+MAX_WORK: Final = timedelta(minutes=10)
+"""Longest wait for one operation, whatever deadline the caller gave."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+"""Any: only Watch and Stream touch the context's own request and response types."""
+
+
+class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
+    """Serves sandboxes."""
+
+    def __init__(
+        self, *, manager: SandboxManager, streams: StreamCalls, slots: StreamSlots, drain: Drain, backend: str
+    ) -> None:
+        self._manager = manager
+        self._streams = streams
+        self._slots = slots
+        self._drain = drain
+        self._backend = backend
+
+    @override
+    async def Create(self, request: pb.CreateRequest, context: Context) -> pb.CreateResponse:
+        """Make a sandbox."""
+        rpc = current_rpc()
+        sandbox = await self._manager.create(
+            _request(rpc, request, request.request_id), decode_wish(request.sandbox), timeout=_budget(rpc)
+        )
+        return pb.CreateResponse(sandbox=self._shown(sandbox))
+
+    @override
+    async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
+        """Return one sandbox."""
+        sandbox = await self._manager.get(current_rpc().caller, sandbox_id(request.name))
+        return pb.GetResponse(sandbox=self._shown(sandbox))
+
+    @override
+    async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
+        """List the caller's sandboxes."""
+        page = await self._manager.list(
+            current_rpc().caller,
+            decode_selection(request.filter),
+            order=decode_order(request.order_by),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return pb.ListResponse(
+            sandboxes=[self._shown(sandbox) for sandbox in page.items], next_page_token=page.next_token
+        )
+
+    @override
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
+        """Send the present sandboxes and every change."""
+        self._drain.refuse()
+        caller = current_rpc().caller
+        with self._slots.take(caller.client):
+            changes = self._manager.watch(caller, decode_selection(request.filter))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(changes, context), name="watch-send")
+                tasks.create_task(self._drain.end(), name="watch-drain")
+
+    @override
+    async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:
+        """Change a sandbox."""
+        rpc = current_rpc()
+        sandbox = await self._manager.update(
+            _request(rpc, request, request.request_id),
+            sandbox_id(request.sandbox.name),
+            decode_edit(request),
+            etag=request.sandbox.etag,
+            timeout=_budget(rpc),
+        )
+        return pb.UpdateResponse(sandbox=self._shown(sandbox))
+
+    @override
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
+        """Release a sandbox's compute."""
+        rpc = current_rpc()
+        sandbox = await self._manager.pause(
+            _request(rpc, request, request.request_id),
+            sandbox_id(request.name),
+            force=request.force,
+            timeout=_budget(rpc),
+        )
+        return pb.PauseResponse(sandbox=self._shown(sandbox))
+
+    @override
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        """Bring a sandbox back."""
+        rpc = current_rpc()
+        sandbox = await self._manager.resume(
+            _request(rpc, request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
+        )
+        return pb.ResumeResponse(sandbox=self._shown(sandbox))
+
+    @override
+    async def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:
+        """Not built yet."""
+        await self._unbuilt("Commit", request.name)
+
+    @override
+    async def Terminate(self, request: pb.TerminateRequest, context: Context) -> pb.TerminateResponse:
+        """End a sandbox."""
+        rpc = current_rpc()
+        settled = await self._manager.terminate(
+            _request(rpc, request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
+        )
+        return pb.TerminateResponse(sandbox=self._shown(settled.sandbox), kept=settled.kept)
+
+    @override
+    async def Restore(self, request: pb.RestoreRequest, context: Context) -> pb.RestoreResponse:
+        """Not built yet."""
+        await self._unbuilt("Restore", request.name)
+
+    @override
+    async def Stream(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # reads and writes itself
+        """Serve one conversation."""
+        await self._streams.serve(current_rpc(), context)
+
+    async def _send(self, changes: AsyncIterator[SandboxChange], context: Context) -> None:
+        async for change in changes:
+            await context.write(encode_change(change, backend=self._backend))
+
+    def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
+        return encode_sandbox(sandbox, backend=self._backend)
+
+    async def _unbuilt(self, method: str, name: str) -> NoReturn:
+        # A foreign sandbox is not found here, too.
+        await self._manager.get(current_rpc().caller, sandbox_id(name))
+        raise NotImplementedYetError(f"{method} is not built in this version of sandboxd.", method=method)
+
+
+def _request(rpc: Rpc, message: Message, request_id: str) -> Request:
+    return Request(
+        caller=rpc.caller, request_id=RequestId(request_id), body_hash=hash_request(message, method=rpc.method)
+    )
+
+
+def _budget(rpc: Rpc) -> timedelta:
+    return rpc.remaining(at_most=MAX_WORK)

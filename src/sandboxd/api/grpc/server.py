@@ -1,0 +1,181 @@
+"""The gRPC server: services, frame, health, reflection, limits, TLS, and the way it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+import grpc
+import grpc.aio
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import CollectorRegistry
+
+from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
+from sandboxd.api.grpc.interceptors.callers import CallerInterceptor, TokenChecker
+from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
+from sandboxd.api.grpc.interceptors.failures import FailureInterceptor
+from sandboxd.api.grpc.interceptors.metrics import MetricsInterceptor
+from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
+from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, StreamHub
+from sandboxd.api.grpc.sandbox_service import SandboxServicer
+from sandboxd.api.grpc.session_service import SessionServicer
+from sandboxd.api.grpc.stream_call import StreamCalls
+from sandboxd.api.grpc.usage_service import UsageServicer
+from sandboxd.api.grpc.validation import RequestRules
+from sandboxd.monitor.ports import UsageLedger
+from sandboxd.v1 import (
+    sandbox_pb2,
+    sandbox_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    usage_pb2,
+    usage_pb2_grpc,
+)
+
+log = structlog.get_logger("sandboxd.api")
+
+SERVICES: Final = (
+    sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"].full_name,
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
+    usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
+)
+MAX_REQUEST_BYTES: Final = 16 << 20
+"""A prompt holds 1 MiB of text and 14 MiB of attachments."""
+MAX_RESPONSE_BYTES: Final = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Where the server's certificate is."""
+
+    certificate: Path
+    key: Path
+    client_authority: Path | None = None
+    """Callers must have a certificate of this authority, where it is set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """What the server takes on."""
+
+    default_deadline: timedelta = timedelta(seconds=60)
+    """Of a unary call whose caller gave none."""
+    max_concurrent_rpcs: int = 2000
+    """Calls at the same time, streams included; more are refused with RESOURCE_EXHAUSTED."""
+    max_streams: int = 1000
+    max_streams_per_client: int = 500
+
+
+class ApiServer:
+    """One gRPC server with all services."""
+
+    def __init__(
+        self,
+        *,
+        manager: SandboxManager,
+        hub: StreamHub,
+        sessions: SessionDirectory,
+        ledger: UsageLedger,
+        tokens: TokenChecker,
+        registry: CollectorRegistry,
+        backend: str,
+        limits: ServerLimits,
+        reflect: bool = True,
+    ) -> None:
+        rules = RequestRules()
+        self._drain = Drain()
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            # From outside to inside. The log sees how every call ended, and the metrics count the refused ones too.
+            interceptors=[
+                AccessLogInterceptor(),
+                MetricsInterceptor(registry=registry),
+                FailureInterceptor(),
+                DeadlineInterceptor(default=limits.default_deadline),
+                CallerInterceptor(tokens=tokens),
+                ValidationInterceptor(rules=rules),
+            ],
+            options=_options(),
+            maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
+        )
+        slots = StreamSlots(total=limits.max_streams, per_client=limits.max_streams_per_client)
+        streams = StreamCalls(hub=hub, sessions=sessions, rules=rules, slots=slots, drain=self._drain)
+        sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
+            SandboxServicer(manager=manager, streams=streams, slots=slots, drain=self._drain, backend=backend),
+            self._server,
+        )
+        session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=sessions), self._server)
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(ledger=ledger), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflect:
+            reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+
+    def listen(self, address: str, *, tls: TlsFiles | None) -> int:
+        """Bind an address and return its port.
+
+        Raises:
+            OSError: The address is taken, or not ours.
+        """
+        try:
+            if tls is None:
+                return self._server.add_insecure_port(address)
+            return self._server.add_secure_port(address, _credentials(tls))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: it is taken, or not an address of this machine") from error
+
+    async def start(self) -> None:
+        """Begin to serve; health says SERVING from now on."""
+        await self._server.start()
+        await self.set_healthy(healthy=True)
+
+    async def set_healthy(self, *, healthy: bool) -> None:
+        """Say for every service, and for the server as a whole, whether it serves."""
+        status = health_pb2.HealthCheckResponse.SERVING if healthy else health_pb2.HealthCheckResponse.NOT_SERVING
+        for service in ("", *SERVICES):
+            await self._health.set(service, status)
+
+    async def drain(self, *, grace: timedelta) -> None:
+        """Take nothing new on, tell the streams, and let unary calls finish within the grace."""
+        await self._health.enter_graceful_shutdown()
+        self._drain.begin()
+        await self._server.stop(grace.total_seconds())
+
+    async def stop(self) -> None:
+        """End at once."""
+        await self._server.stop(0)
+
+    async def wait(self) -> None:
+        """Wait until the server has ended."""
+        await self._server.wait_for_termination()
+
+
+def _options() -> Sequence[tuple[str, int]]:
+    return (
+        # Two servers on one port must fail, not share its connections at random.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_send_message_length", MAX_RESPONSE_BYTES),
+        ("grpc.max_metadata_size", 16 << 10),
+        ("grpc.max_concurrent_streams", 1000),
+        # Streams are quiet while a person thinks: find dead peers, and let clients keep middleboxes awake.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 5),
+    )
+
+
+def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    authority = files.client_authority.read_bytes() if files.client_authority else None
+    return grpc.ssl_server_credentials(
+        [(files.key.read_bytes(), files.certificate.read_bytes())],
+        root_certificates=authority,
+        require_client_auth=authority is not None,
+    )

@@ -1,0 +1,267 @@
+"""One call of Stream: commands are read and events are written at the same time, until one side ends it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import grpc.aio
+import structlog
+
+from sandboxd.api.grpc.admission import Drain, StreamSlots, draining
+from sandboxd.api.grpc.body_hash import hash_command
+from sandboxd.api.grpc.codec_events import encode_event
+from sandboxd.api.grpc.codec_session import decode_opening, decode_prompt
+from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
+from sandboxd.api.grpc.interceptors.failures import make_error_id
+from sandboxd.api.grpc.names import session_name, turn_name
+from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
+from sandboxd.api.grpc.rpc import Rpc
+from sandboxd.api.grpc.validation import RequestRules, refusal
+from sandboxd.model.errors import FieldViolation, InvalidRequestError, SandboxdError
+from sandboxd.model.events import TurnCompleted
+from sandboxd.model.ids import RequestId, TurnId
+from sandboxd.stream.opening import Accepted
+from sandboxd.v1 import stream_pb2 as pb
+
+log = structlog.get_logger("sandboxd.api")
+
+StreamContext = grpc.aio.ServicerContext[pb.StreamRequest, pb.StreamResponse]
+
+HALF_CLOSE_SETTLES = 0.1
+"""Seconds. grpc.aio reports a vanished client as an end of its requests first, and cancels the call right after: only
+an end that no cancellation follows is a half-close."""
+_ASK_AGAIN = 1.0
+"""Seconds between looks at a session that a half-closed call waits for."""
+
+
+class StreamCalls:
+    """Serves the calls of Stream."""
+
+    def __init__(
+        self,
+        *,
+        hub: StreamHub,
+        sessions: SessionDirectory,
+        rules: RequestRules,
+        slots: StreamSlots,
+        drain: Drain,
+    ) -> None:
+        self._hub = hub
+        self._sessions = sessions
+        self._rules = rules
+        self._slots = slots
+        self._drain = drain
+
+    async def serve(self, rpc: Rpc, context: StreamContext) -> None:
+        """Serve one call until it ends."""
+        self._drain.refuse()
+        with self._slots.take(rpc.caller.client):
+            first = await _read(context)
+            if first is None:
+                raise InvalidRequestError("The first request of a stream must be `open`; none came.")
+            if violations := self._rules.violations(first):
+                raise refusal(violations)
+            if not first.HasField("open"):
+                raise refusal([FieldViolation(field="command", description="the first request must be `open`")])
+            handle = await self._hub.open(
+                rpc.caller,
+                decode_opening(
+                    first.open, request_id=first.request_id, body_hash=hash_command(first, session=first.open.sandbox)
+                ),
+            )
+            rpc.facts["sandbox"], rpc.facts["session"] = handle.session.sandbox, handle.session.id
+            call = _Call(rpc=rpc, context=context, handle=handle, opening=first.open, calls=self)
+            await call.run()
+
+    @property
+    def rules(self) -> RequestRules:
+        """The rules that every command is checked against."""
+        return self._rules
+
+    @property
+    def sessions(self) -> SessionDirectory:
+        """Where a half-closed call asks how far its session is."""
+        return self._sessions
+
+    @property
+    def drain(self) -> Drain:
+        """Ends the call when the server stops."""
+        return self._drain
+
+
+class _AllSentError(Exception):
+    """Ends the task group of a half-closed call: everything was sent."""
+
+
+class _Call:
+    """The state of one call, once its session is open."""
+
+    def __init__(
+        self, *, rpc: Rpc, context: StreamContext, handle: SessionHandle, opening: pb.Open, calls: StreamCalls
+    ) -> None:
+        self._rpc = rpc
+        self._context = context
+        self._handle = handle
+        self._watch_only = opening.watch_only
+        self._calls = calls
+        self._sandbox, self._session = handle.session.sandbox, handle.session.id
+        self._name = session_name(self._sandbox, self._session)
+        # grpc allows one write at a time; answers and events come from two tasks.
+        self._writing = asyncio.Lock()
+        self._sent = handle.head if opening.after_sequence < 0 else opening.after_sequence
+        self._completed: set[TurnId] = set()
+        self._progress = asyncio.Event()
+        self._half_closed = False
+
+    async def run(self) -> None:
+        clean = False
+        try:
+            await self._write(
+                pb.StreamResponse(
+                    stream_ready=pb.StreamReady(
+                        session=self._name,
+                        head_sequence=self._handle.head,
+                        open_turn=self._turn(self._handle.open_turn),
+                        created=self._handle.created,
+                    )
+                )
+            )
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send_events(), name=f"stream-events {self._session}")
+                tasks.create_task(self._take_commands(), name=f"stream-commands {self._session}")
+                tasks.create_task(self._calls.drain.end(), name=f"stream-drain {self._session}")
+        except* _AllSentError:
+            clean = True
+        except* SandboxdError:
+            # The server stops, or the session's owner is out of reach: the client did not vanish.
+            clean = True
+            raise
+        finally:
+            await asyncio.shield(self._handle.leave(clean=clean or self._half_closed))
+
+    async def _send_events(self) -> None:
+        sent = 0
+        try:
+            async for event in self._handle.events():
+                await self._write(encode_event(event, sandbox=self._sandbox))
+                sent += 1
+                self._sent = event.sequence
+                if isinstance(event.body, TurnCompleted) and event.turn is not None:
+                    self._completed.add(event.turn)
+                self._progress.set()
+        finally:
+            self._rpc.facts["events"] = sent
+        raise draining()
+
+    async def _take_commands(self) -> None:
+        commands = 0
+        while (message := await _read(self._context)) is not None:
+            commands += 1
+            self._rpc.facts["commands"] = commands
+            await self._write(await self._obey(message))
+        await asyncio.sleep(HALF_CLOSE_SETTLES)
+        self._half_closed = True
+        await self._wait_until_all_is_sent()
+        raise _AllSentError
+
+    async def _wait_until_all_is_sent(self) -> None:
+        # What the client asked for is durable by now, so the session's row knows of it.
+        while True:
+            session = await self._calls.sessions.get(self._rpc.caller, self._sandbox, self._session)
+            if self._sent >= session.head_sequence and (
+                session.open_turn is None or session.open_turn in self._completed
+            ):
+                return
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(_ASK_AGAIN):
+                    while self._sent < session.head_sequence or (
+                        session.open_turn is not None and session.open_turn not in self._completed
+                    ):
+                        await self._progress.wait()
+                        self._progress.clear()
+                return
+            except TimeoutError:
+                continue
+
+    async def _obey(self, message: pb.StreamRequest) -> pb.StreamResponse:
+        """Do one command and make its answer. A refused command is an answer; the stream goes on."""
+        try:
+            if violations := self._calls.rules.violations(message):
+                raise refusal(violations)
+            if message.HasField("ping"):
+                return pb.StreamResponse(pong=pb.Pong(payload=message.ping.payload))
+            if message.HasField("open"):
+                raise refusal([FieldViolation(field="open", description="must be the first request, and only that")])
+            if self._watch_only:
+                raise WatchOnlyError("This call only watches. Open another one to give commands.")
+            accepted = await self._command(message)
+        except SandboxdError as error:
+            return _refused(error, request_id=message.request_id)
+        except Exception:  # a loop: one broken command must not end the conversation
+            error_id = make_error_id()
+            log.exception("stream.command_failed_unexpectedly", error_id=error_id)
+            failed = pb.CommandFailed(
+                request_id=message.request_id,
+                reason="INTERNAL",
+                message=INTERNAL_MESSAGE,
+                metadata={"error_id": error_id},
+            )
+            return pb.StreamResponse(command_failed=failed)
+        return pb.StreamResponse(
+            acknowledged=pb.Acknowledged(
+                request_id=message.request_id, repeated=accepted.repeated, turn=self._turn(accepted.turn)
+            )
+        )
+
+    async def _command(self, message: pb.StreamRequest) -> Accepted:
+        request_id = RequestId(message.request_id)
+        body_hash = hash_command(message, session=self._name)
+        match message.WhichOneof("command"):
+            case "prompt":
+                prompt = decode_prompt(message.prompt)
+                return await self._handle.prompt(request_id=request_id, body_hash=body_hash, prompt=prompt)
+            case "answer_permission":
+                answer = message.answer_permission
+                return await self._handle.answer(
+                    request_id=request_id, body_hash=body_hash, permission=answer.permission, option=answer.option
+                )
+            case "cancel_turn":
+                return await self._handle.cancel(request_id=request_id, body_hash=body_hash)
+            case "set_mode":
+                return await self._handle.set_mode(
+                    request_id=request_id, body_hash=body_hash, mode=message.set_mode.mode
+                )
+            case "set_model":
+                return await self._handle.set_model(
+                    request_id=request_id, body_hash=body_hash, model=message.set_model.model
+                )
+            case _:
+                raise refusal([FieldViolation(field="command", description="this version does not know the command")])
+
+    async def _write(self, response: pb.StreamResponse) -> None:
+        async with self._writing:
+            await self._context.write(response)
+
+    def _turn(self, turn: TurnId | None) -> str:
+        return turn_name(self._sandbox, self._session, turn)
+
+
+def _refused(error: SandboxdError, *, request_id: str) -> pb.StreamResponse:
+    violations = error.violations if isinstance(error, InvalidRequestError) else ()
+    return pb.StreamResponse(
+        command_failed=pb.CommandFailed(
+            request_id=request_id,
+            reason=error.reason,
+            message=error.message,
+            metadata=error.metadata,
+            violations=[pb.FieldViolation(field=one.field, description=one.description) for one in violations],
+        )
+    )
+
+
+async def _read(context: StreamContext) -> pb.StreamRequest | None:
+    # Any: grpcio types read() as a request or its private end mark.
+    message: Any = await context.read()
+    return None if message is grpc.aio.EOF else cast("pb.StreamRequest", message)

@@ -1,0 +1,108 @@
+"""The rules of the contract: protovalidate's, and the few that it cannot say. All violations come together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+import protovalidate
+from google.protobuf.message import Message
+
+from buf.validate import validate_pb2
+from sandboxd.model.errors import FieldViolation, InvalidRequestError
+from sandboxd.model.session import MAX_PROMPT_BYTES
+from sandboxd.v1 import sandbox_pb2, stream_pb2
+
+UPDATABLE: Final = ("display_name", "labels", "model", "approval_mode")
+"""Fields of a sandbox that Update can change."""
+MAX_VIOLATIONS: Final = 64
+"""Most violations of one answer: the details travel in trailers, which have a limit."""
+
+
+class RequestRules:
+    """Checks messages. One instance serves all calls: its compiled rules are cached by message type."""
+
+    def __init__(self) -> None:
+        self._validator = protovalidate.Validator()  # type: ignore[no-untyped-call]
+
+    def violations(self, message: Message) -> list[FieldViolation]:
+        """Return every rule that a message breaks."""
+        found = [_violation(one.proto) for one in self._validator.collect_violations(message)]
+        if more := MORE_RULES.get(type(message)):
+            found.extend(more(message))
+        return found[:MAX_VIOLATIONS]
+
+    def check(self, message: Message) -> None:
+        """Refuse a message that breaks rules.
+
+        Raises:
+            InvalidRequestError: With all violations.
+        """
+        if found := self.violations(message):
+            raise refusal(found)
+
+
+def refusal(violations: list[FieldViolation]) -> InvalidRequestError:
+    """Make the error for violations: its text names the first, its details hold them all."""
+    first = violations[0]
+    where = f"{first.field}: " if first.field else ""
+    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    return InvalidRequestError(
+        f"The request breaks the rules of the contract. {where}{first.description}{more}.", violations=violations
+    )
+
+
+def _update_rules(message: sandbox_pb2.UpdateRequest) -> Iterator[FieldViolation]:
+    if message.HasField("update_mask") and not message.update_mask.paths:
+        yield FieldViolation(field="update_mask.paths", description="must name at least one field")
+    for index, path in enumerate(message.update_mask.paths):
+        if path not in UPDATABLE:
+            yield FieldViolation(
+                field=f"update_mask.paths[{index}]",
+                description=f"must be one of {', '.join(UPDATABLE)}, not {path[:64]!r}",
+            )
+    if message.HasField("sandbox") and not message.sandbox.name.startswith("sandboxes/"):
+        yield FieldViolation(field="sandbox.name", description="must be `sandboxes/{sandbox}`")
+
+
+def _stream_rules(message: stream_pb2.StreamRequest) -> Iterator[FieldViolation]:
+    command = message.WhichOneof("command")
+    needs_id = command not in {None, "open", "ping"} or (command == "open" and not message.open.session)
+    if needs_id and not message.request_id:
+        yield FieldViolation(field="request_id", description="must be given: it makes the command idempotent")
+    if command == "open" and message.open.session and not message.open.session.startswith(f"{message.open.sandbox}/"):
+        yield FieldViolation(field="open.session", description="must be a session of `open.sandbox`")
+    if command == "prompt" and sum(len(one.data) for one in message.prompt.attachments) > MAX_PROMPT_BYTES:
+        yield FieldViolation(
+            field="prompt.attachments", description=f"must be at most {MAX_PROMPT_BYTES} bytes together"
+        )
+
+
+MORE_RULES: Final[Mapping[type[Message], Callable[[Any], Iterator[FieldViolation]]]] = {
+    # Any: each function takes the message of its own key.
+    sandbox_pb2.UpdateRequest: _update_rules,
+    stream_pb2.StreamRequest: _stream_rules,
+}
+"""Rules between fields, and about bytes in sum, which protovalidate's standard rules cannot express."""
+
+
+def _violation(violation: validate_pb2.Violation) -> FieldViolation:
+    description = violation.message or violation.rule_id
+    # protovalidate begins its texts with the rule's name: `string.pattern does not match …`.
+    return FieldViolation(field=_path(violation.field), description=description)
+
+
+def _path(path: validate_pb2.FieldPath) -> str:
+    text = ""
+    for element in path.elements:
+        text += f".{element.field_name}" if text else element.field_name
+        match element.WhichOneof("subscript"):
+            case "index":
+                text += f"[{element.index}]"
+            case "string_key":
+                text += f'["{element.string_key[:64]}"]'
+            case "bool_key" | "int_key" | "uint_key" as kind:
+                text += f"[{getattr(element, kind)}]"
+            case _:
+                pass
+    return text

@@ -1,0 +1,1 @@
+"""The web edge: what operators and Kubernetes ask over HTTP."""

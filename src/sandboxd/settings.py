@@ -1,0 +1,276 @@
+"""Settings of every role: environment `SANDBOXD_*`, a TOML file named by `SANDBOXD_CONFIG`, and files for secrets.
+
+Strongest first: what the program itself passes, the environment, `SANDBOXD_…_FILE` for secrets, the TOML file, the
+defaults here. Read once, in `bootstrap`; no other room sees them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, Field, ModelWrapValidatorHandler, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from typing_extensions import override
+
+PREFIX: Final = "SANDBOXD_"
+NOT_SETTINGS: Final = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_CACHE_DIR", "SANDBOXD_FAILPOINTS"})
+"""Variables with our prefix that are read elsewhere."""
+DEFAULT_GEMINI_URL: Final = "https://generativelanguage.googleapis.com"
+_ADDRESS: Final = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used; the text lists every problem."""
+
+
+def _check_address(text: str) -> str:
+    found = _ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise ValueError("must be host:port, for example 127.0.0.1:50051 (port 0 takes a free one)")
+    return text
+
+
+def _check_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError("must be an http or https URL without user, query and fragment")
+    return text.rstrip("/")
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+Url = Annotated[str, AfterValidator(_check_url)]
+
+
+class Settings(BaseSettings):
+    """All settings. A role reads those that it needs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    data_dir: Path = Path("~/.local/share/sandboxd")
+    """Where everything that must stay is kept on this machine: sandboxes of the local backend, keys, logs."""
+    database_url: SecretStr | None = None
+    """PostgreSQL, for example `postgresql://user:password@host/db`. `sandboxd dev` starts an embedded one if empty."""
+    database_pool_size: int = Field(default=10, ge=2, le=200)
+    """Most connections of one process."""
+
+    grpc_listen: Address = "127.0.0.1:50051"
+    """Where the gRPC API listens. Without TLS only a loopback address is accepted."""
+    web_listen: Address = "127.0.0.1:8081"
+    """Where /metrics, /healthz and /readyz are."""
+    tls_certificate_file: Path | None = None
+    """PEM chain of the API's certificate."""
+    tls_key_file: Path | None = None
+    """PEM key of the API's certificate."""
+    tls_client_authority_file: Path | None = None
+    """Callers must have a certificate of this authority, where it is set."""
+    reflection: bool = True
+    """Answer gRPC reflection, so that grpcurl works without the protos."""
+
+    jwt_keys_file: Path | None = None
+    """JWKS file with the public keys (EdDSA, or RS256 of 2048 bits and more) of those who issue callers' tokens."""
+    jwt_issuer: str = "https://sandboxd.dev/development"
+    """`iss` of callers' tokens."""
+    jwt_audience: str = "sandboxd"
+    """`aud` of callers' tokens."""
+
+    default_deadline_seconds: float = Field(default=60, gt=0, le=3600)
+    """Deadline of a call whose caller gave none."""
+    max_concurrent_rpcs: int = Field(default=2000, ge=1)
+    """Calls at the same time; more are refused."""
+    max_streams: int = Field(default=1000, ge=1)
+    """Open streams of this process."""
+    max_streams_per_client: int = Field(default=500, ge=1)
+    """Open streams of one client."""
+    drain_seconds: float = Field(default=25, gt=0, le=600)
+    """Grace after SIGTERM; below the 30 s after which Kubernetes kills."""
+
+    gateway_listen: Address = "127.0.0.1:8082"
+    """Where the gateway listens for agents. Without TLS only a loopback address is accepted."""
+    gateway_url: Url = "http://127.0.0.1:8082"
+    """How agents reach the gateway."""
+    gateway_tls_certificate_file: Path | None = None
+    """PEM chain of the gateway's certificate."""
+    gateway_tls_key_file: Path | None = None
+    """PEM key of the gateway's certificate."""
+    gateway_web_listen: Address = "127.0.0.1:8083"
+    """Where the gateway's /metrics, /healthz and /readyz are."""
+    gemini_url: Url = DEFAULT_GEMINI_URL
+    """The model API that the gateway forwards to."""
+    gemini_api_key: SecretStr | None = None
+    """One API key for every client; also read from GEMINI_API_KEY. For development: keys live in `gemini_keys_dir`."""
+    gemini_keys_dir: Path | None = None
+    """Directory with one file for each client, named by it, that holds its API key. Read again when it changes."""
+
+    node: Path | None = None
+    """Node that runs the Gemini CLI; found on PATH, or in the wheel, if empty."""
+    gemini_cli: Path | None = None
+    """Entry script of the Gemini CLI; the pinned one in the cache if empty."""
+
+    replica: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}"[:63])
+    """Name of this process among its like."""
+    log_format: Literal["json", "console"] = "json"
+    """`json` for machines, `console` for people."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged."""
+
+    @property
+    def default_deadline(self) -> timedelta:
+        """Deadline of a call whose caller gave none."""
+        return timedelta(seconds=self.default_deadline_seconds)
+
+    @property
+    def drain_grace(self) -> timedelta:
+        """Grace after SIGTERM."""
+        return timedelta(seconds=self.drain_seconds)
+
+    @property
+    def home(self) -> Path:
+        """The data directory, absolute."""
+        return self.data_dir.expanduser().absolute()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_everything(cls, data: dict[str, Any], handler: ModelWrapValidatorHandler[Settings]) -> Settings:
+        # Rules between fields are checked on what was given, so that they are reported beside those of single fields.
+        problems = [*_tls_problems(data, "grpc_listen", "tls"), *_tls_problems(data, "gateway_listen", "gateway_tls")]
+        try:
+            made = handler(data)
+        except ValidationError as error:
+            found = [f"{_where(one['loc'])}{one['msg'].removeprefix('Value error, ')}" for one in error.errors()]
+            raise ValueError("\n".join([*found, *problems])) from None
+        if problems:
+            raise ValueError("\n".join(problems))
+        return made
+
+    @classmethod
+    @override
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the sources in order, strongest first."""
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings, _SecretFiles(settings_cls)]
+        if file := os.environ.get(f"{PREFIX}CONFIG"):
+            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file).expanduser()))
+        return tuple(sources)
+
+
+def load_settings(**given: Any) -> Settings:
+    """Read the settings.
+
+    Args:
+        given: Values that outrank every other source, by field name. Any: pydantic checks them.
+
+    Raises:
+        SettingsError: With all problems at once.
+    """
+    file = os.environ.get(f"{PREFIX}CONFIG")
+    if file and not Path(file).expanduser().is_file():
+        raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_CONFIG: the file {file} does not exist")
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = [line for one in error.errors() for line in one["msg"].removeprefix("Value error, ").splitlines()]
+        raise SettingsError("\n  ".join(["The settings cannot be used:", *lines])) from None
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The settings cannot be used:\n  {error}") from error
+
+
+def redact(settings: Settings) -> dict[str, str]:
+    """Return what can be shown of the settings: everything but secrets, and whether those are set."""
+    shown = {}
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        shown[name] = "(set)" if isinstance(value, SecretStr) else "" if value is None else str(value)
+    return shown
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return `SANDBOXD_*` variables that no setting reads: probably misspelt."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    known |= {f"{name}_FILE" for name in known} | NOT_SETTINGS
+    return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address `host:port` can be reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """`SANDBOXD_<NAME>_FILE` for secrets, and GEMINI_API_KEY, the name that everybody knows."""
+
+    @override
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: `__call__` answers everything."""
+        raise NotImplementedError
+
+    @override
+    def __call__(self) -> dict[str, Any]:
+        """Return the secrets that files hold."""
+        found: dict[str, Any] = {}
+        for name, variables in {
+            "database_url": [f"{PREFIX}DATABASE_URL_FILE"],
+            "gemini_api_key": [f"{PREFIX}GEMINI_API_KEY_FILE", "GEMINI_API_KEY_FILE"],
+        }.items():
+            for variable in variables:
+                if file := os.environ.get(variable):
+                    try:
+                        found.setdefault(name, Path(file).expanduser().read_text().strip())
+                    except OSError as error:
+                        raise ValueError(f"{variable}: {file} cannot be read ({error.strerror})") from error
+        if key := os.environ.get("GEMINI_API_KEY"):
+            found.setdefault("gemini_api_key", key)
+        return found
+
+
+def _tls_problems(data: Mapping[str, Any], listen_name: str, prefix: str) -> list[str]:
+    listen = str(data.get(listen_name, Settings.model_fields[listen_name].default))
+    files = {name: data.get(f"{prefix}_{name}_file") for name in ("certificate", "key")}
+    names = f"{PREFIX}{prefix.upper()}_CERTIFICATE_FILE and {PREFIX}{prefix.upper()}_KEY_FILE"
+    problems = [
+        f"{PREFIX}{prefix.upper()}_{name.upper()}_FILE: the file {file} does not exist"
+        for name, file in files.items()
+        if file and not Path(file).is_file()
+    ]
+    if bool(files["certificate"]) != bool(files["key"]):
+        problems.append(f"{names} belong together: set both or none")
+    if not files["certificate"] and _ADDRESS.fullmatch(listen) and not is_loopback(listen):
+        problems.append(
+            f"{PREFIX}{listen_name.upper()}: {listen} can be reached from other machines; "
+            f"set {names}, or a loopback address"
+        )
+    return problems
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    return f"{PREFIX}{str(location[0]).upper()}: " if location else ""
