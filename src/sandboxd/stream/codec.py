@@ -19,7 +19,7 @@ from typing import Any
 from sandboxd.model import events
 
 _KIND = re.compile(r"(?<!^)(?=[A-Z])")
-_RENAMED = {(events.ToolCall, "kind"): "tool_kind"}
+_RENAMED: dict[tuple[type, str], str] = {(events.ToolCall, "kind"): "tool_kind"}
 """Fields whose name is taken: `kind` of an event says which one it is."""
 
 
