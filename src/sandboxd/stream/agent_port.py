@@ -7,13 +7,17 @@ this program must know. Every method may raise `AgentUnavailableError` (it does 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
 from sandboxd.model.errors import (
     AlreadyExistsError,
+    DeadlineError,
+    ExhaustedError,
+    ForbiddenError,
+    InvalidRequestError,
     NotFoundError,
     OutOfRangeError,
     StaleOwnerError,
@@ -68,6 +72,66 @@ class StdinClosedError(WrongStateError):
     """Standard input was closed, by a write or by the process."""
 
     reason = "STDIN_CLOSED"
+
+
+class ProcessRunningError(WrongStateError):
+    """The process still runs; end it first."""
+
+    reason = "PROCESS_RUNNING"
+
+
+class NoTerminalError(WrongStateError):
+    """The process has pipes, not a terminal."""
+
+    reason = "PROCESS_HAS_NO_TERMINAL"
+
+
+class TooManyProcessesError(ExhaustedError):
+    """The agent keeps as many processes as it may; remove exited ones."""
+
+    reason = "TOO_MANY_PROCESSES"
+
+
+class FreezeIncompleteError(DeadlineError):
+    """Some processes could not be stopped in time."""
+
+    reason = "FREEZE_INCOMPLETE"
+
+
+class PathNotFoundError(NotFoundError):
+    """Nothing is at this path of the sandbox."""
+
+    reason = "PATH_NOT_FOUND"
+
+
+class PathEscapesError(InvalidRequestError):
+    """The path, or a member of the archive, leads out of where it may."""
+
+    reason = "PATH_ESCAPES"
+
+
+class ArchiveInvalidError(InvalidRequestError):
+    """The bytes are not a tar archive, or it is cut."""
+
+    reason = "ARCHIVE_INVALID"
+
+
+class CopyLimitError(ExhaustedError):
+    """The copy is larger than it may be."""
+
+    reason = "COPY_LIMIT_EXCEEDED"
+
+
+class DiskFullError(ExhaustedError):
+    """The sandbox's disk is full."""
+
+    reason = "DISK_FULL"
+
+
+class PeerRefusedError(ForbiddenError):
+    """The caller's certificate is valid, but not that of the service."""
+
+    reason = "PEER_REFUSED"
 
 
 class AgentFrozenError(WrongStateError):
@@ -163,7 +227,7 @@ class Agent(Protocol):
 
     def attach(
         self, process_id: ProcessId, *, epoch: int, positions: Mapping[OutputStream, int]
-    ) -> AsyncIterator[Output]:
+    ) -> AsyncGenerator[Output, None]:
         """Stream output from absolute offsets; the last item is `OutputExited`.
 
         There is no deadline: liveness is the connection's keepalive. Close the iterator (`aclosing`) to detach. A slow
@@ -262,7 +326,7 @@ class Agent(Protocol):
 
     def copy_out(
         self, root: Root, path: str, *, max_bytes: int = 0, timeout: timedelta
-    ) -> AsyncIterator[bytes | CopyResult]:
+    ) -> AsyncGenerator[bytes | CopyResult, None]:
         """Stream a tree as tar bytes; the last item is a `CopyResult`, without which the archive is cut."""
         ...
 
@@ -275,7 +339,7 @@ class Agent(Protocol):
         ca_pem: bytes = b"",
         timeout: timedelta | None = None,
     ) -> int:
-        """Point the model endpoint at the gateway, with a token; renew by repeating. Returns its port in the sandbox."""
+        """Point the model endpoint at the gateway, with a token; renew by repeating. Returns its port."""
         ...
 
     async def get_model_endpoint(self, *, timeout: timedelta | None = None) -> ModelEndpointState:

@@ -1,0 +1,75 @@
+"""Freeze and thaw: SIGSTOP to everything, parents first, until nothing new appears; SIGCONT back, leaves first.
+
+The order matters: a shell that still runs while its child stops would say "Stopped" and take the terminal back. Stopped
+first, it sees nothing; and continued last, it finds its child running. What was stopped before is left alone and stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from datetime import timedelta
+
+from sandboxd.agent import proctree
+from sandboxd.agent.proctree import Entry
+from sandboxd.model.processes import FreezeResult
+from sandboxd.stream.agent_port import FreezeIncompleteError
+
+STEP_SECONDS = 0.002
+"""Pause between two looks: the kernel stops a process when it next returns to user mode, not at once."""
+
+
+class Freezer:
+    """Remembers what it has stopped."""
+
+    def __init__(self) -> None:
+        self._stopped: dict[tuple[int, int], Entry] = {}
+        self._strangers: set[tuple[int, int]] = set()
+        self._lock = asyncio.Lock()
+        self.frozen = False
+        """True from the beginning of a freeze until the thaw."""
+
+    async def freeze(self, *, timeout: timedelta) -> FreezeResult:
+        """Stop every descendant of the agent.
+
+        Args:
+            timeout: How long to try.
+
+        Raises:
+            FreezeIncompleteError: Something still ran at the end of that time. Nothing is thawed.
+        """
+        async with self._lock:
+            self.frozen = True
+            try:
+                async with asyncio.timeout(timeout.total_seconds()):
+                    while not self._step():
+                        await asyncio.sleep(STEP_SECONDS)
+            except TimeoutError as error:
+                raise FreezeIncompleteError(
+                    "Some processes could not be stopped in time: they wait inside the kernel. Try again, or thaw."
+                ) from error
+            return FreezeResult(frozen_processes=len(self._stopped), already_stopped_processes=len(self._strangers))
+
+    async def thaw(self) -> int:
+        """Continue what `freeze` stopped, and return how many are there to continue."""
+        async with self._lock:
+            leaves_first = reversed(list(self._stopped.values()))
+            count = proctree.send(leaves_first, signal.SIGCONT)
+            self._stopped.clear()
+            self._strangers.clear()
+            self.frozen = False
+            return count
+
+    def _step(self) -> bool:
+        """Look once and stop what runs. True when everything was stopped already, so the set is stable."""
+        entries = [entry for entry in proctree.descendants(os.getpid()).values() if entry.live]
+        running = {(entry.pid, entry.start): entry for entry in entries if not entry.stopped}
+        stopped = {(entry.pid, entry.start) for entry in entries if entry.stopped}
+        # Stopped, and not by us: by a shell's job control, a debugger, or another freeze than ours. It stays so.
+        self._strangers = stopped - self._stopped.keys()
+        proctree.send(running.values(), signal.SIGSTOP)
+        # Keep them in the order of the tree as it is now: thawing goes the other way.
+        ours = {(entry.pid, entry.start): entry for entry in entries}
+        self._stopped = {key: entry for key, entry in ours.items() if key not in self._strangers}
+        return not running
