@@ -68,7 +68,8 @@ class ConversationBook:
 
     def turn_of(self, session: SessionId) -> Turn | None:
         """The open turn of a session."""
-        open_turn = self._sessions[session].open_turn
+        row = self._sessions.get(session)
+        open_turn = None if row is None else row.open_turn
         return None if open_turn is None else self._turns.get(open_turn)
 
     def turn(self, turn: TurnId) -> Turn | None:

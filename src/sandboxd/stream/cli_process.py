@@ -11,7 +11,7 @@ import asyncio
 import signal as signals
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import timedelta
 from typing import Final
 
@@ -159,7 +159,7 @@ class CliProcess:
     async def _read_once(self) -> bool:
         """Follow the output; True when the process has ended."""
         positions = {OutputStream.STDOUT: self._position, OutputStream.STDERR: self._stderr_position}
-        async with aclosing(self._agent.attach(self.process, epoch=self._epoch, positions=positions)) as outputs:  # type: ignore[type-var]  # the port promises an async generator
+        async with aclosing(self._agent.attach(self.process, epoch=self._epoch, positions=positions)) as outputs:
             async for output in outputs:
                 match output:
                     case OutputChunk(stream=OutputStream.STDOUT):
@@ -237,10 +237,8 @@ class CliProcess:
                 await self._forget(accepted)
 
     async def _forget(self, before: int) -> None:
-        try:
+        with suppress(DatabaseUnavailableError):  # the next one forgets this one, too
             await self._journal.forget_stdin(self._sandbox, before=before)
-        except DatabaseUnavailableError:
-            pass  # the next one forgets this one, too
 
     async def _acknowledge(self) -> None:
         while True:

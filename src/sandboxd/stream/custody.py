@@ -17,6 +17,7 @@ from sandboxd.model.errors import DatabaseUnavailableError, SandboxdError, Unava
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.stream.book import ConversationBook
+from sandboxd.stream.conversation import LiveConversation
 from sandboxd.stream.owner import ConversationOwner, Services
 
 log = structlog.get_logger(__name__)
@@ -83,7 +84,7 @@ class Custody:
             book = ConversationBook(
                 row, sessions=sessions, turns=turns, clock=self._services.clock, ids=self._services.ids
             )
-            owner = ConversationOwner(book, self._services)
+            owner = ConversationOwner(LiveConversation(book, self._services.launcher), self._services)
             task = self._tasks.create_task(self._keep(owner), name=f"conversation-{sandbox}")
             self._owners[sandbox] = (owner, task)
             return owner
@@ -97,7 +98,7 @@ class Custody:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         try:
-            await self._services.journal.release(sandbox, owner=self._replica, epoch=owner.book.row.epoch)
+            await self._services.journal.release(sandbox, owner=self._replica, epoch=owner.conversation.book.row.epoch)
         except DatabaseUnavailableError as error:
             log.info("conversation.release_unanswered", sandbox=sandbox, error=str(error))
 
@@ -155,6 +156,6 @@ class Custody:
         try:
             owner = await self.owner(sandbox, only_if_used=True)
             if owner is not None:
-                log.info("conversation.adopted", sandbox=sandbox, epoch=owner.book.row.epoch)
+                log.info("conversation.adopted", sandbox=sandbox, epoch=owner.conversation.book.row.epoch)
         except SandboxdError as error:
             log.info("conversation.not_adopted", sandbox=sandbox, error=str(error))

@@ -62,6 +62,7 @@ class EventFeed:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._rings: OrderedDict[SessionId, _Ring] = OrderedDict()
+        self._closed = False
 
     def publish(self, events: Sequence[SessionEvent]) -> None:
         """Show events that were just committed by this replica; sessions may be mixed, each in order."""
@@ -78,8 +79,14 @@ class EventFeed:
             ring.events.clear()
             ring.wake()
 
+    def close(self) -> None:
+        """End every watcher's events after what it can still read: the service is going away."""
+        self._closed = True
+        for ring in self._rings.values():
+            ring.wake()
+
     async def follow(self, session: SessionId, *, after: int) -> AsyncIterator[Sequence[SessionEvent]]:
-        """Yield every event after a sequence number, in order and without gaps, for ever, in batches as they come."""
+        """Yield every event after a sequence number, in order and without gaps, in batches, until `close`."""
         ring = self._ring(session)
         ring.watchers += 1
         cursor = after
@@ -93,6 +100,8 @@ class EventFeed:
                     cursor = batch[-1].sequence
                     yield batch
                     continue
+                if self._closed:
+                    return
                 try:
                     async with asyncio.timeout(POLL_SECONDS):
                         await changed.wait()

@@ -2,7 +2,7 @@
 
 Committing is the dearest step between the CLI's output and a client's event. While one transaction is on its way, the
 next entries gather; they go together as soon as a lane is free. Nothing waits on purpose: an idle service commits at
-once, a busy one in batches. It must not reorder: a conversation has at most one append under way (it awaits the answer).
+once, a busy one in batches. It cannot reorder: a conversation has at most one append under way, and awaits it.
 """
 
 from __future__ import annotations
@@ -88,8 +88,6 @@ class GroupCommit:
             try:
                 return await self._journal.append(entries)
             except DatabaseUnavailableError as error:
-                log.warning(
-                    "journal.unavailable", entries=len(entries), retry_seconds=round(delay, 2), error=str(error)
-                )
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                log.warning("journal.unavailable", entries=len(entries), retry_seconds=delay, error=str(error))
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter is no secret
             delay = min(delay * 2, LAST_RETRY_SECONDS)

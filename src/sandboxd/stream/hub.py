@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -29,44 +28,15 @@ from sandboxd.model.events import ModeChanged, ModelChanged, SessionEvent, Sessi
 from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.session import PromptInput, Session
+from sandboxd.stream.conversation import LiveConversation
 from sandboxd.stream.custody import Custody
-from sandboxd.stream.owner import ConversationOwner, Services
+from sandboxd.stream.opening import Accepted, Opening
+from sandboxd.stream.owner import Services
 from sandboxd.stream.ports import Command
 
 log = structlog.get_logger(__name__)
 
 _NO_USE: Final = frozenset({SandboxState.TERMINATING, SandboxState.TERMINATED, SandboxState.FAILED})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opening:
-    """What a caller asks for when it opens a stream."""
-
-    sandbox: SandboxId
-    session: SessionId | None = None
-    """None makes a new session."""
-    after_sequence: int = 0
-    """Events after this one are sent; -1 sends only what comes from now on."""
-    watch_only: bool = False
-    cancel_on_disconnect: bool = False
-    title: str = ""
-    mode: str = ""
-    """Of a new session; empty takes the sandbox's."""
-    model: str = ""
-    """Of a new session; empty takes the sandbox's."""
-    request_id: RequestId = RequestId("")
-    """Needed where a session is made."""
-    body_hash: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """A command was taken and is durable."""
-
-    repeated: bool
-    """True where it had been taken before, and nothing was done now."""
-    turn: TurnId | None = None
-    """The turn that a prompt started."""
 
 
 class StreamHub:
@@ -97,7 +67,12 @@ class StreamHub:
         usable = sandbox.state not in _NO_USE | {SandboxState.PAUSED, SandboxState.PAUSING}
         if not opening.watch_only and usable:
             owner = await self._custody.owner(sandbox.id)
-            await owner.act(lambda: (owner.book.know(session), owner.want(session.id)))
+
+            def use() -> None:
+                owner.conversation.book.know(session)
+                owner.conversation.want(session.id)
+
+            await owner.act(use)
         return handle
 
     async def visible(self, caller: Caller, name: SandboxId) -> Sandbox:
@@ -120,7 +95,7 @@ class StreamHub:
         *,
         request_id: RequestId,
         body_hash: bytes,
-        run: Callable[[ConversationOwner, Session], TurnId | None],
+        run: Callable[[LiveConversation, Session], TurnId | None],
     ) -> Accepted:
         """Do a command once: answered from its row where it was seen, else run by the owner and made durable."""
         caller, session = handle.caller, handle.session
@@ -129,16 +104,17 @@ class StreamHub:
             return _repeated(known, body_hash)
         _require_usable(await self.visible(caller, session.sandbox))
         owner = await self._custody.owner(session.sandbox)
-        if session.id not in owner.book.sessions:
+        if session.id not in owner.conversation.book.sessions:
             fresh = await self.session_of(caller, session.sandbox, session.id)
-            await owner.act(lambda: owner.book.know(fresh))
+            await owner.act(lambda: owner.conversation.book.know(fresh))
 
         def step() -> Accepted:
-            seen = owner.seen(request_id)
+            conversation = owner.conversation
+            seen = conversation.seen(request_id)
             if seen is not None:
                 return _repeated(seen, body_hash)
-            turn = run(owner, owner.book.session(session.id))
-            owner.remember(
+            turn = run(conversation, conversation.book.session(session.id))
+            conversation.remember(
                 Command(client=caller.client, request_id=request_id, body_hash=body_hash, session=session.id, turn=turn)
             )
             return Accepted(repeated=False, turn=turn)
@@ -150,7 +126,7 @@ class StreamHub:
     async def vanished(self, handle: SessionHandle) -> None:
         """A client went away that wanted its turn cancelled then."""
         owner = await self._custody.owner(handle.session.sandbox)
-        await owner.act(lambda: owner.cancel(handle.session.id, reason="CLIENT_GONE"))
+        await owner.act(lambda: owner.conversation.cancel(handle.session.id, reason="CLIENT_GONE"))
 
     async def events(self, session: SessionId, *, after: int) -> AsyncIterator[SessionEvent]:
         """Events of a session after a sequence number, then live, for ever."""
@@ -170,8 +146,14 @@ class StreamHub:
         if owner is None:
             return
         async with asyncio.timeout(timeout.total_seconds()):
-            await owner.close(reason=reason, grace=min(timeout / 2, timedelta(seconds=5)))
+            log.info("conversation.closing", sandbox=sandbox, reason=reason)
+            await owner.close(grace=min(timeout / 2, timedelta(seconds=5)))
         await self._custody.give_up(sandbox)
+
+    async def drain(self) -> None:
+        """Hand every conversation over and end every watcher's events. Turns go on in their sandboxes."""
+        await self._custody.drain()
+        self._services.feed.close()
 
     async def _create(self, caller: Caller, sandbox: Sandbox, opening: Opening) -> tuple[Session, bool]:
         services = self._services
@@ -234,9 +216,9 @@ class SessionHandle:
             SandboxPausedError: The sandbox's owner paused it.
         """
 
-        def run(owner: ConversationOwner, session: Session) -> TurnId:
-            turn = owner.book.start_turn(session.id, request_id=request_id, prompt=prompt)
-            owner.prompt(turn)
+        def run(conversation: LiveConversation, session: Session) -> TurnId:
+            turn = conversation.book.start_turn(session.id, request_id=request_id, prompt=prompt)
+            conversation.prompt(turn)
             return turn.id
 
         return await self._command(request_id, body_hash, run)
@@ -249,36 +231,36 @@ class SessionHandle:
             InvalidRequestError: It has no such option.
         """
 
-        def run(owner: ConversationOwner, session: Session) -> None:
-            owner.answer(session.id, permission=permission, option=option, request_id=request_id)
+        def run(conversation: LiveConversation, session: Session) -> None:
+            conversation.answer(session.id, permission=permission, option=option, request_id=request_id)
 
         return await self._command(request_id, body_hash, run)
 
     async def cancel(self, *, request_id: RequestId, body_hash: bytes) -> Accepted:
         """Cancel the open turn; where none is open there is nothing to do."""
 
-        def run(owner: ConversationOwner, session: Session) -> None:
-            owner.cancel(session.id, request_id=request_id)
+        def run(conversation: LiveConversation, session: Session) -> None:
+            conversation.cancel(session.id, request_id=request_id)
 
         return await self._command(request_id, body_hash, run)
 
     async def set_mode(self, *, request_id: RequestId, body_hash: bytes, mode: str) -> Accepted:
         """Set the approval mode."""
 
-        def run(owner: ConversationOwner, session: Session) -> None:
-            if not owner.set_mode(session.id, mode, request_id=request_id):
-                owner.book.set_preferences(session.id, mode=mode)
-                owner.book.emit(session.id, ModeChanged(mode=mode, request_id=request_id))
+        def run(conversation: LiveConversation, session: Session) -> None:
+            if not conversation.set_mode(session.id, mode, request_id=request_id):
+                conversation.book.set_preferences(session.id, mode=mode)
+                conversation.book.emit(session.id, ModeChanged(mode=mode, request_id=request_id))
 
         return await self._command(request_id, body_hash, run)
 
     async def set_model(self, *, request_id: RequestId, body_hash: bytes, model: str) -> Accepted:
         """Set the model."""
 
-        def run(owner: ConversationOwner, session: Session) -> None:
-            if not owner.set_model(session.id, model, request_id=request_id):
-                owner.book.set_preferences(session.id, model=model)
-                owner.book.emit(session.id, ModelChanged(model=model, request_id=request_id))
+        def run(conversation: LiveConversation, session: Session) -> None:
+            if not conversation.set_model(session.id, model, request_id=request_id):
+                conversation.book.set_preferences(session.id, model=model)
+                conversation.book.emit(session.id, ModelChanged(model=model, request_id=request_id))
 
         return await self._command(request_id, body_hash, run)
 
@@ -288,7 +270,7 @@ class SessionHandle:
             await self._hub.vanished(self)
 
     async def _command(
-        self, request_id: RequestId, body_hash: bytes, run: Callable[[ConversationOwner, Session], TurnId | None]
+        self, request_id: RequestId, body_hash: bytes, run: Callable[[LiveConversation, Session], TurnId | None]
     ) -> Accepted:
         if self._opening.watch_only:
             raise _WatchOnlyError("This stream only watches. Open the session without watch_only.")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import IncarnationId, TurnId
 from sandboxd.stream.dialect import TurnBill
+
+if TYPE_CHECKING:  # the process puts inputs, and one input brings a process
+    from sandboxd.stream.cli_process import CliProcess
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ class Planned:
 class Started:
     """The CLI's process runs."""
 
-    process: str
+    cli: CliProcess
     workspace: str
 
 

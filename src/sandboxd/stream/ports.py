@@ -1,7 +1,7 @@
 """What the stream room needs from outside: the journal, the sessions, the sandboxes and the ledger's view of a turn.
 
-The journal is where exactly-once lives. One conversation (the CLI of one sandbox with all its sessions) has one row with
-an epoch; who holds the epoch is the owner and the only one who may append. An append is one transaction that holds the
+The journal is where exactly-once lives. A conversation (the CLI of a sandbox with all its sessions) is a row with an
+epoch; who holds the epoch is the owner and the only one who may append. An append is one transaction that holds the
 events, the consumed output offset, the machine's snapshot, the stdin record and the request ids of the commands in it.
 """
 
@@ -91,7 +91,7 @@ class Appended(enum.Enum):
 
 
 class Journal(Protocol):
-    """Durable conversations. Every method has the deadline of the adapter's settings and raises DatabaseUnavailableError."""
+    """Durable conversations. Every method has a deadline of the adapter's and may raise DatabaseUnavailableError."""
 
     async def append(self, entries: Sequence[Entry]) -> Sequence[Appended]:
         """Write entries of different conversations in one transaction; answers one outcome per entry, in order.

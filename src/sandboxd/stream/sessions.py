@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sandboxd.model.caller import Caller, Role
+from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.errors import ForbiddenError, RequestIdReusedError, TurnInProgressError
 from sandboxd.model.events import SessionEvent
-from sandboxd.model.ids import RequestId, SandboxId, SessionId
+from sandboxd.model.ids import SandboxId, SessionId
 from sandboxd.model.paging import Page
 from sandboxd.model.session import Session
 from sandboxd.stream.custody import Custody
 from sandboxd.stream.hub import StreamHub
 from sandboxd.stream.owner import Services
-from sandboxd.stream.ports import SessionOrder
+from sandboxd.stream.ports import Command, SessionOrder
 
 
 class SessionDirectory:
@@ -52,32 +52,49 @@ class SessionDirectory:
 
     async def history(
         self, caller: Caller, sandbox: SandboxId, session: SessionId, *, after: int, limit: int
-    ) -> Sequence[SessionEvent]:
-        """Events of a session after a sequence number, at most `limit` and about 2 MiB."""
-        await self._hub.session_of(caller, sandbox, session)
-        return await self._services.journal.events(session, after=after, limit=limit)
+    ) -> tuple[Sequence[SessionEvent], int]:
+        """Events after a sequence number, at most `limit` and about 2 MiB, and where to go on; 0 at the end."""
+        row = await self._hub.session_of(caller, sandbox, session)
+        events = await self._services.journal.events(session, after=after, limit=limit)
+        last = events[-1].sequence if events else row.head_sequence
+        return events, last if last < row.head_sequence else 0
 
-    async def delete(
-        self, caller: Caller, sandbox: SandboxId, session: SessionId, *, request_id: RequestId, body_hash: bytes
-    ) -> None:
-        """Delete a session with its log; the ledger keeps its usage. A session that is gone is success.
+    async def delete(self, request: Request, sandbox: SandboxId, session: SessionId) -> None:
+        """Delete a session with its log, once per request id; the ledger keeps its usage.
 
         Raises:
+            SessionNotFoundError: None such, or deleted by another request.
             TurnInProgressError: A turn is open.
             ForbiddenError: An auditor changes nothing.
             RequestIdReusedError: The id was used for something else.
         """
+        caller = request.caller
         if caller.role is Role.AUDITOR:
             raise ForbiddenError("An auditor cannot delete sessions.")
-        known = await self._services.journal.find_command(caller.client, request_id)
-        if known is not None and (known.body_hash != body_hash or known.session != session):
-            raise RequestIdReusedError(request_id)
-        if known is not None:
-            return
-        row = await self._hub.session_of(caller, sandbox, session)
-        if row.open_turn is not None:
-            raise TurnInProgressError(session, turn=row.open_turn)
-        owner = await self._custody.owner(row.sandbox, only_if_used=True)
-        if owner is not None:
-            await owner.act(lambda: owner.forget(session))
+        known = await self._services.journal.find_command(caller.client, request.request_id)
+        if known is None:
+            await self._forget(request, sandbox, session)
+        elif known.body_hash != request.body_hash or known.session != session:
+            raise RequestIdReusedError(request.request_id)
         await self._services.sessions.delete(session, at=self._services.clock.now())
+
+    async def _forget(self, request: Request, sandbox: SandboxId, session: SessionId) -> None:
+        """Take the session out of its conversation, with the request made durable: a crash after it is repeated."""
+        row = await self._hub.session_of(request.caller, sandbox, session)
+        owner = await self._custody.owner(row.sandbox)
+
+        def step() -> None:
+            turn = owner.conversation.book.turn_of(session)
+            if turn is not None:
+                raise TurnInProgressError(session, turn=turn.id)
+            owner.conversation.forget(session)
+            owner.conversation.remember(
+                Command(
+                    client=request.caller.client,
+                    request_id=request.request_id,
+                    body_hash=request.body_hash,
+                    session=session,
+                )
+            )
+
+        await owner.act(step)
