@@ -8,6 +8,7 @@ billed. A stream that broke is passed on as broken: a clean end would make the C
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Final
 
 from aiohttp import web
@@ -48,6 +49,12 @@ class Forwarder:
         self._upstream = upstream
         self._breaker = breaker
         self._clock = clock
+        self._cut_time = math.inf
+
+    def stop(self) -> None:
+        """Note that the gateway stops: calls that still run at the deadline are cut by it, and not by their CLIs."""
+        # The HTTP server closes connections and only then cancels their handlers, so the time has to tell who it was.
+        self._cut_time = asyncio.get_running_loop().time() + self._timeouts.shutdown - 0.05
 
     async def forward(
         self, request: web.Request, *, call: MeteredCall, target: ModelCall, key: Secret, body: bytes
@@ -74,7 +81,8 @@ class Forwarder:
             # cut the connection to the API already. The meter's own task settles the call; nobody waits for it here.
             if not reported:
                 self._breaker.withdrawn()
-            call.error = passing.why_ended(error)
+            cut = asyncio.get_running_loop().time() >= self._cut_time
+            call.error = CallError.GATEWAY_STOPPED if cut else passing.why_ended(error)
             _ = self._meter.settle(call)
             raise
         await asyncio.shield(self._meter.settle(call))

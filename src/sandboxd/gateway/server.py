@@ -67,7 +67,7 @@ class Gateway:
             timing=MeterTiming(beat=config.beat_seconds, open=timeouts.ledger_open, settle=timeouts.ledger_settle),
             metrics=self._metrics,
         )
-        forwarder = Forwarder(
+        self._forwarder = Forwarder(
             config=config, meter=self._meter, upstream=self._upstream, breaker=self._breaker, clock=clock
         )
         self._handler = CallHandler(
@@ -77,7 +77,7 @@ class Gateway:
             policies=policies or StaticModelPolicies(),
             meter=self._meter,
             breaker=self._breaker,
-            forwarder=forwarder,
+            forwarder=self._forwarder,
             metrics=self._metrics,
             clock=clock,
         )
@@ -110,6 +110,7 @@ class Gateway:
 
     def _stop(self) -> None:
         self._handler.stopping = True
+        self._forwarder.stop()
 
     def _app(self) -> web.Application:
         app = web.Application()
