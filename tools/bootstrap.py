@@ -30,8 +30,8 @@ class SetupError(Exception):
 
 
 def say(text: str) -> None:
-    """Print one line for the person who waits."""
-    print(f"setup: {text}", flush=True)
+    """Print one line for the person who waits; on standard error, because `make demo` may print JSON."""
+    print(f"setup: {text}", file=sys.stderr, flush=True)
 
 
 def run(*command: str | Path) -> None:
@@ -109,6 +109,7 @@ def generate_protos() -> None:
 
 def install_gemini_cli() -> None:
     """Install the pinned Gemini CLI, outside the checkout."""
+    say(f"installing the pinned Gemini CLI into {CACHE} (100 MB, unless it is there)")
     run(VENV_PYTHON, "-m", "sandboxd.dev.gemini_cli")
 
 
