@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sandboxd.dev.node import ToolchainError
+from tests.postgres import database, postgres_server, postgres_url  # noqa: F401  fixtures
 from tools.grpcurl import ensure_grpcurl
 
 KEPT = ("SANDBOXD_CACHE_DIR",)

@@ -1,0 +1,44 @@
+"""The tables, as SQLAlchemy knows them. Nothing is loaded lazily: rows are read by explicit queries.
+
+What the tables are in the database is said by the migrations (`alembic/`); a test holds that both agree.
+"""
+
+from sandboxd.persistence.tables.base import Base
+from sandboxd.persistence.tables.conversations import (
+    CommandRow,
+    ConversationRow,
+    EventRow,
+    SessionRow,
+    StdinRecordRow,
+    TurnAttachmentRow,
+    TurnRow,
+)
+from sandboxd.persistence.tables.sandboxes import (
+    ClientRow,
+    FreelancerRow,
+    IncarnationRow,
+    OperationRow,
+    RequestRow,
+    SandboxRow,
+)
+from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
+
+__all__ = [
+    "Base",
+    "ClientRow",
+    "CommandRow",
+    "ConversationRow",
+    "EventRow",
+    "FreelancerRow",
+    "GatewayRow",
+    "IncarnationRow",
+    "OperationRow",
+    "PriceRow",
+    "RequestRow",
+    "SandboxRow",
+    "SessionRow",
+    "StdinRecordRow",
+    "TurnAttachmentRow",
+    "TurnRow",
+    "UsageEventRow",
+]
