@@ -119,7 +119,7 @@ class LiveConversation:
 
     def answer(self, session: SessionId, *, permission: str, option: str, request_id: str) -> None:
         """Answer a permission request. Raises PermissionNotOpenError, InvalidRequestError."""
-        if self._machine is None:
+        if self._machine is None or not self._machine.is_open(session):
             raise PermissionNotOpenError(permission)
         self._machine.answer(session, permission=permission, option=option, request_id=request_id)
 
