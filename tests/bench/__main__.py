@@ -12,6 +12,7 @@ import grpc
 
 from tests.bench.driver import Client, Plan, Samples
 from tests.bench.figures import Parts
+from tests.bench.recorded_cli import call_model
 from tests.bench.report import Run, render, write
 from tests.bench.stack import Stack, stack
 from tests.bench.upstream import upstream
@@ -25,6 +26,7 @@ PARTS = {
     "PostgreSQL": "postgres",
 }
 """Words of the command lines; `Parts` looks only at processes of this run."""
+DIRECT_CALLS = 100
 
 
 async def measure(running: Stack, streams: int, plan: Plan, *, turns: int) -> Run:
@@ -50,6 +52,14 @@ async def measure(running: Stack, streams: int, plan: Plan, *, turns: int) -> Ru
     return Run(streams=streams, seconds=seconds, samples=samples, uses=uses)
 
 
+async def direct(url: str) -> Samples:
+    """Make the same model calls without agent and gateway, one after the other."""
+    samples = Samples()
+    for _ in range(DIRECT_CALLS):
+        samples.take_call(await asyncio.to_thread(call_model, url, "none"))
+    return samples
+
+
 async def main() -> int:
     """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
@@ -63,9 +73,10 @@ async def main() -> int:
     plan = Plan(chunks=given.chunks, interval=1 / given.rate, calls=given.calls)
     with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as directory:
         async with upstream() as url, stack(Path(directory) / "data", upstream=url) as running:
+            without = await direct(url)
             numbers = map(int, given.streams.split(","))
             runs = [await measure(running, streams, plan, turns=given.turns) for streams in numbers]
-    tables = render(runs, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}")
+    tables = render(runs, without=without, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}")
     print(tables)
     if not given.dry:
         write(PAGE, tables)

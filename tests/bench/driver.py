@@ -4,8 +4,9 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 import grpc
 
@@ -50,11 +51,15 @@ class Samples:
         stamp = json.loads(line)
         self.event.append((received - stamp["sent"]) / MILLISECOND)
         if call := stamp.get("call"):
-            if call["status"] != 200:
-                self.failures.append(f"model call answered {call['status']}")
-                return
-            self.first_byte.append((call["request"] + call["first"]) / MILLISECOND)
-            self.whole_call.append((call["request"] + call["last"]) / MILLISECOND)
+            self.take_call(call)
+
+    def take_call(self, call: Mapping[str, int]) -> None:
+        """Read the moments of one model call."""
+        if call["status"] != HTTPStatus.OK:
+            self.failures.append(f"a model call was answered {call['status']}")
+            return
+        self.first_byte.append((call["request"] + call["first"]) / MILLISECOND)
+        self.whole_call.append((call["request"] + call["last"]) / MILLISECOND)
 
 
 class Client:

@@ -33,9 +33,9 @@ def say(session: str, values: dict[str, object]) -> None:
     send({"method": "session/update", "params": {"sessionId": session, "update": update}})
 
 
-def call_model(key: str) -> dict[str, int]:
-    """Make one streamed model call and return its moments, the upstream's own beside ours."""
-    base = urlsplit(os.environ["GOOGLE_GEMINI_BASE_URL"])
+def call_model(url: str, key: str) -> dict[str, int]:
+    """Make one streamed model call and return what lay between the upstream's moments and ours, in nanoseconds."""
+    base = urlsplit(url)
     body = json.dumps({"contents": [{"role": "user", "parts": [{"text": "x" * 40_000}]}]}).encode()
     began = time.monotonic_ns()
     connection = http.client.HTTPConnection(base.hostname or "", base.port, timeout=60)
@@ -67,7 +67,7 @@ def take_turn(request: int, session: str, prompt: str, key: str) -> None:
     """Do what the prompt says and answer it."""
     plan = json.loads(prompt[prompt.index("{") : prompt.rindex("}") + 1]) if "{" in prompt else {}
     for _ in range(plan.get("calls", 0)):
-        say(session, {"call": call_model(key)})
+        say(session, {"call": call_model(os.environ["GOOGLE_GEMINI_BASE_URL"], key)})
     for _ in range(plan.get("chunks", 1)):
         time.sleep(plan.get("interval", 0.0))
         say(session, {})

@@ -22,14 +22,18 @@ class Run:
     uses: dict[str, Use]
 
 
-def render(runs: list[Run], *, plan: Plan, turns: int, day: str) -> str:
+def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: str) -> str:
     """Return the tables."""
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()} {platform.release()}"
     load = f"{turns} turns of {plan.calls} model calls and {plan.chunks} text chunks, {1 / plan.interval:g} a second"
+    baseline = "The same model calls without agent and gateway, alone on the machine: first byte "
+    baseline += f"{_both(without.first_byte)}, whole call {_both(without.whole_call)}"
     heads = ["Streams", "Turns", "Failures", "Events", "Event P50", "P99", "max"]
     heads += ["Calls", "First byte P50", "P99", "Whole call P50", "P99"]
     lines = [
         f"Measured {day}: {machine}, Python {platform.python_version()}. Each stream: {load}.",
+        "",
+        f"{baseline}.",
         "",
         f"| {' | '.join(heads)} |",
         "| ---: " * len(heads) + "|",
@@ -61,3 +65,7 @@ def write(page: Path, tables: str) -> None:
 
 def _ms(values: list[float], share: float) -> str:
     return f"{percentile(values, share):.1f}"
+
+
+def _both(values: list[float]) -> str:
+    return f"P50 {_ms(values, 0.5)}, P99 {_ms(values, 0.99)}"
