@@ -9,13 +9,14 @@ from datetime import timedelta
 from sandboxd.manager.access import choose_freelancer, require_writer
 from sandboxd.manager.intents import Intents
 from sandboxd.manager.operations import Operations
-from sandboxd.manager.ports import Clock, IdSource, RequestRecord, UnitOfWork
+from sandboxd.manager.ports import RequestRecord, UnitOfWork
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.startup import Startup
 from sandboxd.model.caller import Request
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import FreelancerId, SandboxId
 from sandboxd.model.sandbox import ApprovalMode, Sandbox, Tier
+from sandboxd.model.sources import Clock, IdSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

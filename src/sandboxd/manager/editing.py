@@ -8,12 +8,13 @@ from datetime import timedelta
 
 from sandboxd.manager.access import require_visible, require_writer
 from sandboxd.manager.changes import Changes
-from sandboxd.manager.ports import Clock, RequestOutcome, RequestRecord, UnitsOfWork
+from sandboxd.manager.ports import RequestOutcome, RequestRecord, UnitsOfWork
 from sandboxd.manager.requests import Requests
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.errors import InvalidTransitionError, StaleEtagError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import ApprovalMode, Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,13 @@ from sandboxd.manager.agents import visit
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.losses import AGENT_LOST
 from sandboxd.manager.operations import Settled
-from sandboxd.manager.ports import Backend, Clock, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import Backend, UnitOfWork, UnitsOfWork
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.model.errors import AgentUnavailableError, DeadlineError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 from sandboxd.stream.agent_port import AgentConnector
 
 FREEZE_TIMEOUT: Final = timedelta(seconds=10)

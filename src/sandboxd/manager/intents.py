@@ -16,19 +16,11 @@ import structlog
 
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.outcome import record_error
-from sandboxd.manager.ports import (
-    Clock,
-    IdSource,
-    Operation,
-    OperationId,
-    RequestOutcome,
-    RequestRecord,
-    UnitOfWork,
-    UnitsOfWork,
-)
+from sandboxd.manager.ports import Operation, OperationId, RequestOutcome, RequestRecord, UnitOfWork, UnitsOfWork
 from sandboxd.model.errors import ConflictError, SandboxdError, StaleOwnerError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sources import Clock, IdSource
 
 LEASE: Final = timedelta(seconds=15)
 """How long the work on a sandbox is ours without a sign of life."""

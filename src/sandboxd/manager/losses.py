@@ -9,9 +9,10 @@ import structlog
 
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.metrics import ManagerMetrics
-from sandboxd.manager.ports import Backend, Clock, Observation, UnitsOfWork
+from sandboxd.manager.ports import Backend, Observation, UnitsOfWork
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import SandboxState
+from sandboxd.model.sources import Clock
 
 AGENT_LOST: Final = "AGENT_LOST"
 """End reason of an incarnation whose agent was found gone."""

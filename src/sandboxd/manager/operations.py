@@ -11,10 +11,10 @@ import structlog
 
 from sandboxd.manager.intents import LEASE, Intent, Intents
 from sandboxd.manager.metrics import ManagerMetrics
-from sandboxd.manager.ports import Clock
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.sources import Clock
 
 log = structlog.get_logger(__name__)
 

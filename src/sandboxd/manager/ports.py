@@ -1,4 +1,4 @@
-"""What the sandbox manager needs from outside: clock, ids, the unit of work, a backend, the conversations, tokens.
+"""What the sandbox manager needs from outside: the unit of work, a backend, the conversations, tokens.
 
 Contract suites: `tests/contract/test_unit_of_work.py` and `tests/contract/test_backend.py`; they are what these
 docstrings mean where they are unclear. The agent is reached through `stream.agent_port`.
@@ -28,26 +28,6 @@ MAX_PAGE_SIZE = 1000
 """Most sandboxes of one page; a larger wish is answered with this many."""
 DEFAULT_PAGE_SIZE = 50
 """Sandboxes of a page where the caller does not say."""
-
-
-class Clock(Protocol):
-    """The time, injected so that tests own it."""
-
-    def now(self) -> datetime:
-        """The moment, aware, in UTC."""
-        ...
-
-    def monotonic(self) -> float:
-        """Seconds that never go back, for deadlines."""
-        ...
-
-
-class IdSource(Protocol):
-    """Where new ids come from."""
-
-    def new(self, prefix: str) -> str:
-        """A new id of that kind, as `model.ids.make_id` builds it."""
-        ...
 
 
 # ---------------------------------------------------------------------------------------------- what is kept

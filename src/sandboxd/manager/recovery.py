@@ -19,12 +19,13 @@ from sandboxd.manager.intents import Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics, Orphan
 from sandboxd.manager.operations import Operations, Work
-from sandboxd.manager.ports import Backend, Clock, Life, Observation, UnitsOfWork
+from sandboxd.manager.ports import Backend, Life, Observation, UnitsOfWork
 from sandboxd.manager.release import Release
 from sandboxd.manager.startup import Startup
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 
 EVERY: Final = timedelta(seconds=3)
 INSPECT_EVERY: Final = timedelta(seconds=15)

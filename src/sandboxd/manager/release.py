@@ -11,11 +11,12 @@ import structlog
 from sandboxd.manager.agents import visit
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
-from sandboxd.manager.ports import Backend, Clock, Conversations, Observation, UnitOfWork
+from sandboxd.manager.ports import Backend, Conversations, Observation, UnitOfWork
 from sandboxd.model.errors import AgentUnavailableError, DeadlineError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 from sandboxd.stream.agent_port import AgentConnector
 
 CLOSE_TIMEOUT: Final = timedelta(seconds=10)
@@ -84,9 +85,9 @@ class Release:
     async def _close(self, sandbox: SandboxId, *, reason: str) -> None:
         try:
             await self._conversations.close(sandbox, reason=reason, timeout=CLOSE_TIMEOUT)
-        except (AgentUnavailableError, DeadlineError) as error:
+        except (AgentUnavailableError, DeadlineError, TimeoutError) as error:
             # Its processes are ended next; whoever owns the conversation sees that and ends the turns.
-            log.warning("sandbox.conversation_not_closed", sandbox=sandbox, error=error.message)
+            log.warning("sandbox.conversation_not_closed", sandbox=sandbox, error=str(error))
 
     async def _thaw(self, observation: Observation) -> None:
         for life in observation.running:

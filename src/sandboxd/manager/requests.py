@@ -8,10 +8,11 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.outcome import restore_error
-from sandboxd.manager.ports import REQUEST_KEPT_FOR, Clock, RequestRecord, UnitsOfWork
+from sandboxd.manager.ports import REQUEST_KEPT_FOR, RequestRecord, UnitsOfWork
 from sandboxd.model.caller import Request
 from sandboxd.model.errors import DeadlineError, InternalError, RequestIdReusedError
 from sandboxd.model.ids import SandboxId
+from sandboxd.model.sources import Clock
 
 
 class Requests:

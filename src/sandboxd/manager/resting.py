@@ -8,7 +8,7 @@ from sandboxd.manager.access import require_visible, require_writer
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import Intent, Intents, Plan
 from sandboxd.manager.operations import Operations, Settled, Work
-from sandboxd.manager.ports import Clock, Conversations, RequestRecord, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import Conversations, RequestRecord, UnitOfWork, UnitsOfWork
 from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.startup import Startup
@@ -17,6 +17,7 @@ from sandboxd.model.errors import InternalError, OpenTurnsError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 
 SUPERSEDED = "RESUMED"
 """End reason of an incarnation that was still on record when its sandbox was resumed."""

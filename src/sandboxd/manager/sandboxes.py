@@ -18,16 +18,7 @@ from sandboxd.manager.intents import Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
-from sandboxd.manager.ports import (
-    Backend,
-    BackendDescription,
-    Clock,
-    Conversations,
-    IdSource,
-    ModelTokens,
-    SandboxOrder,
-    UnitsOfWork,
-)
+from sandboxd.manager.ports import Backend, BackendDescription, Conversations, ModelTokens, SandboxOrder, UnitsOfWork
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.release import Release
@@ -40,6 +31,7 @@ from sandboxd.model.caller import Caller, Request
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.sources import Clock, IdSource
 from sandboxd.stream.agent_port import AgentConnector
 from sandboxd.stream.ports import Wakeups
 

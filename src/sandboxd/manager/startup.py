@@ -10,12 +10,13 @@ import structlog
 
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
-from sandboxd.manager.ports import Backend, Clock, IdSource, SandboxSpec, UnitOfWork
+from sandboxd.manager.ports import Backend, SandboxSpec, UnitOfWork
 from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.model.errors import InternalError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Incarnation, Sandbox, SandboxState
+from sandboxd.model.sources import Clock, IdSource
 
 START_TIMEOUT: Final = timedelta(seconds=60)
 """How long a backend may take until the agent answers."""

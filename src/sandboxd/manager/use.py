@@ -13,7 +13,7 @@ from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import POLL_SECONDS, Intent, Intents, SandboxInUseError
 from sandboxd.manager.losses import AGENT_LOST, Losses
 from sandboxd.manager.operations import Operations, Work
-from sandboxd.manager.ports import Backend, Clock, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import Backend, UnitOfWork, UnitsOfWork
 from sandboxd.manager.startup import Startup
 from sandboxd.model.errors import (
     DeadlineError,
@@ -23,6 +23,7 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 from sandboxd.stream.ports import ActiveSandbox, CliPlace, Sandboxes
 
 TOUCH_SECONDS: Final = 5.0
@@ -85,6 +86,15 @@ class SandboxUse(Sandboxes):
                 await self._changes.wait(sandbox, timeout=min(left, POLL_SECONDS))
             else:
                 await self._bring(found, way, timeout=timedelta(seconds=left))
+
+    @override
+    async def present(self, sandbox: SandboxId) -> ActiveSandbox | None:
+        async with self._units.begin() as work:
+            found = await work.sandboxes.get(sandbox)
+            incarnation = await work.incarnations.current(sandbox)
+        if incarnation is None or incarnation.ready_time is None:
+            return None
+        return ActiveSandbox(sandbox=found, incarnation=incarnation)
 
     @override
     async def incarnation_lost(self, sandbox: SandboxId, incarnation: IncarnationId) -> bool:
