@@ -22,14 +22,16 @@ PARTS = {
     "serve": "sandboxd serve",
     "gateway": "sandboxd gateway",
     "agents": "sandboxd.agent",
-    "stand-in CLIs": "recorded_cli.py",
+    "CLIs, stand-in": "recorded_cli.py",
+    "CLIs, real": "gemini.js",
     "PostgreSQL": "postgres",
 }
 """Words of the command lines; `Parts` looks only at processes of this run."""
 DIRECT_CALLS = 100
+STAND_IN, REAL = "stand-in", "real"
 
 
-async def measure(running: Stack, streams: int, plan: Plan, *, turns: int) -> Run:
+async def measure(running: Stack, streams: int, plan: Plan, *, turns: int, cli: str) -> Run:
     """Create the sandboxes, let every stream take its turns at the same time, and end the sandboxes."""
     samples = Samples()
     async with grpc.aio.insecure_channel(running.address) as channel:
@@ -49,7 +51,7 @@ async def measure(running: Stack, streams: int, plan: Plan, *, turns: int) -> Ru
         await client.terminate(names)
     for failure in sorted(set(samples.failures)):
         print(f"failure: {failure} ({samples.failures.count(failure)} times)", flush=True)
-    return Run(streams=streams, seconds=seconds, samples=samples, uses=uses)
+    return Run(cli=cli, streams=streams, seconds=seconds, samples=samples, uses=uses)
 
 
 async def direct(url: str) -> Samples:
@@ -63,7 +65,8 @@ async def direct(url: str) -> Samples:
 async def main() -> int:
     """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--streams", default="1,10,100", help="numbers of streams, one run each (default %(default)s)")
+    parser.add_argument("--streams", default="1,10,100", help="with the stand-in CLI, a run each (default %(default)s)")
+    parser.add_argument("--real", default="1,10", help="with the real CLI, a run each (default %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="turns of each stream (default %(default)s)")
     parser.add_argument("--chunks", type=int, default=20, help="text chunks of a turn (default %(default)s)")
     parser.add_argument("--rate", type=float, default=5.0, help="chunks a second of a stream (default %(default)s)")
@@ -71,11 +74,15 @@ async def main() -> int:
     parser.add_argument("--dry", action="store_true", help="print only, leave docs/benchmarks.md as it is")
     given = parser.parse_args()
     plan = Plan(chunks=given.chunks, interval=1 / given.rate, calls=given.calls)
-    with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as directory:
-        async with upstream() as url, stack(Path(directory) / "data", upstream=url) as running:
-            without = await direct(url)
-            numbers = map(int, given.streams.split(","))
-            runs = [await measure(running, streams, plan, turns=given.turns) for streams in numbers]
+    runs = []
+    async with upstream() as url:
+        without = await direct(url)
+        for cli, numbers in ((STAND_IN, given.streams), (REAL, given.real)):
+            if numbers:
+                with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as directory:
+                    async with stack(Path(directory) / "data", upstream=url, stand_in=cli == STAND_IN) as running:
+                        for streams in map(int, numbers.split(",")):
+                            runs += [await measure(running, streams, plan, turns=given.turns, cli=cli)]
     tables = render(runs, without=without, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}")
     print(tables)
     if not given.dry:

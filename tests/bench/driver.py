@@ -13,6 +13,8 @@ import grpc
 from sandboxd.v1 import sandbox_pb2, sandbox_pb2_grpc, stream_pb2
 
 CREATE_AT_ONCE = 2
+MODEL = "gemini-2.5-flash"
+"""A fixed model: no routing call before the one that is measured."""
 TURN_SECONDS = 300
 MILLISECOND = 1e6
 """In nanoseconds."""
@@ -38,7 +40,7 @@ class Samples:
     """What was measured, in milliseconds."""
 
     event: list[float] = field(default_factory=list)
-    """From the CLI's write to the client's event."""
+    """From the stand-in CLI's write to the client's event; with the real CLI, from the upstream's write."""
     first_byte: list[float] = field(default_factory=list)
     """What agent and gateway add until the first chunk of a model call."""
     whole_call: list[float] = field(default_factory=list)
@@ -76,6 +78,7 @@ class Client:
         async def one(number: int) -> str:
             async with gate:
                 request = sandbox_pb2.CreateRequest(request_id=str(uuid.uuid4()))
+                request.sandbox.model = MODEL
                 request.sandbox.freelancer = f"bench-{number}-{uuid.uuid4().hex[:8]}"
                 answer = await self._stub.Create(request, metadata=self._metadata, timeout=TURN_SECONDS)
                 return answer.sandbox.name

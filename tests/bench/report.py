@@ -16,6 +16,7 @@ MEBIBYTE = 1 << 20
 class Run:
     """What was measured at one number of streams."""
 
+    cli: str
     streams: int
     seconds: float
     samples: Samples
@@ -28,7 +29,7 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
     load = f"{turns} turns of {plan.calls} model calls and {plan.chunks} text chunks, {1 / plan.interval:g} a second"
     baseline = "The same model calls without agent and gateway, alone on the machine: first byte "
     baseline += f"{_both(without.first_byte)}, whole call {_both(without.whole_call)}"
-    heads = ["Streams", "Turns", "Failures", "Events", "Event P50", "P99", "max"]
+    heads = ["CLI", "Streams", "Turns", "Failures", "Events", "Event P50", "P99", "max"]
     heads += ["Calls", "First byte P50", "P99", "Whole call P50", "P99"]
     lines = [
         f"Measured {day}: {machine}, Python {platform.python_version()}. Each stream: {load}.",
@@ -36,22 +37,27 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
         f"{baseline}.",
         "",
         f"| {' | '.join(heads)} |",
-        "| ---: " * len(heads) + "|",
+        "| --- " + "| ---: " * (len(heads) - 1) + "|",
     ]
     for run in runs:
         samples = run.samples
-        cells = [str(count) for count in (run.streams, samples.turns, len(samples.failures), len(samples.event))]
+        counts = [run.streams, samples.turns, len(samples.failures), len(samples.event)]
+        cells = [run.cli, *map(str, counts)]
         cells += [_ms(samples.event, share) for share in (0.5, 0.99, 1.0)]
         cells += [str(len(samples.whole_call))]
         cells += [_ms(values, share) for values in (samples.first_byte, samples.whole_call) for share in (0.5, 0.99)]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| Streams | Part | Processes | CPU (cores) | Memory, all (MB, PSS) | Largest process (MB, RSS) |"]
-    lines.append("| ---: | --- | ---: | ---: | ---: | ---: |")
     lines += [
-        f"| {run.streams} | {part} | {use.processes} | {use.cores:.2f} | {use.memory / MEBIBYTE:.0f} "
+        "",
+        "| CLI | Streams | Part | Processes | CPU (cores) | Memory, all (MB, PSS) | Largest process (MB, RSS) |",
+    ]
+    lines.append("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    lines += [
+        f"| {run.cli} | {run.streams} | {part} | {use.processes} | {use.cores:.2f} | {use.memory / MEBIBYTE:.0f} "
         f"| {use.largest / MEBIBYTE:.0f} |"
         for run in runs
         for part, use in run.uses.items()
+        if use.processes
     ]
     return "\n".join(lines)
 

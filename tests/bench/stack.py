@@ -25,23 +25,24 @@ class Stack:
 
 
 @asynccontextmanager
-async def stack(data: Path, *, upstream: str) -> AsyncIterator[Stack]:
-    """Start the stack, give its address, and stop it.
+async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[Stack]:
+    """Start the stack, with the stand-in for the CLI or with the real one, give its address, and stop it.
 
     Raises:
         RuntimeError: It did not come up; the text ends with its last lines.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOXD_")}
+    dropped = {name for name in os.environ if name.startswith("SANDBOXD_") and name != "SANDBOXD_CACHE_DIR"}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= {
         "SANDBOXD_DATA_DIR": str(data),
         "SANDBOXD_GEMINI_URL": upstream,
         "SANDBOXD_GEMINI_API_KEY": "bench",
-        "SANDBOXD_NODE": sys.executable,
-        "SANDBOXD_GEMINI_CLI": str(CLI),
         "SANDBOXD_LOG_LEVEL": "warning",
         "SANDBOXD_GRPC_LISTEN": "127.0.0.1:0",
         "SANDBOXD_WEB_LISTEN": "127.0.0.1:0",
     }
+    if stand_in:
+        environment |= {"SANDBOXD_NODE": sys.executable, "SANDBOXD_GEMINI_CLI": str(CLI)}
     data.mkdir(parents=True, exist_ok=True)
     log = data / "bench.log"
     with log.open("wb") as output:
