@@ -2,9 +2,11 @@
 
 One after the other, because the key given by `authenticate` is the one that the next made or loaded session keeps.
 
-The history of a loaded session comes mostly after the answer to `session/load`, with no mark at its end. The CLI writes
-it before it reads anything else from us, so a request sent after that answer is a barrier: once it is answered the history
-is over. `session/set_mode` is that request; it is sent after every load, if need be with the mode that is already set.
+The history of a loaded session comes mostly after the answer to `session/load`, with no mark at its end, and a long one
+is still coming when the next requests are answered. But the CLI sends one message after the other through one queue, and
+as long as there is history left, one piece of it is in that queue. So between the answers to two requests, of which the
+second was sent after the first was answered, there is a piece of it, or it is over. `session/set_mode` is that request:
+it costs nothing, and is repeated until an answer comes with no history before it. Tried with 6,000 messages of history.
 """
 
 from __future__ import annotations
@@ -111,10 +113,11 @@ class Openings:
             case RequestKind.NEW | RequestKind.LOAD:
                 opening.resumed = pending.kind is RequestKind.LOAD
                 learn(session, result)
+                session.replayed = False
                 self._set_mode(opening, session)
             case RequestKind.SET_MODE:
                 session.mode = pending.value
-                self._set_model(opening, session)
+                self._mode_set(opening, session)
             case _:
                 session.model = pending.value
                 self._ready(opening, session)
@@ -131,7 +134,8 @@ class Openings:
         elif pending.kind is RequestKind.SET_MODE:
             if opening.mode:
                 self._outbox.emit(session.id, None, named_failure(MODE_NOT_AVAILABLE, error.message))
-            self._set_model(opening, session)
+                opening.mode = ""
+            self._mode_set(opening, session)
         elif pending.kind is RequestKind.SET_MODEL:
             self._outbox.emit(session.id, None, named_failure(MODEL_NOT_AVAILABLE, error.message))
             self._ready(opening, session)
@@ -210,6 +214,13 @@ class Openings:
         if opening.resumed or wanted != session.mode:
             params = {"sessionId": session.cli_session, "modeId": wanted or "default"}
             self._wire.request("session/set_mode", params, self._pending(RequestKind.SET_MODE, opening, wanted))
+        else:
+            self._set_model(opening, session)
+
+    def _mode_set(self, opening: Opening, session: AcpSession) -> None:
+        replayed, session.replayed = session.replayed, False
+        if replayed:
+            self._set_mode(opening, session)
         else:
             self._set_model(opening, session)
 

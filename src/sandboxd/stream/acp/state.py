@@ -162,6 +162,8 @@ class AcpSession:
     models: list[str] = field(default_factory=list)
     muted: bool = False
     """History is being replayed: nothing of it is new. Ends with the next prompt that is sent."""
+    replayed: bool = False
+    """Some history came since this was last looked at."""
     commands_seen: bool = False
     """The commands came since the last load: the CLI sends them after the history."""
     held: list[dict[str, Any]] | None = None
@@ -184,6 +186,7 @@ class AcpSession:
             "modes": list(self.modes),
             "models": list(self.models),
             "muted": self.muted,
+            "replayed": self.replayed,
             "commands_seen": self.commands_seen,
             "held": None if self.held is None else list(self.held),
             "turns": [turn.to_json() for turn in self.turns],
@@ -205,6 +208,7 @@ class AcpSession:
             modes=texts(value, "modes"),
             models=texts(value, "models"),
             muted=flag(value, "muted"),
+            replayed=flag(value, "replayed"),
             commands_seen=flag(value, "commands_seen"),
             held=objects(value, "held") if isinstance(value.get("held"), list) else None,
             turns=[AcpTurn.from_json(item) for item in objects(value, "turns")],

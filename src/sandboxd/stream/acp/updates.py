@@ -40,6 +40,7 @@ class Updates:
             session.commands_seen = True
             self._commands(session, update)
         elif session.muted or kind == "user_message_chunk":
+            session.replayed = True
             if session.held is not None:
                 session.held = []
         elif session.held is not None and len(session.held) < _MAX_HELD:
