@@ -12,9 +12,7 @@ from sandboxd.stream import agent_port
 @asynccontextmanager
 async def visit(connector: agent_port.AgentConnector, endpoint: AgentEndpoint) -> AsyncIterator[agent_port.Agent]:
     """Connect to the agent of an incarnation for the length of a block."""
-    agent = await connector.connect(
-        agent_port.AgentEndpoint(address=f"{endpoint.host}:{endpoint.port}", server_name=endpoint.server_name)
-    )
+    agent = await connector.connect(endpoint)
     try:
         yield agent
     finally:

@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Final
 
 from sandboxd.manager.agents import visit
+from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.losses import AGENT_LOST
 from sandboxd.manager.operations import Settled
-from sandboxd.manager.ports import Backend, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.model.errors import AgentUnavailableError, DeadlineError

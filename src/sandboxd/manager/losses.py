@@ -7,9 +7,10 @@ from typing import Final
 
 import structlog
 
+from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.metrics import ManagerMetrics
-from sandboxd.manager.ports import Backend, Observation, UnitsOfWork
+from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import Clock

@@ -1,7 +1,7 @@
-"""What the sandbox manager needs from outside: the unit of work, a backend, the conversations, tokens.
+"""What the sandbox manager needs from outside: the unit of work, the conversations, tokens.
 
-Contract suites: `tests/contract/test_unit_of_work.py` and `tests/contract/test_backend.py`; they are what these
-docstrings mean where they are unclear. The agent is reached through `stream.agent_port`.
+Contract suite: `tests/contract/test_unit_of_work.py`; it is what these docstrings mean where they are unclear. Where
+sandboxes are placed is `backend_port`; the agent is reached through `stream.agent_port`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from typing import NewType, Protocol, Self
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.paging import Page
-from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Resources, Sandbox, SandboxState
+from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
 from sandboxd.model.tokens import SandboxIdentity, SandboxToken
-from sandboxd.stream.ports import CliPlace
 
 OperationId = NewType("OperationId", str)
 
@@ -28,9 +27,6 @@ MAX_PAGE_SIZE = 1000
 """Most sandboxes of one page; a larger wish is answered with this many."""
 DEFAULT_PAGE_SIZE = 50
 """Sandboxes of a page where the caller does not say."""
-
-
-# ---------------------------------------------------------------------------------------------- what is kept
 
 
 class SandboxOrder(enum.Enum):
@@ -302,106 +298,6 @@ class UnitsOfWork(Protocol):
 
     def begin(self) -> UnitOfWork:
         """A new unit of work, to be entered once."""
-        ...
-
-
-# ---------------------------------------------------------------------------------------------- the world
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxSpec:
-    """What a backend must know to place a sandbox."""
-
-    sandbox: SandboxId
-    client: ClientId
-    freelancer: FreelancerId
-    resources: Resources
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunningIncarnation:
-    """An incarnation whose agent process is there. Whether it answers is another question."""
-
-    incarnation: IncarnationId
-    endpoint: AgentEndpoint | None
-    """None until it is ready."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What a backend finds of one sandbox."""
-
-    sandbox: SandboxId
-    present: bool
-    """True while its files are in their place; False before the first start and after `remove`."""
-    running: Sequence[RunningIncarnation] = ()
-    """Normally none or one; more are leftovers of a crash."""
-
-    def find(self, incarnation: IncarnationId) -> RunningIncarnation | None:
-        """The running incarnation of this id, or None."""
-        return next((life for life in self.running if life.incarnation == incarnation), None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackendDescription:
-    """What a backend is."""
-
-    name: str
-    """`local`, later `kubernetes` or `docker`."""
-    isolates: bool
-    """True when sandboxes cannot reach each other, nor the machine."""
-    warning: str = ""
-    """What operators must be told at start; empty where there is nothing."""
-
-
-class Backend(Protocol):
-    """Places sandboxes. Every method is safe to repeat, and what it names is derived from ids.
-
-    Raises (every method):
-        UnavailableError: The world does not do it now; the message says what to look at.
-        DeadlineError: It did not come about within `timeout`; it may still.
-    """
-
-    def describe(self) -> BackendDescription:
-        """What this backend is and promises."""
-        ...
-
-    async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
-        """Make the directories where they are absent, start the agent of that incarnation, wait until it answers.
-
-        An incarnation that runs is answered as it is. Other incarnations of the sandbox are ended first: a sandbox
-        never has two.
-        """
-        ...
-
-    async def stop(
-        self, sandbox: SandboxId, incarnation: IncarnationId, *, grace: timedelta, timeout: timedelta
-    ) -> None:
-        """End the incarnation with all its processes and keep the files. Absent is success."""
-        ...
-
-    async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
-        """End whatever runs, and take the sandbox from its place; answers where its files were kept, for people.
-
-        Nothing is destroyed while there are no backups. Absent is success and answers the same as the first time, or
-        nothing where there never was anything.
-        """
-        ...
-
-    async def observe(self, sandbox: SandboxId) -> Observation:
-        """What is there of one sandbox."""
-        ...
-
-    async def list(self) -> Sequence[Observation]:
-        """What is there of all sandboxes."""
-        ...
-
-    async def place(self, sandbox: SandboxId, incarnation: IncarnationId) -> CliPlace:
-        """Where the CLI finds its things in a running incarnation.
-
-        Raises:
-            UnavailableError: The incarnation does not run.
-        """
         ...
 
 

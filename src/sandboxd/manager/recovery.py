@@ -14,12 +14,13 @@ from typing import Final
 
 import structlog
 
+from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics, Orphan
 from sandboxd.manager.operations import Operations, Work
-from sandboxd.manager.ports import Backend, Life, Observation, UnitsOfWork
+from sandboxd.manager.ports import Life, UnitsOfWork
 from sandboxd.manager.release import Release
 from sandboxd.manager.startup import Startup
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError

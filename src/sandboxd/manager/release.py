@@ -9,9 +9,10 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.agents import visit
+from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
-from sandboxd.manager.ports import Backend, Conversations, Observation, UnitOfWork
+from sandboxd.manager.ports import Conversations, UnitOfWork
 from sandboxd.model.errors import AgentUnavailableError, DeadlineError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId

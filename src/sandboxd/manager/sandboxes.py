@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sandboxd.manager.backend_port import Backend, BackendDescription
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
@@ -18,7 +19,7 @@ from sandboxd.manager.intents import Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
-from sandboxd.manager.ports import Backend, BackendDescription, Conversations, ModelTokens, SandboxOrder, UnitsOfWork
+from sandboxd.manager.ports import Conversations, ModelTokens, SandboxOrder, UnitsOfWork
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.release import Release

@@ -8,9 +8,10 @@ from typing import Final
 
 import structlog
 
+from sandboxd.manager.backend_port import Backend, SandboxSpec
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
-from sandboxd.manager.ports import Backend, SandboxSpec, UnitOfWork
+from sandboxd.manager.ports import UnitOfWork
 from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.model.errors import InternalError, SandboxdError
 from sandboxd.model.failpoints import failpoint

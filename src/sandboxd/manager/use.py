@@ -8,12 +8,13 @@ from typing import Final, assert_never
 
 from typing_extensions import override
 
+from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import POLL_SECONDS, Intent, Intents, SandboxInUseError
 from sandboxd.manager.losses import AGENT_LOST, Losses
 from sandboxd.manager.operations import Operations, Work
-from sandboxd.manager.ports import Backend, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.manager.startup import Startup
 from sandboxd.model.errors import (
     DeadlineError,

@@ -25,7 +25,7 @@ from sandboxd.backends.local.launching import CLEAN_PATH, Launcher, endpoint_of
 from sandboxd.backends.local.layout import Layout
 from sandboxd.backends.local.processes import AgentProcess
 from sandboxd.manager.agents import visit
-from sandboxd.manager.ports import Backend, BackendDescription, Observation, RunningIncarnation, SandboxSpec
+from sandboxd.manager.backend_port import Backend, BackendDescription, Observation, RunningIncarnation, SandboxSpec
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint
