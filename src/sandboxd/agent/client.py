@@ -38,7 +38,8 @@ from sandboxd.model.processes import (
     TerminalSize,
 )
 from sandboxd.model.processes import Output as OutputEvent
-from sandboxd.stream.agent_port import Agent, AgentConnector, AgentEndpoint
+from sandboxd.model.sandbox import AgentEndpoint
+from sandboxd.stream.agent_port import Agent, AgentConnector
 
 _Answer = TypeVar("_Answer")
 
@@ -78,7 +79,9 @@ class GrpcAgentConnector(AgentConnector):
     async def connect(self, endpoint: AgentEndpoint) -> GrpcAgentClient:
         """Return a client; the first call connects."""
         options = (*OPTIONS, ("grpc.ssl_target_name_override", endpoint.server_name))
-        return GrpcAgentClient(grpc.aio.secure_channel(endpoint.address, self._credentials, options=options))
+        return GrpcAgentClient(
+            grpc.aio.secure_channel(f"{endpoint.host}:{endpoint.port}", self._credentials, options=options)
+        )
 
 
 class GrpcAgentClient(Agent):

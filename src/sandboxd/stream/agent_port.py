@@ -8,7 +8,6 @@ this program must know. Every method may raise `AgentUnavailableError` (it does 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -42,6 +41,7 @@ from sandboxd.model.processes import (
     SignalScope,
     TerminalSize,
 )
+from sandboxd.model.sandbox import AgentEndpoint
 
 
 class ProcessNotFoundError(NotFoundError):
@@ -174,16 +174,6 @@ class OutputBeyondEndError(OutOfRangeError):
     def __init__(self, message: str, /, *, end_offset: int) -> None:
         super().__init__(message, end_offset=str(end_offset))
         self.end_offset = end_offset
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgentEndpoint:
-    """Where an agent listens, and who must answer there."""
-
-    address: str
-    """`host:port`."""
-    server_name: str
-    """The DNS name that its certificate must carry: it identifies the incarnation."""
 
 
 class Agent(Protocol):

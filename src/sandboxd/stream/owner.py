@@ -203,8 +203,10 @@ class ConversationOwner:
             self._bill(turn)
         idle = self._cli is None and self._starting is None and self._recovered.is_set()
         if idle and self._tasks is not None and self.conversation.needs_cli:
-            epoch = self.conversation.book.row.epoch
-            self._starting = self._tasks.create_task(self._starter.start(epoch), name=f"cli-start-{self.sandbox}")
+            book = self.conversation.book
+            known = [session.cli_session for session in book.sessions.values() if session.cli_session]
+            start = self._starter.start(book.row.epoch, known)
+            self._starting = self._tasks.create_task(start, name=f"cli-start-{self.sandbox}")
             self._starting.add_done_callback(self._start_ended)
         self._changed.set()
         self._changed = asyncio.Event()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, Protocol
@@ -33,8 +33,11 @@ Put = Callable[[Input], Awaitable[None]]
 class Launcher(Machines, Protocol):
     """Starts the CLI in a sandbox; `stream/launch.py`."""
 
-    async def start(self, active: ActiveSandbox, process: str) -> None:
-        """Prepare the sandbox and start the CLI under this id; what an earlier owner left running is ended first."""
+    async def start(self, active: ActiveSandbox, process: str, *, cli_sessions: Sequence[str]) -> None:
+        """Prepare the sandbox and start the CLI under this id; what an earlier owner left running is ended first.
+
+        `cli_sessions` are the CLI's ids of all conversations that may be loaded.
+        """
         ...
 
     async def attach(
@@ -76,17 +79,17 @@ class CliStarter:
         self._ids = ids
         self._put = put
 
-    async def start(self, epoch: int) -> None:
+    async def start(self, epoch: int, cli_sessions: Sequence[str]) -> None:
         """Make the sandbox ready and start the CLI; `Started` or `StartFailed` follows."""
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                await self._start(epoch)
+                await self._start(epoch, cli_sessions)
         except TimeoutError:
             await self._put(StartFailed(error=UnavailableError("The sandbox was not ready for the CLI in time.")))
         except SandboxdError as error:
             await self._put(StartFailed(error=error))
 
-    async def _start(self, epoch: int) -> None:
+    async def _start(self, epoch: int, cli_sessions: Sequence[str]) -> None:
         before = await self._sandboxes.get(self._sandbox)
         if before.state is not SandboxState.ACTIVE:
             await self._put(Waking(from_state=before.state.value))
@@ -96,7 +99,7 @@ class CliStarter:
         await self._put(Planned(incarnation=active.incarnation.id, process=process, done=durable))
         await durable
         failpoint("conversation.process_planned")
-        await self._launcher.start(active, process)
+        await self._launcher.start(active, process, cli_sessions=cli_sessions)
         failpoint("conversation.process_started")
         cli = await self._launcher.attach(active, process=process, epoch=epoch, consumed=0, put=self._put)
         if cli is None:
