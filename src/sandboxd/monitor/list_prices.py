@@ -4,7 +4,7 @@ A start for a new price book, so that a fresh installation shows costs. They are
 and adds its own with a later `valid_from`. What differs by modality (audio input, image output) is not in them, and
 neither are cache storage and grounding fees. Models without an entry have an unknown cost, which the ledger flags.
 
-Patterns cover dated, preview and practice names of a model, and not its siblings: `gemini-2.5-flash-image` has other
+Patterns cover dated and preview names of a model, and not its siblings: `gemini-2.5-flash-image` has other
 prices than `gemini-2.5-flash`, so it must not match. Source: https://ai.google.dev/gemini-api/docs/pricing
 """
 
@@ -58,11 +58,18 @@ def list_prices() -> tuple[Price, ...]:
 def _prices() -> Iterator[Price]:
     for model, rates in _MODELS.items():
         for name, suffix in _SUFFIXES.items():
-            for practice in ("", "-practice"):
-                yield Price(
-                    id=f"list-2026-07-{model}{name}{practice}",
-                    model=f"{model}{suffix}{practice}",
-                    currency="USD",
-                    rates=rates,
-                    valid_from=_FROM,
-                )
+            yield Price(
+                id=f"list-2026-07-{model}{name}",
+                model=f"{model}{suffix}",
+                currency="USD",
+                rates=rates,
+                valid_from=_FROM,
+            )
+    # The practice model calls itself MODEL-practice. Its tokens cost nobody anything; they are shown at these rates.
+    yield Price(
+        id="practice-as-if-gemini-2.5-flash",
+        model="*-practice",
+        currency="USD",
+        rates=_MODELS["gemini-2.5-flash"],
+        valid_from=_FROM,
+    )
