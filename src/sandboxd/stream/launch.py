@@ -142,5 +142,5 @@ class CliLauncher:
         settings = json.dumps(acp.system_settings(), sort_keys=True)
         argv = ("/bin/sh", "-c", _WRITE_SETTINGS, "sh", place.settings, settings)
         await run_script(agent, name=f"settings-{process}", spec=ProcessSpec(argv=argv, environment=environment))
-        argv = tuple(chat_files.prepare_argv(cli_sessions))
-        await run_script(agent, name=f"chats-{process}", spec=ProcessSpec(argv=argv, environment=environment))
+        chats = chat_files.prepare_argv(cli_sessions)
+        await run_script(agent, name=f"chats-{process}", spec=ProcessSpec(argv=chats, environment=environment))
