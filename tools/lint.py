@@ -42,29 +42,29 @@ def _binaries(home: Path) -> list[Path]:
 
 def breaking() -> bool:
     """Compare the protos with the last landed ones."""
-    landed = _landed()
-    if landed is None:
+    base = landed(REPOSITORY)
+    if base is None:
         say("not compared: this history has no landed version yet, the first one is in the making")
         return True
-    if not _git("ls-tree", landed, "proto/"):
-        say(f"not compared: the last landed version, {landed[:9]}, has no protos")
+    if not _git(REPOSITORY, "ls-tree", base, "proto/"):
+        say(f"not compared: the last landed version, {base[:9]}, has no protos")
         return True
-    say(f"against {landed[:9]}")
-    return buf("breaking", "--against", f".git#ref={landed}")
+    say(f"against {base[:9]}")
+    return buf("breaking", "--against", f".git#ref={base}")
 
 
-def _landed() -> str | None:
+def landed(repository: Path) -> str | None:
     """Return the commit that others build against: where this branch left the remote's main, or what is older."""
-    head = _git("rev-parse", "HEAD")
-    fork = _git("merge-base", "HEAD", "origin/main")
+    head = _git(repository, "rev-parse", "HEAD")
+    fork = _git(repository, "merge-base", "HEAD", "origin/main")
     if fork and fork != head:
         return fork
-    head_time = int(_git("log", "-1", "--format=%ct") or 0)
-    return _git("rev-list", "-1", f"--before={head_time - LONGEST_SESSION}", "HEAD") or None
+    head_time = int(_git(repository, "log", "-1", "--format=%ct") or 0)
+    return _git(repository, "rev-list", "-1", f"--before={head_time - LONGEST_SESSION}", "HEAD") or None
 
 
-def _git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, check=False)
+def _git(repository: Path, *arguments: str) -> str:
+    result = subprocess.run(["git", *arguments], cwd=repository, capture_output=True, check=False)
     return result.stdout.decode().strip() if result.returncode == 0 else ""
 
 
