@@ -19,7 +19,7 @@ from sandboxd.model.errors import InvalidRequestError
 Headers = list[tuple[bytes, bytes]]
 
 SESSION_HEADER: Final = b"x-sandboxd-session"
-SESSION_PLACEHOLDER: Final = re.compile(rb"sbxd-ses-[0-9a-z]{26}")
+SESSION_PLACEHOLDER: Final = re.compile(rb"sbxd-(ses-[0-9a-z]{26})")
 
 _CREDENTIALS: Final = frozenset(
     {
@@ -140,9 +140,10 @@ def request_headers(target: GatewayTarget, given: Iterable[tuple[bytes, bytes]])
     headers: Headers = [(b"host", target.authority)]
     headers += [(n, v) for n, v in given if n not in dropped and not n.startswith(b"x-sandboxd-")]
     headers.append((b"authorization", b"Bearer " + target.token.encode("ascii")))
-    session = next((v for n, v in given if n == b"x-goog-api-key" and SESSION_PLACEHOLDER.fullmatch(v)), None)
-    if session is not None:
-        headers.append((SESSION_HEADER, session))
+    for name, value in given:
+        if name == b"x-goog-api-key" and (session := SESSION_PLACEHOLDER.fullmatch(value)):
+            headers.append((SESSION_HEADER, session[1]))
+            break
     return headers
 
 
