@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from typing_extensions import override
 
 from sandboxd.model.caller import Caller
@@ -36,6 +36,8 @@ class Rpc:
     """Text metadata of the call, keys in lower case. Never logged: it holds the token."""
     request: Message | None
     """The request; None where requests are streamed."""
+    undecodable: bool = False
+    """True where the request's bytes are no message; the frame refuses it."""
     began: float = field(default_factory=time.monotonic)
     checked_caller: Caller | None = None
     expires: float | None = None
@@ -108,7 +110,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
         if inner is None:
             raise TypeError(f"{method} is of a kind that the frame does not serve")
         wrapped = self._wrap(inner, method=method, handler=handler)
-        made: grpc.RpcMethodHandler[Any, Any] = make(wrapped, handler.request_deserializer, handler.response_serializer)
+        decode = handler.request_deserializer
+        forgiving = decode if isinstance(decode, _ForgivingDecoder) else _ForgivingDecoder(decode)
+        made: grpc.RpcMethodHandler[Any, Any] = make(wrapped, forgiving, handler.response_serializer)
         return made
 
     def _wrap(self, inner: Handler, *, method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Handler:
@@ -120,13 +124,31 @@ class CallInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
                     streaming=handler.request_streaming or handler.response_streaming,
                     context=context,
                     metadata=_text_metadata(context),
-                    request=None if handler.request_streaming else request,
+                    request=request if isinstance(request, Message) else None,
+                    undecodable=isinstance(request, Undecodable),
                 )
                 _current.set(rpc)
             async with self.around(rpc):
                 return await inner(request, context)
 
         return wrapped
+
+
+class Undecodable:
+    """Stands for a request whose bytes are no message, until the frame refuses it."""
+
+
+class _ForgivingDecoder:
+    """Decodes requests. grpcio would answer bad bytes with UNKNOWN and the name of an exception."""
+
+    def __init__(self, decode: Callable[[bytes], Any] | None) -> None:
+        self._decode = decode
+
+    def __call__(self, data: bytes) -> Any:
+        try:
+            return data if self._decode is None else self._decode(data)
+        except DecodeError:
+            return Undecodable()
 
 
 def _text_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:

@@ -16,8 +16,8 @@ from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
 from sandboxd.api.grpc.interceptors.failures import make_error_id
 from sandboxd.api.grpc.names import session_name, turn_name
 from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
-from sandboxd.api.grpc.rpc import Rpc
-from sandboxd.api.grpc.validation import RequestRules, refusal
+from sandboxd.api.grpc.rpc import Rpc, Undecodable
+from sandboxd.api.grpc.validation import UNDECODABLE, RequestRules, refusal
 from sandboxd.model.errors import FieldViolation, InvalidRequestError, SandboxdError
 from sandboxd.model.events import TurnCompleted
 from sandboxd.model.ids import RequestId, TurnId
@@ -58,6 +58,8 @@ class StreamCalls:
         self._drain.refuse()
         with self._slots.take(rpc.caller.client):
             first = await _read(context)
+            if isinstance(first, Undecodable):
+                raise refusal([FieldViolation(field="", description=UNDECODABLE)])
             if first is None:
                 raise InvalidRequestError("The first request of a stream must be `open`; none came.")
             if violations := self._rules.violations(first):
@@ -185,8 +187,10 @@ class _Call:
             except TimeoutError:
                 continue
 
-    async def _obey(self, message: pb.StreamRequest) -> pb.StreamResponse:
+    async def _obey(self, message: pb.StreamRequest | Undecodable) -> pb.StreamResponse:
         """Do one command and make its answer. A refused command is an answer; the stream goes on."""
+        if isinstance(message, Undecodable):
+            return _refused(refusal([FieldViolation(field="", description=UNDECODABLE)]), request_id="")
         try:
             if violations := self._calls.rules.violations(message):
                 raise refusal(violations)
@@ -261,7 +265,7 @@ def _refused(error: SandboxdError, *, request_id: str) -> pb.StreamResponse:
     )
 
 
-async def _read(context: StreamContext) -> pb.StreamRequest | None:
+async def _read(context: StreamContext) -> pb.StreamRequest | Undecodable | None:
     # Any: grpcio types read() as a request or its private end mark.
     message: Any = await context.read()
-    return None if message is grpc.aio.EOF else cast("pb.StreamRequest", message)
+    return None if message is grpc.aio.EOF else cast("pb.StreamRequest | Undecodable", message)

@@ -18,6 +18,8 @@ UPDATABLE: Final = ("display_name", "labels", "model", "approval_mode")
 MAX_VIOLATIONS: Final = 64
 """Most violations of one answer: the details travel in trailers, which have a limit."""
 
+UNDECODABLE: Final = "the bytes are not a message of this type"
+
 
 class RequestRules:
     """Checks messages. One instance serves all calls: its compiled rules are cached by message type."""

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing_extensions import override
 
 from sandboxd.api.grpc.rpc import CallInterceptor, Rpc
-from sandboxd.api.grpc.validation import RequestRules
+from sandboxd.api.grpc.validation import UNDECODABLE, RequestRules, refusal
+from sandboxd.model.errors import FieldViolation
 
 
 class ValidationInterceptor(CallInterceptor):
@@ -21,6 +22,8 @@ class ValidationInterceptor(CallInterceptor):
     @asynccontextmanager
     async def around(self, rpc: Rpc) -> AsyncIterator[None]:
         """Check the request, then run the call."""
+        if rpc.undecodable:
+            raise refusal([FieldViolation(field="", description=UNDECODABLE)])
         if rpc.request is not None:
             self._rules.check(rpc.request)
         yield

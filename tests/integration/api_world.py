@@ -1,0 +1,187 @@
+"""A real gRPC server on a free port with fakes behind it, and a client that holds a good token."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+
+from sandboxd.api.grpc.server import ApiServer, ServerLimits
+from sandboxd.api.tokens import BearerTokens, KeySet
+from sandboxd.v1 import sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
+from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
+from tests.fakes.usage import FakeUsageLedger
+
+ISSUER, AUDIENCE = "https://issuer.test", "sandboxd"
+
+
+class Issuer:
+    """Somebody who signs tokens, and the JWKS file that says so."""
+
+    def __init__(self, path: Path, *, key_id: str = "one") -> None:
+        self.key = Ed25519PrivateKey.generate()
+        self.key_id = key_id
+        public = self.key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        self.public = public
+        x = base64.urlsafe_b64encode(public).decode().rstrip("=")
+        path.write_text(json.dumps({"keys": [{"kty": "OKP", "crv": "Ed25519", "kid": key_id, "x": x, "alg": "EdDSA"}]}))
+
+    def token(self, *, headers: dict[str, Any] | None = None, **changes: Any) -> str:
+        claims = {
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "exp": int(time.time()) + 300,
+            "sub": "boss",
+            "client": "acme",
+            "role": "client_admin",
+        } | changes
+        claims = {name: value for name, value in claims.items() if value is not None}
+        return jwt.encode(claims, self.key, algorithm="EdDSA", headers={"kid": self.key_id} | (headers or {}))
+
+
+@dataclass(kw_only=True)
+class World:
+    server: ApiServer
+    port: int
+    channel: grpc.aio.Channel
+    issuer: Issuer
+    registry: CollectorRegistry
+    manager: FakeManager
+    hub: FakeHub
+    directory: FakeDirectory
+    ledger: FakeUsageLedger
+    token: str
+    sandboxes: Any = field(init=False)
+    sessions: Any = field(init=False)
+    usage: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sandboxes = sandbox_pb2_grpc.SandboxServiceStub(self.channel)
+        self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
+        self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
+
+    def metadata(self, **changes: Any) -> tuple[tuple[str, str], ...]:
+        token = self.issuer.token(**changes) if changes else self.token
+        return (("authorization", f"Bearer {token}"),)
+
+    def stream(self, **changes: Any) -> Any:
+        return self.sandboxes.Stream(metadata=self.metadata(**changes))
+
+
+@asynccontextmanager
+async def a_world(path: Path, *, limits: ServerLimits | None = None) -> AsyncIterator[World]:
+    manager = FakeManager()
+    hub = FakeHub(manager=manager)
+    directory = FakeDirectory(hub=hub)
+    ledger = FakeUsageLedger()
+    registry = CollectorRegistry()
+    issuer = Issuer(path / "keys.json")
+    server = ApiServer(
+        manager=manager,
+        hub=hub,
+        sessions=directory,
+        ledger=ledger,
+        tokens=BearerTokens(keys=KeySet(path / "keys.json"), issuer=ISSUER, audience=AUDIENCE),
+        registry=registry,
+        backend="fake",
+        limits=limits or ServerLimits(),
+    )
+    port = server.listen("127.0.0.1:0", tls=None)
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield World(
+            server=server,
+            port=port,
+            channel=channel,
+            issuer=issuer,
+            registry=registry,
+            manager=manager,
+            hub=hub,
+            directory=directory,
+            ledger=ledger,
+            token=issuer.token(),
+        )
+    await server.stop()
+
+
+@dataclass(kw_only=True)
+class Refusal:
+    code: grpc.StatusCode
+    message: str
+    info: error_details_pb2.ErrorInfo
+    bad_request: error_details_pb2.BadRequest
+    quota: error_details_pb2.QuotaFailure
+    retry: error_details_pb2.RetryInfo
+    request: error_details_pb2.RequestInfo
+
+    @property
+    def reason(self) -> str:
+        return str(self.info.reason)
+
+    @property
+    def fields(self) -> list[str]:
+        return [one.field for one in self.bad_request.field_violations]
+
+
+async def refused(call: Any) -> Refusal:
+    """The error that a call ends with."""
+    try:
+        if hasattr(call, "read"):
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            error = None
+        else:
+            await call
+            error = None
+    except grpc.aio.AioRpcError as caught:
+        error = caught
+    assert error is not None, "the call succeeded"
+    return refusal_of(error)
+
+
+def refusal_of(error: grpc.aio.AioRpcError) -> Refusal:
+    found: dict[str, Any] = {
+        "info": error_details_pb2.ErrorInfo(),
+        "bad_request": error_details_pb2.BadRequest(),
+        "quota": error_details_pb2.QuotaFailure(),
+        "retry": error_details_pb2.RetryInfo(),
+        "request": error_details_pb2.RequestInfo(),
+    }
+    status: status_pb2.Status | None = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what it reads
+    for detail in status.details if status else ():
+        for message in found.values():
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    return Refusal(code=error.code(), message=error.details() or "", **found)
+
+
+async def next_event(call: Any, kind: str) -> stream_pb2.StreamResponse:
+    """The next event of a kind; what comes before it is skipped."""
+    while True:
+        message = await call.read()
+        assert message is not grpc.aio.EOF, f"the stream ended before a {kind}"
+        if message.WhichOneof("event") == kind:
+            return message  # type: ignore[no-any-return]  # the stub is untyped here
+
+
+async def rest_of(call: Any) -> list[stream_pb2.StreamResponse]:
+    """Everything until the call ends with OK."""
+    found = []
+    while (message := await call.read()) is not grpc.aio.EOF:
+        found.append(message)
+    assert await call.code() is grpc.StatusCode.OK
+    return found
