@@ -1,0 +1,267 @@
+"""A stream room with fakes around it: `StreamWorld` is what outlives a service, `Replica` is one life of a service."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
+from sandboxd.model.caller import Caller, Role
+from sandboxd.model.errors import SandboxNotFoundError, SandboxPausedError
+from sandboxd.model.events import EventBody, SessionEvent, Text, TurnCompleted
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId, make_id
+from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
+from sandboxd.model.session import PromptInput
+from sandboxd.stream.billing import TurnBills
+from sandboxd.stream.custody import Custody
+from sandboxd.stream.feed import EventFeed
+from sandboxd.stream.group_commit import GroupCommit
+from sandboxd.stream.hub import SessionHandle, StreamHub
+from sandboxd.stream.launch import CliLauncher
+from sandboxd.stream.opening import Accepted, Opening
+from sandboxd.stream.owner import Services
+from sandboxd.stream.ports import ActiveSandbox, CliPlace, TurnUsage
+from sandboxd.stream.sessions import SessionDirectory
+from tests.fakes.agent import FakeAgent, FakeAgentConnector, FakeIo
+from tests.fakes.cli import FakeCli
+from tests.fakes.journal import FakeJournal, FakeSessions, FakeStore
+
+SANDBOX = SandboxId("sbx-00000000000000000000000001")
+ADA = Caller(client=ClientId("acme"), subject="ada", role=Role.FREELANCER)
+
+
+class WallClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def monotonic(self) -> float:
+        return monotonic()
+
+
+class RandomIds:
+    def new(self, prefix: str) -> str:
+        return make_id(prefix, at=datetime.now(UTC), entropy=os.urandom(10))
+
+
+@dataclass(kw_only=True)
+class FakeSandboxes:
+    """One sandbox with its agent; a test pauses it or kills its life."""
+
+    agent: FakeAgent
+    sandbox: Sandbox
+    lives: int = 1
+    touched: int = 0
+    connector: FakeAgentConnector = field(default_factory=FakeAgentConnector)
+
+    def __post_init__(self) -> None:
+        self.connector.agents["127.0.0.1:1"] = self.agent
+
+    @property
+    def incarnation(self) -> Incarnation:
+        endpoint = AgentEndpoint(host="127.0.0.1", port=self.lives, server_name="agent")
+        name = IncarnationId(f"inc-{self.lives:026d}")
+        return Incarnation(
+            id=name, sandbox=SANDBOX, number=self.lives, endpoint=endpoint, start_time=self.sandbox.create_time
+        )
+
+    def new_life(self) -> None:
+        """The agent is gone, and another one takes its place."""
+        self.agent.die()
+        self.lives += 1
+        programs, self.agent = self.agent.programs, FakeAgent()
+        self.agent.programs = programs
+        self.connector.agents[f"127.0.0.1:{self.lives}"] = self.agent
+
+    async def get(self, sandbox: SandboxId) -> Sandbox:
+        if sandbox != SANDBOX:
+            raise SandboxNotFoundError(sandbox)
+        return self.sandbox
+
+    async def use(self, sandbox: SandboxId, *, timeout: timedelta) -> ActiveSandbox:
+        if self.sandbox.state is SandboxState.PAUSED:
+            raise SandboxPausedError(sandbox)
+        self.sandbox = replace(self.sandbox, state=SandboxState.ACTIVE)
+        return ActiveSandbox(sandbox=self.sandbox, incarnation=self.incarnation)
+
+    async def present(self, sandbox: SandboxId) -> ActiveSandbox | None:
+        if self.sandbox.state is SandboxState.PAUSED:
+            return None
+        return ActiveSandbox(sandbox=self.sandbox, incarnation=self.incarnation)
+
+    async def incarnation_lost(self, sandbox: SandboxId, incarnation: IncarnationId) -> bool:
+        return incarnation != self.incarnation.id
+
+    async def touch(self, sandbox: SandboxId) -> None:
+        self.touched += 1
+
+    async def place(self, active: ActiveSandbox) -> CliPlace:
+        return CliPlace(
+            node="node",
+            entry="gemini.js",
+            home="/home/gemini",
+            workspace="/workspace",
+            settings="/run/settings.json",
+            model_endpoint="http://127.0.0.1:1",
+            path="/usr/bin:/bin",
+        )
+
+
+class FakeTurnLedger:
+    """A ledger without calls; `open_calls` keeps turns waiting."""
+
+    open_calls = 0
+
+    async def turn_usage(self, turn: TurnId) -> TurnUsage:
+        return TurnUsage(calls=(), open_calls=self.open_calls)
+
+
+@dataclass(kw_only=True)
+class StreamWorld:
+    """What outlives a service: the journal's truth, the agent and the CLI in it."""
+
+    store: FakeStore = field(default_factory=FakeStore)
+    clis: list[FakeCli] = field(default_factory=list)
+    ledger: FakeTurnLedger = field(default_factory=FakeTurnLedger)
+    dead: set[str] = field(default_factory=set)
+    replicas: int = 0
+
+    def __post_init__(self) -> None:
+        agent = FakeAgent()
+        agent.programs = {"node": self._gemini, "/bin/sh": _shell}
+        now = datetime.now(UTC)
+        sandbox = Sandbox(
+            id=SANDBOX,
+            client=ClientId("acme"),
+            freelancer=FreelancerId("ada"),
+            state=SandboxState.ACTIVE,
+            create_time=now,
+            update_time=now,
+            last_use_time=now,
+        )
+        self.sandboxes = FakeSandboxes(agent=agent, sandbox=sandbox)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt that any CLI was given."""
+        return [text for cli in self.clis for text in cli.prompts]
+
+    async def _gemini(self, io: FakeIo) -> int:
+        cli = FakeCli()
+        self.clis.append(cli)
+        read = written = 0
+        while not cli.exited:
+            data = await io.read()
+            if not data:
+                return 0
+            read = cli.write(read, data)
+            fresh, written = cli.stdout[written:], len(cli.stdout)
+            await io.write(fresh)
+        return 1
+
+    @asynccontextmanager
+    async def replica(self) -> AsyncIterator[Replica]:
+        """One life of a service; leaving the block kills it without a word."""
+        self.replicas += 1
+        replica = Replica(self, name=f"replica-{self.replicas}")
+        try:
+            yield replica
+        finally:
+            await replica.die()
+
+
+class Replica:
+    """The stream room, wired."""
+
+    def __init__(self, world: StreamWorld, *, name: str) -> None:
+        self.world, self.name = world, name
+        clock = WallClock()
+        journal = FakeJournal(store=world.store, dead=world.dead)
+        sandboxes = world.sandboxes
+        self.commit = GroupCommit(journal)
+        self.feed = EventFeed(journal)
+        self.launcher = CliLauncher(connector=sandboxes.connector, sandboxes=sandboxes, journal=journal)
+        self.services = Services(
+            journal=journal,
+            sessions=FakeSessions(store=world.store),
+            sandboxes=sandboxes,
+            commit=self.commit,
+            feed=self.feed,
+            bills=TurnBills(world.ledger, clock, patience=timedelta(milliseconds=200)),
+            launcher=self.launcher,
+            clock=clock,
+            ids=RandomIds(),
+        )
+        self.custody = Custody(self.services, replica=name)
+        self.hub = StreamHub(self.services, self.custody)
+        self.directory = SessionDirectory(self.services, self.hub, self.custody)
+        self._tasks = [asyncio.create_task(self.commit.run()), asyncio.create_task(self.custody.run())]
+
+    async def die(self) -> None:
+        """End as a SIGKILL would: nothing is released."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.world.dead.add(self.name)
+
+    async def open(self, session: SessionId | None = None, *, caller: Caller = ADA, **more: object) -> Client:
+        await asyncio.sleep(0)
+        request = RequestId(f"open-{os.urandom(6).hex()}") if session is None else None
+        opening = Opening(sandbox=SANDBOX, session=session, request_id=request, **more)  # type: ignore[arg-type]  # test sugar
+        return Client(await self.hub.open(caller, opening))
+
+
+class Client:
+    """One stream of a client, with everything it has seen."""
+
+    def __init__(self, handle: SessionHandle) -> None:
+        self.handle = handle
+        self.seen: list[SessionEvent] = []
+        self._events = handle.events()
+
+    @property
+    def session(self) -> SessionId:
+        return self.handle.session.id
+
+    async def prompt(self, text: str, *, request_id: str | None = None) -> Accepted:
+        name = RequestId(request_id or f"prompt-{os.urandom(6).hex()}")
+        digest = hashlib.sha256(text.encode()).digest()
+        return await self.handle.prompt(request_id=name, body_hash=digest, prompt=PromptInput(text=text))
+
+    async def until(self, kind: type[EventBody], *, within: float = 5.0) -> EventBody:
+        """Read on until an event of that kind."""
+        async with asyncio.timeout(within):
+            async for event in self._events:
+                self.seen.append(event)
+                if isinstance(event.body, kind):
+                    return event.body
+        raise AssertionError(f"the stream ended without {kind.__name__}")
+
+    async def turn(self, text: str) -> TurnCompleted:
+        await self.prompt(text)
+        completed = await self.until(TurnCompleted)
+        assert isinstance(completed, TurnCompleted)
+        return completed
+
+    @property
+    def sequences(self) -> Sequence[int]:
+        return [event.sequence for event in self.seen]
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        return [type(event.body).__name__ for event in self.seen]
+
+    @property
+    def text(self) -> str:
+        return "".join(
+            str(getattr(event.body, "text", "")) for event in self.seen if type(event.body).__name__ == "Text"
+        )
+
+
+async def _shell(io: FakeIo) -> int:
+    """Every script succeeds."""
+    return 0
