@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from sandboxd.model.sandbox import AgentEndpoint
-from sandboxd.stream import agent_port
+from sandboxd.stream.agent_port import Agent, AgentConnector
 
 
 @asynccontextmanager
-async def visit(connector: agent_port.AgentConnector, endpoint: AgentEndpoint) -> AsyncIterator[agent_port.Agent]:
+async def visit(connector: AgentConnector, endpoint: AgentEndpoint) -> AsyncIterator[Agent]:
     """Connect to the agent of an incarnation for the length of a block."""
     agent = await connector.connect(endpoint)
     try:

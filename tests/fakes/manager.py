@@ -1,0 +1,559 @@
+"""Everything the manager needs from outside, in memory, with the weather that the real ones have.
+
+One `FakeStore` stands for the database: units of work on it are serialised, copy what they change, and replace it when
+they commit. tests/contract/test_unit_of_work.py and test_backend.py hold the fakes to what the real ones do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from types import TracebackType
+from typing import Self
+
+from typing_extensions import override
+
+from sandboxd.manager.backend_port import (
+    Backend,
+    BackendDescription,
+    Observation,
+    RunningIncarnation,
+    SandboxSpec,
+)
+from sandboxd.manager.ports import (
+    Conversations,
+    FreelancerRepository,
+    IncarnationRepository,
+    Life,
+    ModelTokens,
+    Operation,
+    OperationId,
+    OperationRepository,
+    RequestOutcome,
+    RequestRecord,
+    RequestRepository,
+    SandboxFilter,
+    SandboxOrder,
+    SandboxRepository,
+    UnitOfWork,
+    UnitsOfWork,
+)
+from sandboxd.model.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    DatabaseUnavailableError,
+    FieldViolation,
+    InvalidRequestError,
+    SandboxdError,
+    SandboxNotFoundError,
+    UnavailableError,
+)
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
+from sandboxd.model.paging import Page
+from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
+from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity, SandboxToken
+from sandboxd.stream.ports import CliPlace, Wakeups
+from tests.fakes.agent import FakeAgent, FakeAgentConnector
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+class FakeClock(Clock):
+    """Stands still until it is moved."""
+
+    def __init__(self, at: datetime = NOON) -> None:
+        self._start = self._now = at
+
+    def advance(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+
+    @override
+    def now(self) -> datetime:
+        return self._now
+
+    @override
+    def monotonic(self) -> float:
+        return (self._now - self._start).total_seconds()
+
+
+class FakeIds(IdSource):
+    """Ids that grow."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._numbers = count(1)
+
+    @override
+    def new(self, prefix: str) -> str:
+        return make_id(prefix, at=self._clock.now(), entropy=next(self._numbers).to_bytes(10, "big"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lease:
+    operation: Operation
+    until: datetime
+
+
+@dataclass(kw_only=True)
+class _Rows:
+    sandboxes: dict[SandboxId, Sandbox] = field(default_factory=dict)
+    incarnations: dict[IncarnationId, Incarnation] = field(default_factory=dict)
+    requests: dict[tuple[ClientId, RequestId], RequestRecord] = field(default_factory=dict)
+    leases: dict[SandboxId, _Lease] = field(default_factory=dict)
+    freelancers: set[tuple[ClientId, FreelancerId]] = field(default_factory=set)
+
+    def copy(self) -> _Rows:
+        return _Rows(
+            sandboxes=dict(self.sandboxes),
+            incarnations=dict(self.incarnations),
+            requests=dict(self.requests),
+            leases=dict(self.leases),
+            freelancers=set(self.freelancers),
+        )
+
+
+class FakeUnits(UnitsOfWork):
+    """The database, and the weather around it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.rows = _Rows()
+        self.writing = asyncio.Lock()
+        self.dead_replicas: set[str] = set()
+        self.down = False
+        self.answers_lost = 0
+        """So many commits are made, and then fail as if the answer had been lost."""
+
+    @override
+    def begin(self) -> FakeUnitOfWork:
+        return FakeUnitOfWork(self)
+
+
+class FakeUnitOfWork(UnitOfWork):
+    """One transaction on a `FakeUnits`. Writers wait for each other as if every row were one."""
+
+    def __init__(self, units: FakeUnits) -> None:
+        self.units = units
+        self._mine: _Rows | None = None
+        self._sandboxes = _Sandboxes(self)
+        self._incarnations = _Incarnations(self)
+        self._requests = _Requests(self)
+        self._operations = _Operations(self)
+        self._freelancers = _Freelancers(self)
+
+    @property
+    @override
+    def sandboxes(self) -> SandboxRepository:
+        return self._sandboxes
+
+    @property
+    @override
+    def incarnations(self) -> IncarnationRepository:
+        return self._incarnations
+
+    @property
+    @override
+    def requests(self) -> RequestRepository:
+        return self._requests
+
+    @property
+    @override
+    def operations(self) -> OperationRepository:
+        return self._operations
+
+    @property
+    @override
+    def freelancers(self) -> FreelancerRepository:
+        return self._freelancers
+
+    @override
+    async def __aenter__(self) -> Self:
+        return self
+
+    @override
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    @override
+    async def commit(self) -> None:
+        self._weather()
+        if self._mine is not None:
+            self.units.rows = self._mine
+        self._end()
+        if self.units.answers_lost:
+            self.units.answers_lost -= 1
+            raise DatabaseUnavailableError("The database does not answer. Try again.")
+
+    async def write(self) -> _Rows:
+        await asyncio.sleep(0)
+        if self._mine is None:
+            await self.units.writing.acquire()
+            self._mine = self.units.rows.copy()
+        self._weather()
+        return self._mine
+
+    async def read(self) -> _Rows:
+        await asyncio.sleep(0)
+        self._weather()
+        return self._mine or self.units.rows
+
+    def _weather(self) -> None:
+        if self.units.down:
+            raise DatabaseUnavailableError("The database does not answer. Try again.")
+
+    def _end(self) -> None:
+        if self._mine is not None:
+            self._mine = None
+            self.units.writing.release()
+
+
+@dataclass
+class _Repository:
+    work: FakeUnitOfWork
+
+
+class _Sandboxes(_Repository, SandboxRepository):
+    @override
+    async def get(self, sandbox: SandboxId, *, for_update: bool = False) -> Sandbox:
+        rows = await (self.work.write() if for_update else self.work.read())
+        found = rows.sandboxes.get(sandbox)
+        if found is None:
+            raise SandboxNotFoundError(sandbox)
+        return found
+
+    @override
+    async def add(self, sandbox: Sandbox) -> None:
+        rows = await self.work.write()
+        assert (sandbox.client, sandbox.freelancer) in rows.freelancers, "no such freelancer"
+        if sandbox.id in rows.sandboxes:
+            raise AlreadyExistsError(f"Sandbox {sandbox.id} is already there.")
+        rows.sandboxes[sandbox.id] = sandbox
+
+    @override
+    async def save(self, sandbox: Sandbox) -> None:
+        rows = await self.work.write()
+        before = rows.sandboxes.get(sandbox.id)
+        if before is None or before.version != sandbox.version - 1:
+            raise ConflictError(f"Sandbox {sandbox.id} was changed by somebody else.")
+        last = max(before.last_use_time, sandbox.last_use_time)
+        rows.sandboxes[sandbox.id] = replace(sandbox, last_use_time=last)
+
+    @override
+    async def touch(self, sandbox: SandboxId, *, at: datetime) -> None:
+        rows = await self.work.write()
+        found = rows.sandboxes.get(sandbox)
+        if found is not None and found.last_use_time < at:
+            rows.sandboxes[sandbox] = replace(found, last_use_time=at)
+
+    @override
+    async def list(
+        self, where: SandboxFilter, *, order: SandboxOrder, page_size: int, page_token: str
+    ) -> Page[Sandbox]:
+        rows = await self.work.read()
+        by_use = order in (SandboxOrder.LAST_USE_TIME, SandboxOrder.LAST_USE_TIME_DESC)
+        falling = order in (SandboxOrder.CREATE_TIME_DESC, SandboxOrder.LAST_USE_TIME_DESC)
+
+        def key(sandbox: Sandbox) -> tuple[datetime, str]:
+            return (sandbox.last_use_time if by_use else sandbox.create_time, sandbox.id)
+
+        found = sorted(filter(where.matches, rows.sandboxes.values()), key=key, reverse=falling)
+        if page_token:
+            last = _read_token(page_token, where, order)
+            found = [s for s in found if (key(s) < last if falling else key(s) > last)]
+        page = found[:page_size]
+        more = len(found) > page_size
+        return Page(items=page, next_token=_make_token(key(page[-1]), where, order) if more else "")
+
+    @override
+    async def in_states(
+        self, states: frozenset[SandboxState], *, limit: int, after: SandboxId | None = None
+    ) -> Sequence[Sandbox]:
+        rows = await self.work.read()
+        return [
+            rows.sandboxes[k] for k in sorted(rows.sandboxes) if rows.sandboxes[k].state in states and k > (after or "")
+        ][:limit]
+
+
+class _Incarnations(_Repository, IncarnationRepository):
+    @override
+    async def add(self, incarnation: Incarnation) -> None:
+        rows = await self.work.write()
+        if any(r.sandbox == incarnation.sandbox and r.end_time is None for r in rows.incarnations.values()):
+            raise ConflictError(f"Sandbox {incarnation.sandbox} has another incarnation.")
+        rows.incarnations[incarnation.id] = incarnation
+
+    @override
+    async def save(self, incarnation: Incarnation) -> None:
+        rows = await self.work.write()
+        before = rows.incarnations[incarnation.id]
+        if before.end_time is not None:
+            incarnation = replace(incarnation, end_time=before.end_time, end_reason=before.end_reason)
+        rows.incarnations[incarnation.id] = incarnation
+
+    @override
+    async def get(self, incarnation: IncarnationId) -> Incarnation | None:
+        return (await self.work.read()).incarnations.get(incarnation)
+
+    @override
+    async def current(self, sandbox: SandboxId) -> Incarnation | None:
+        rows = await self.work.read()
+        return next((r for r in rows.incarnations.values() if r.sandbox == sandbox and r.end_time is None), None)
+
+    @override
+    async def living(self, *, limit: int, after: IncarnationId | None = None) -> Sequence[Life]:
+        rows = await self.work.read()
+        found = sorted((r for r in rows.incarnations.values() if r.end_time is None), key=lambda r: r.id)
+        return [Life(sandbox=rows.sandboxes[r.sandbox], incarnation=r) for r in found if r.id > (after or "")][:limit]
+
+
+class _Requests(_Repository, RequestRepository):
+    @override
+    async def claim(self, record: RequestRecord) -> RequestRecord | None:
+        rows = await self.work.write()
+        key = (record.client, record.request_id)
+        before = rows.requests.get(key)
+        expired = before is not None and before.expire_time is not None and before.expire_time <= record.create_time
+        if before is not None and not expired:
+            return before
+        rows.requests[key] = record
+        return None
+
+    @override
+    async def get(self, client: ClientId, request_id: RequestId) -> RequestRecord | None:
+        return (await self.work.read()).requests.get((client, request_id))
+
+    @override
+    async def finish(self, client: ClientId, request_id: RequestId, outcome: RequestOutcome) -> None:
+        rows = await self.work.write()
+        before = rows.requests.get((client, request_id))
+        if before is not None and before.outcome is None:
+            rows.requests[client, request_id] = replace(before, outcome=outcome)
+
+    @override
+    async def in_progress(self, sandbox: SandboxId) -> Sequence[RequestRecord]:
+        rows = await self.work.read()
+        found = [r for r in rows.requests.values() if r.sandbox == sandbox and r.outcome is None]
+        return sorted(found, key=lambda record: record.create_time)
+
+    @override
+    async def forget_expired(self, *, at: datetime, limit: int) -> int:
+        rows = await self.work.write()
+        old = [k for k, r in rows.requests.items() if r.expire_time is not None and r.expire_time <= at][:limit]
+        for key in old:
+            del rows.requests[key]
+        return len(old)
+
+
+class _Operations(_Repository, OperationRepository):
+    @override
+    async def take(self, sandbox: SandboxId, operation: Operation, *, lease: timedelta) -> bool:
+        rows = await self.work.write()
+        held, now = rows.leases.get(sandbox), self.work.units.clock.now()
+        if (
+            held is not None
+            and held.operation.id != operation.id
+            and held.until > now
+            and held.operation.replica not in self.work.units.dead_replicas
+        ):
+            return False
+        rows.leases[sandbox] = _Lease(operation=operation, until=now + lease)
+        return True
+
+    @override
+    async def renew(self, operations: Sequence[OperationId], *, lease: timedelta) -> Sequence[OperationId]:
+        rows = await self.work.write()
+        held = {k: v for k, v in rows.leases.items() if v.operation.id in operations}
+        for sandbox, entry in held.items():
+            rows.leases[sandbox] = replace(entry, until=self.work.units.clock.now() + lease)
+        return [entry.operation.id for entry in held.values()]
+
+    @override
+    async def holds(self, sandbox: SandboxId, operation: OperationId) -> bool:
+        held = (await self.work.read()).leases.get(sandbox)
+        return held is not None and held.operation.id == operation
+
+    @override
+    async def release(self, sandbox: SandboxId, operation: OperationId) -> None:
+        rows = await self.work.write()
+        held = rows.leases.get(sandbox)
+        if held is not None and held.operation.id == operation:
+            del rows.leases[sandbox]
+
+
+class _Freelancers(_Repository, FreelancerRepository):
+    @override
+    async def ensure(self, client: ClientId, freelancer: FreelancerId, *, at: datetime) -> None:
+        (await self.work.write()).freelancers.add((client, freelancer))
+
+
+def _make_token(last: tuple[datetime, str], where: SandboxFilter, order: SandboxOrder) -> str:
+    content = [last[0].isoformat(), last[1], repr(where), order.value]
+    return base64.urlsafe_b64encode(json.dumps(content).encode()).decode()
+
+
+def _read_token(token: str, where: SandboxFilter, order: SandboxOrder) -> tuple[datetime, str]:
+    with contextlib.suppress(ValueError):
+        moment, last, of, by = json.loads(base64.urlsafe_b64decode(token))
+        if (of, by) == (repr(where), order.value):
+            return datetime.fromisoformat(moment), last
+    violation = FieldViolation(field="page_token", description="must be the token of a page of the same list")
+    raise InvalidRequestError("The page token is not one of this list.", violations=[violation])
+
+
+class FakeBackend(Backend):
+    """Places sandboxes nowhere. Its agents are fakes that a `FakeAgentConnector` finds."""
+
+    def __init__(self, connector: FakeAgentConnector | None = None) -> None:
+        self.connector = connector or FakeAgentConnector()
+        self.running: dict[SandboxId, dict[IncarnationId, AgentEndpoint]] = {}
+        self.files: set[SandboxId] = set()
+        self.kept: set[SandboxId] = set()
+        self.starts = 0
+        """How many agents were started, ever."""
+        self.error: SandboxdError | None = None
+        """What every change of the world fails with."""
+        self.hanging: asyncio.Event | None = None
+        """While set, every change of the world waits for it."""
+        self._ports = count(10_001)
+
+    @override
+    def describe(self) -> BackendDescription:
+        return BackendDescription(name="fake", isolates=False, warning="Nothing is real.")
+
+    @override
+    async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
+        await self._weather()
+        lives = self.running.setdefault(spec.sandbox, {})
+        self.files.add(spec.sandbox)
+        for other in [life for life in lives if life != incarnation]:
+            self.kill(spec.sandbox, other)
+        if incarnation not in lives:
+            endpoint = AgentEndpoint(host="127.0.0.1", port=next(self._ports), server_name=f"{incarnation}.test")
+            lives[incarnation] = endpoint
+            self.connector.agents[_address(endpoint)] = FakeAgent(sandbox=spec.sandbox, incarnation=incarnation)
+            self.starts += 1
+        return lives[incarnation]
+
+    @override
+    async def stop(
+        self, sandbox: SandboxId, incarnation: IncarnationId, *, grace: timedelta, timeout: timedelta
+    ) -> None:
+        await self._weather()
+        self.kill(sandbox, incarnation)
+
+    @override
+    async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
+        await self._weather()
+        for incarnation in list(self.running.get(sandbox, {})):
+            self.kill(sandbox, incarnation)
+        if sandbox in self.files:
+            self.files.discard(sandbox)
+            self.kept.add(sandbox)
+        return f"/kept/{sandbox}" if sandbox in self.kept else ""
+
+    @override
+    async def observe(self, sandbox: SandboxId) -> Observation:
+        running = [RunningIncarnation(incarnation=i, endpoint=e) for i, e in self.running.get(sandbox, {}).items()]
+        return Observation(sandbox=sandbox, present=sandbox in self.files, running=running)
+
+    @override
+    async def list(self) -> Sequence[Observation]:
+        alive = {sandbox for sandbox, lives in self.running.items() if lives}
+        return [await self.observe(sandbox) for sandbox in sorted(self.files | alive)]
+
+    @override
+    async def place(self, sandbox: SandboxId, incarnation: IncarnationId) -> CliPlace:
+        if incarnation not in self.running.get(sandbox, {}):
+            raise UnavailableError(f"Sandbox {sandbox} is not running.")
+        return CliPlace(
+            node="/node",
+            entry="/gemini.js",
+            home=f"/{sandbox}/home",
+            workspace=f"/{sandbox}/workspace",
+            settings=f"/{sandbox}/settings.json",
+            model_endpoint="http://127.0.0.1:1",
+            path="/bin",
+        )
+
+    def kill(self, sandbox: SandboxId, incarnation: IncarnationId) -> None:
+        """The agent dies; also what a test does to it."""
+        endpoint = self.running.get(sandbox, {}).pop(incarnation, None)
+        if endpoint is not None:
+            self.connector.agents[_address(endpoint)].die()
+
+    def agent(self, sandbox: SandboxId) -> FakeAgent:
+        """The agent of the one running incarnation."""
+        (endpoint,) = self.running[sandbox].values()
+        return self.connector.agents[_address(endpoint)]
+
+    async def _weather(self) -> None:
+        await asyncio.sleep(0)
+        if self.hanging is not None:
+            await self.hanging.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def _address(endpoint: AgentEndpoint) -> str:
+    return f"{endpoint.host}:{endpoint.port}"
+
+
+class FakeConversations(Conversations):
+    """Turns that are open, and what became of the closing."""
+
+    def __init__(self) -> None:
+        self.turns: dict[SandboxId, int] = {}
+        self.closed: list[tuple[SandboxId, str]] = []
+        self.error: SandboxdError | None = None
+
+    @override
+    async def open_turns(self, sandbox: SandboxId) -> int:
+        return self.turns.get(sandbox, 0)
+
+    @override
+    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta) -> None:
+        if self.error is not None:
+            raise self.error
+        self.closed.append((sandbox, reason))
+        self.turns.pop(sandbox, None)
+
+
+class FakeTokens(ModelTokens):
+    """Tokens that say what they are."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._numbers = count(1)
+
+    @override
+    def mint(self, identity: SandboxIdentity) -> SandboxToken:
+        text = f"token-{next(self._numbers)}-{identity.incarnation}"
+        return SandboxToken(text=text, expire_time=self._clock.now() + SANDBOX_TOKEN_LIFETIME)
+
+
+class FakeWakeups(Wakeups):
+    """Hints between the replicas of one test."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, list[asyncio.Queue[str]]] = {}
+
+    @override
+    async def listen(self, topic: str) -> AsyncIterator[str]:
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        self._queues.setdefault(topic, []).append(queue)
+        while True:
+            yield await queue.get()
+
+    @override
+    async def notify(self, topic: str, payload: str) -> None:
+        for queue in self._queues.get(topic, []):
+            queue.put_nowait(payload)

@@ -1,0 +1,85 @@
+"""Replicas of the manager over one database and one backend, all in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from itertools import count
+
+from prometheus_client import CollectorRegistry
+
+from sandboxd.manager.creation import NewSandbox
+from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.model.caller import Caller, Request, Role
+from sandboxd.model.ids import ClientId, RequestId, SandboxId
+from sandboxd.model.sandbox import Incarnation, Sandbox
+from tests.fakes.agent import FakeAgentConnector
+from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
+
+SOON = timedelta(seconds=5)
+NOW = timedelta(0)
+GATEWAY = "http://gateway.test"
+_requests = count(1)
+
+
+def a_caller(*, client: str = "acme", subject: str = "ada", role: Role = Role.PLATFORM) -> Caller:
+    return Caller(client=ClientId(client), subject=subject, role=role)
+
+
+def a_request(caller: Caller | None = None, *, request_id: str = "", body: str = "body") -> Request:
+    return Request(
+        caller=caller or a_caller(),
+        request_id=RequestId(request_id or f"request-{next(_requests)}"),
+        body_hash=hashlib.sha256(body.encode()).digest(),
+    )
+
+
+class ManagerWorld:
+    """What the replicas share, and the first of them."""
+
+    def __init__(self) -> None:
+        self.clock = FakeClock()
+        self.ids = FakeIds(self.clock)
+        self.units = FakeUnits(self.clock)
+        self.connector = FakeAgentConnector()
+        self.backend = FakeBackend(self.connector)
+        self.conversations = FakeConversations()
+        self.wakeups = FakeWakeups()
+        self.core, self.manager = self.replica("first")
+        self.use = self.core.use
+
+    def replica(self, name: str) -> tuple[ManagerCore, SandboxManager]:
+        tools = ManagerTools(
+            units=self.units,
+            backend=self.backend,
+            connector=self.connector,
+            wakeups=self.wakeups,
+            tokens=FakeTokens(self.clock),
+            model_endpoint=ModelEndpointTarget(base_url=GATEWAY),
+            metrics=ManagerMetrics(CollectorRegistry()),
+            clock=self.clock,
+            ids=self.ids,
+            replica=name,
+        )
+        core = ManagerCore(tools)
+        return core, SandboxManager(core=core, conversations=self.conversations)
+
+    async def given_active(self, caller: Caller | None = None, wish: NewSandbox | None = None) -> Sandbox:
+        return await self.manager.create(a_request(caller), wish or NewSandbox(), timeout=SOON)
+
+    async def given_paused(self) -> Sandbox:
+        sandbox = await self.given_active()
+        return await self.manager.pause(a_request(), sandbox.id, timeout=SOON)
+
+    def row(self, sandbox: SandboxId) -> Sandbox:
+        return self.units.rows.sandboxes[sandbox]
+
+    def lives(self, sandbox: SandboxId) -> list[Incarnation]:
+        rows = self.units.rows.incarnations.values()
+        return sorted((row for row in rows if row.sandbox == sandbox), key=lambda row: row.number)
+
+    def crash(self, replica: str = "first") -> None:
+        """The replica dies: its advisory lock is free."""
+        self.units.dead_replicas.add(replica)
