@@ -51,7 +51,7 @@ async def test_a_stale_entry_does_not_touch_its_neighbours() -> None:
     async with running(journal) as commit:
         outcomes = await asyncio.gather(commit.append(stale), commit.append(good))
 
-    assert outcomes == [Appended.STALE, Appended.DURABLE]
+    assert list(outcomes) == [Appended.STALE, Appended.DURABLE]
 
 
 async def test_an_append_waits_until_the_database_is_back() -> None:

@@ -14,7 +14,7 @@ from sandboxd.model.ids import SandboxId, TurnId
 from sandboxd.model.processes import ProcessId, ProcessSpec, SignalScope, Spool, SpoolPolicy
 from sandboxd.model.session import PromptInput
 from sandboxd.stream import dialects
-from sandboxd.stream.acp import chat_files
+from sandboxd.stream.acp import chat_files, user_settings
 from sandboxd.stream.acp import launch as acp
 from sandboxd.stream.agent_port import Agent, AgentConnector, ProcessExitedError, ProcessNotFoundError
 from sandboxd.stream.cli_process import CliProcess, run_script
@@ -142,5 +142,7 @@ class CliLauncher:
         settings = json.dumps(acp.system_settings(), sort_keys=True)
         argv = ("/bin/sh", "-c", _WRITE_SETTINGS, "sh", place.settings, settings)
         await run_script(agent, name=f"settings-{process}", spec=ProcessSpec(argv=argv, environment=environment))
+        merge = user_settings.merge_argv(node=place.node, settings=acp.system_settings())
+        await run_script(agent, name=f"merge-{process}", spec=ProcessSpec(argv=merge, environment=environment))
         chats = chat_files.prepare_argv(cli_sessions)
         await run_script(agent, name=f"chats-{process}", spec=ProcessSpec(argv=chats, environment=environment))
