@@ -13,7 +13,7 @@ from time import monotonic
 
 from sandboxd.model.caller import Caller, Role
 from sandboxd.model.errors import SandboxNotFoundError, SandboxPausedError
-from sandboxd.model.events import EventBody, SessionEvent, Text, TurnCompleted
+from sandboxd.model.events import EventBody, SessionEvent, TurnCompleted
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId, make_id
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.session import PromptInput
@@ -151,6 +151,8 @@ class StreamWorld:
         return [text for cli in self.clis for text in cli.prompts]
 
     async def _gemini(self, io: FakeIo) -> int:
+        if io.spec.argv[1] == "-e":
+            return 0  # a script of ours, not the CLI
         cli = FakeCli()
         self.clis.append(cli)
         read = written = 0
