@@ -133,6 +133,7 @@ class Gateway:
             logger=_http_logger(self._metrics),
             handler_cancellation=True,  # a CLI that goes away cancels its call, and the call its request upstream
             keepalive_timeout=75.0,
+            lingering_time=2.0,  # seconds in which the rest of a refused body is read away, so that the answer arrives
             shutdown_timeout=self._config.timeouts.shutdown,
         )
         await runner.setup()
