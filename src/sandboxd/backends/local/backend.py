@@ -59,13 +59,21 @@ class LocalBackend(Backend):
     """Places sandboxes as processes of this machine."""
 
     def __init__(
-        self, *, data: Path, cli: CliFiles, launcher: Launcher, connector: AgentConnector, clock: Clock
+        self,
+        *,
+        data: Path,
+        cli: CliFiles,
+        launcher: Launcher,
+        connector: AgentConnector,
+        clock: Clock,
+        exit_seconds: float = EXIT_SECONDS,
     ) -> None:
         self._layout = Layout(data=data.absolute())
         self._cli = cli
         self._launcher = launcher
         self._connector = connector
         self._clock = clock
+        self._exit_seconds = exit_seconds
         self._locks: defaultdict[SandboxId, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     @override
@@ -176,13 +184,13 @@ class LocalBackend(Backend):
         if endpoint is not None:
             try:
                 async with visit(self._connector, endpoint) as reached:
-                    await reached.shutdown(grace=grace, timeout=grace + timedelta(seconds=EXIT_SECONDS))
+                    await reached.shutdown(grace=grace, timeout=grace + timedelta(seconds=self._exit_seconds))
             except SandboxdError as error:
                 log.warning("backend.shutdown_refused", sandbox=agent.sandbox, error=error.message)
-            if await self._gone(agent, EXIT_SECONDS):
+            if await self._gone(agent, self._exit_seconds):
                 return
         processes.signal_agent(agent, signal.SIGTERM)
-        if await self._gone(agent, grace.total_seconds() + EXIT_SECONDS):
+        if await self._gone(agent, grace.total_seconds() + self._exit_seconds):
             return
         log.warning("backend.agent_killed", sandbox=agent.sandbox, incarnation=agent.incarnation)
         await asyncio.to_thread(processes.kill_tree, agent, seconds=KILL_SECONDS)
