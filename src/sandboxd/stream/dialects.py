@@ -9,6 +9,7 @@ from sandboxd.model.ids import TurnId
 from sandboxd.model.session import PromptInput
 from sandboxd.stream.acp.machine import AcpDialect
 from sandboxd.stream.dialect import Dialect, DialectName
+from sandboxd.stream.headless.machine import HeadlessDialect
 
 
 def make(name: DialectName) -> Dialect:
@@ -17,7 +18,7 @@ def make(name: DialectName) -> Dialect:
         case DialectName.ACP:
             return AcpDialect()
         case DialectName.HEADLESS:
-            raise NotImplementedError
+            return HeadlessDialect()
 
 
 def restore(name: DialectName, snapshot: Mapping[str, Any], *, prompts: Mapping[TurnId, PromptInput]) -> Dialect:
@@ -35,4 +36,4 @@ def restore(name: DialectName, snapshot: Mapping[str, Any], *, prompts: Mapping[
         case DialectName.ACP:
             return AcpDialect.restore(snapshot, prompts=prompts)
         case DialectName.HEADLESS:
-            raise NotImplementedError
+            return HeadlessDialect.restore(snapshot, prompts=prompts)

@@ -108,7 +108,9 @@ def _said(item: Mapping[str, Any]) -> str:
 def permission_options(params: Mapping[str, Any]) -> Sequence[PermissionOption]:
     """The answers that a person can give."""
     return [
-        PermissionOption(id=option_id, label=shorten(text(option, "name") or option_id, MAX_NAME_BYTES), kind=_kind(option))
+        PermissionOption(
+            id=option_id, label=shorten(text(option, "name") or option_id, MAX_NAME_BYTES), kind=_kind(option)
+        )
         for option in objects(params, "options")[:MAX_OPTIONS]
         if (option_id := clean(text(option, "optionId")))
     ]

@@ -26,6 +26,7 @@ from sandboxd.stream.dialect import DialectName, Finishing, SessionChange, Step,
 from sandboxd.stream.failures import (
     CLI_AUTH_REQUIRED,
     CLI_SESSION_LOST,
+    SESSION_LOAD_FAILED,
     cli_exited,
     failure_from_rpc,
     named_failure,
@@ -167,7 +168,7 @@ class AcpDialect:
         """See `Dialect`."""
         rest = self._framer.end()
         if isinstance(rest, bytes) and isinstance(decode_line(rest), Rejection) and rest.strip():
-            self._lost(rest, LINE_CUT)
+            self.lost(rest, LINE_CUT)
         elif rest is not None:
             self._line(rest)
         error = cli_exited(exit_code=exit_code, signal=signal, stderr_tail=stderr_tail)
@@ -264,28 +265,28 @@ class AcpDialect:
 
     def _line(self, line: bytes | LongLine) -> None:
         if isinstance(line, LongLine):
-            self._lost(line, LINE_TOO_LONG)
+            self.lost(line, LINE_TOO_LONG)
             return
         if not line.strip():
             return
         message = decode_line(line)
         if isinstance(message, Rejection):
-            self._lost(line, message.value)
+            self.lost(line, message.value)
             return
         match classify(message):
             case Notification(method="session/update", params=params):
                 self._update(params, line)
             case Notification():
-                self._lost(line, UNKNOWN_METHOD)
+                self.lost(line, UNKNOWN_METHOD)
             case Request(rpc=rpc, method="session/request_permission", params=params):
                 self._permission(rpc, params, line)
             case Request(rpc=rpc, method=method):
                 self.wire.refuse(rpc, method)
-                self._lost(line, UNKNOWN_METHOD)
+                self.lost(line, UNKNOWN_METHOD)
             case Reply() as reply:
                 self._reply(reply, line)
             case None:
-                self._lost(line, Rejection.NOT_PROTOCOL.value)
+                self.lost(line, Rejection.NOT_PROTOCOL.value)
 
     def _update(self, params: Mapping[str, Any], line: bytes) -> None:
         session = self._routed(text(params, "sessionId"))
@@ -295,14 +296,14 @@ class AcpDialect:
             if session.mode != mode:
                 self._changed[session.id] = None
         elif text(params, "sessionId") not in self._dropped:
-            self._lost(line, UNKNOWN_SESSION)
+            self.lost(line, UNKNOWN_SESSION)
 
     def _permission(self, rpc: Any, params: Mapping[str, Any], line: bytes) -> None:
         session = self._routed(text(params, "sessionId"))
         if session is None:
             # Nobody could answer it, and the agent would wait for ever.
             self.wire.reply(rpc, {"outcome": {"outcome": "cancelled"}})
-            self._lost(line, UNKNOWN_SESSION)
+            self.lost(line, UNKNOWN_SESSION)
             return
         self._updates.release(session)
         self.tools.asked(session, rpc, params)
@@ -310,7 +311,7 @@ class AcpDialect:
     def _reply(self, reply: Reply, line: bytes) -> None:
         pending = self.wire.answered(reply.rpc)
         if pending is None:
-            self._lost(line, UNKNOWN_ID)
+            self.lost(line, UNKNOWN_ID)
         elif pending.kind is RequestKind.INITIALIZE:
             if self.wire.observing:
                 self.openings.introduced(reply.result)
@@ -337,10 +338,15 @@ class AcpDialect:
         if reply.error is not None:
             if session is not None:
                 session.muted = False
-            self._emit(session, failure_from_rpc(reply.error))
+            error = failure_from_rpc(reply.error)
+            if pending.kind is RequestKind.LOAD and error.reason != CLI_AUTH_REQUIRED:
+                error = named_failure(SESSION_LOAD_FAILED, error.message)
+            self._emit(session, error)
             return
         if session is None:
-            session = self.find_cli_session(text(reply.result, "sessionId")) or self.adopt(text(reply.result, "sessionId"))
+            session = self.find_cli_session(text(reply.result, "sessionId")) or self.adopt(
+                text(reply.result, "sessionId")
+            )
         learn(session, reply.result)
         self._know(session.id)
         self.openings.announce(session, resumed=pending.kind is RequestKind.LOAD)
@@ -422,7 +428,7 @@ class AcpDialect:
         turn = session.current() if session is not None else None
         self._outbox.emit(session.id if session else None, turn.id if turn else None, body)
 
-    def _lost(self, line: bytes | LongLine, why: str) -> None:
+    def lost(self, line: bytes | LongLine, why: str) -> None:
         """Bytes that belong nowhere go to the session that was active last, so that somebody sees them."""
         session = self._sessions.get(self._active) if self._active else next(iter(self._sessions.values()), None)
         self._emit(session, unparsed(line, why))

@@ -23,9 +23,15 @@ _KINDS = {kind.value: kind for kind in RequestKind}
 class AcpObserver:
     """Tells an observing machine what another client sent."""
 
-    def __init__(self, machine: AcpDialect) -> None:
+    def __init__(self, machine: AcpDialect, *, turns: int = 0) -> None:
+        """Watch a machine that observes; `turns` were counted before."""
         self._machine = machine
-        self._turns = 0
+        self._turns = turns
+
+    @property
+    def turns(self) -> int:
+        """How many prompts were seen."""
+        return self._turns
 
     def sent(self, message: Mapping[str, Any]) -> None:
         """One message of the other client, in the order of the recording. Never raises."""

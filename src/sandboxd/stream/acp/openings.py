@@ -227,7 +227,9 @@ class Openings:
     def _set_model(self, opening: Opening, session: AcpSession) -> None:
         if opening.model and opening.model != session.model:
             params = {"sessionId": session.cli_session, "modelId": opening.model}
-            self._wire.request("session/set_model", params, self._pending(RequestKind.SET_MODEL, opening, opening.model))
+            self._wire.request(
+                "session/set_model", params, self._pending(RequestKind.SET_MODEL, opening, opening.model)
+            )
         else:
             self._ready(opening, session)
 

@@ -10,7 +10,14 @@ from urllib.parse import quote
 from sandboxd.model.session import Attachment, PromptInput
 
 _TEXT_TYPES = frozenset(
-    {"application/json", "application/xml", "application/x-yaml", "application/yaml", "application/toml", "application/sql"}
+    {
+        "application/json",
+        "application/xml",
+        "application/x-yaml",
+        "application/yaml",
+        "application/toml",
+        "application/sql",
+    }
 )
 
 

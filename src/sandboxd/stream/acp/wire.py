@@ -62,7 +62,8 @@ class Wire:
     def awaits(self, kind: RequestKind, session: SessionId, value: str) -> bool:
         """Tell whether such a request is unanswered."""
         return any(
-            (pending.kind, pending.session, pending.value) == (kind, session, value) for pending in self._pending.values()
+            (pending.kind, pending.session, pending.value) == (kind, session, value)
+            for pending in self._pending.values()
         )
 
     def drop_all(self) -> Iterable[Pending]:
