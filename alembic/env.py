@@ -6,11 +6,11 @@ import asyncio
 import os
 from typing import Any
 
+from alembic import context
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from alembic import context
 from sandboxd.persistence.engine import driver_url
 from sandboxd.persistence.tables import Base
 

@@ -50,6 +50,12 @@ class PostgresServer:
         await self._run(f'CREATE DATABASE "{name}" TEMPLATE "{self.template}"')
         return name
 
+    async def create(self) -> str:
+        """An empty database; answers its name."""
+        name = f"empty_{os.getpid()}_{next(_numbers)}"
+        await self._run(f'CREATE DATABASE "{name}"')
+        return name
+
     async def drop(self, name: str) -> None:
         await self._run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 

@@ -13,10 +13,15 @@ from sqlalchemy import text
 from typing_extensions import override
 
 from sandboxd.model.errors import DatabaseUnavailableError
-from sandboxd.model.ids import SandboxId
+from sandboxd.model.ids import IncarnationId, SandboxId, SessionId, TurnId
+from sandboxd.model.session import TurnState
+from sandboxd.model.tokens import SandboxIdentity
+from sandboxd.monitor.ports import PriceBookStore, UsageLedger
 from sandboxd.persistence.engine import Database, DatabaseSettings
 from sandboxd.persistence.journal import PostgresJournal
+from sandboxd.persistence.ledger import PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
+from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.stream.ports import Journal, Sessions
 from tests.contract.journal_world import CLIENT, FREELANCER, NOON
@@ -96,3 +101,51 @@ class PostgresJournalWorld:
     async def _end(self, task: asyncio.Task[None]) -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass(kw_only=True)
+class PostgresLedgerWorld:
+    database: Database
+    ledger: UsageLedger = field(init=False)
+    prices: PriceBookStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger, self.prices = PostgresUsageLedger(self.database), PostgresPriceBookStore(self.database)
+
+    async def given_incarnation(self, identity: SandboxIdentity) -> None:
+        await insert_sandbox(self.database, identity.sandbox, client=identity.client, freelancer=identity.freelancer)
+        await self._execute(
+            "INSERT INTO incarnations VALUES (:id, :sandbox, 1, NULL, NULL, NULL, :at, NULL, NULL, '')",
+            id=identity.incarnation,
+            sandbox=identity.sandbox,
+            at=NOON,
+        )
+
+    async def end_incarnation(self, incarnation: IncarnationId) -> None:
+        await self._execute("UPDATE incarnations SET end_time = :at WHERE id = :id", id=incarnation, at=NOON)
+
+    async def given_session(self, session: SessionId, *, of: SandboxIdentity, deleted: bool = False) -> None:
+        await self._execute(
+            """INSERT INTO sessions VALUES (:id, :sandbox, :client, :freelancer, '', '', '', '', 1, 0, NULL, :at, :at,
+            :deleted)""",
+            id=session,
+            sandbox=of.sandbox,
+            client=of.client,
+            freelancer=of.freelancer,
+            at=NOON,
+            deleted=NOON if deleted else None,
+        )
+
+    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState) -> None:
+        await self._execute(
+            """INSERT INTO turns SELECT :id, id, sandbox, 1, 'r', :state, NULL, '', :at, NULL FROM sessions
+            WHERE id = :session ON CONFLICT (id) DO UPDATE SET state = excluded.state""",
+            id=turn,
+            session=session,
+            state=state.value,
+            at=NOON,
+        )
+
+    async def _execute(self, statement: str, **values: Any) -> None:  # Any: parameters of any type
+        async with self.database.begin() as connection:
+            await connection.execute(text(statement), values)

@@ -1,0 +1,168 @@
+"""Sandboxes, incarnations and requests: from what the database holds to the model, and back. No I/O."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from sandboxd.manager.ports import ErrorRecord, RequestOutcome, RequestRecord
+from sandboxd.model.errors import ErrorKind
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
+from sandboxd.model.sandbox import AgentEndpoint, ApprovalMode, Incarnation, Sandbox, SandboxState, Tier
+
+
+class Row(Protocol):
+    """A record: SQLAlchemy's mapping or plain JSON."""
+
+    def __getitem__(self, column: str, /) -> Any:  # Any: its columns have any type
+        """The value of a column."""
+
+
+Values = dict[str, Any]
+"""Values by column. Any: its columns have any type."""
+
+_MOMENTS: Final = ("create_time", "update_time", "last_use_time", "terminate_time")
+
+
+def sandbox_values(sandbox: Sandbox) -> Values:
+    """A sandbox by columns."""
+    return {
+        "id": sandbox.id,
+        "client": sandbox.client,
+        "freelancer": sandbox.freelancer,
+        "display_name": sandbox.display_name,
+        "labels": dict(sandbox.labels),
+        "tier": sandbox.tier.value,
+        "model": sandbox.model,
+        "approval_mode": sandbox.approval_mode.value,
+        "state": sandbox.state.value,
+        "state_reason": sandbox.state_reason,
+        "incarnation": sandbox.incarnation,
+        "incarnations": sandbox.incarnations,
+        "create_time": sandbox.create_time,
+        "update_time": sandbox.update_time,
+        "last_use_time": sandbox.last_use_time,
+        "terminate_time": sandbox.terminate_time,
+        "version": sandbox.version,
+    }
+
+
+def read_sandbox(row: Row) -> Sandbox:
+    """A sandbox from its columns."""
+    return Sandbox(
+        id=SandboxId(row["id"]),
+        client=ClientId(row["client"]),
+        freelancer=FreelancerId(row["freelancer"]),
+        display_name=row["display_name"],
+        labels=row["labels"],
+        tier=Tier(row["tier"]),
+        model=row["model"],
+        approval_mode=ApprovalMode(row["approval_mode"]),
+        state=SandboxState(row["state"]),
+        state_reason=row["state_reason"],
+        incarnation=IncarnationId(row["incarnation"]) if row["incarnation"] else None,
+        incarnations=row["incarnations"],
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+        last_use_time=row["last_use_time"],
+        terminate_time=row["terminate_time"],
+        version=row["version"],
+    )
+
+
+def incarnation_values(incarnation: Incarnation) -> Values:
+    """An incarnation by columns."""
+    endpoint = incarnation.endpoint
+    return {
+        "id": incarnation.id,
+        "sandbox": incarnation.sandbox,
+        "number": incarnation.number,
+        "host": endpoint.host if endpoint else None,
+        "port": endpoint.port if endpoint else None,
+        "server_name": endpoint.server_name if endpoint else None,
+        "start_time": incarnation.start_time,
+        "ready_time": incarnation.ready_time,
+        "end_time": incarnation.end_time,
+        "end_reason": incarnation.end_reason,
+    }
+
+
+def read_incarnation(row: Row) -> Incarnation:
+    """An incarnation from its columns."""
+    endpoint = None
+    if row["host"] is not None:
+        endpoint = AgentEndpoint(host=row["host"], port=row["port"], server_name=row["server_name"])
+    return Incarnation(
+        id=IncarnationId(row["id"]),
+        sandbox=SandboxId(row["sandbox"]),
+        number=row["number"],
+        endpoint=endpoint,
+        start_time=row["start_time"],
+        ready_time=row["ready_time"],
+        end_time=row["end_time"],
+        end_reason=row["end_reason"],
+    )
+
+
+def request_values(record: RequestRecord) -> Values:
+    """A remembered request by columns."""
+    return {
+        "client": record.client,
+        "request_id": record.request_id,
+        "method": record.method,
+        "subject": record.subject,
+        "body_hash": record.body_hash,
+        "sandbox": record.sandbox,
+        "outcome": outcome_json(record.outcome) if record.outcome else None,
+        "create_time": record.create_time,
+        "expire_time": record.expire_time,
+    }
+
+
+def read_request(row: Row) -> RequestRecord:
+    """A remembered request from its columns."""
+    return RequestRecord(
+        client=ClientId(row["client"]),
+        request_id=RequestId(row["request_id"]),
+        method=row["method"],
+        subject=row["subject"],
+        body_hash=bytes(row["body_hash"]),
+        sandbox=SandboxId(row["sandbox"]),
+        outcome=read_outcome(row["outcome"]) if row["outcome"] is not None else None,
+        create_time=row["create_time"],
+        expire_time=row["expire_time"],
+    )
+
+
+def outcome_json(outcome: RequestOutcome) -> Values:
+    """An outcome as JSON: a sandbox as it was then, or an error."""
+    written: Values = {"kept": outcome.kept}
+    if outcome.sandbox is not None:
+        values = sandbox_values(outcome.sandbox)
+        moments = {name: values[name].isoformat() if values[name] else None for name in _MOMENTS}
+        written["sandbox"] = values | moments
+    if outcome.error is not None:
+        written["error"] = {
+            "kind": outcome.error.kind.value,
+            "reason": outcome.error.reason,
+            "message": outcome.error.message,
+            "metadata": dict(outcome.error.metadata),
+        }
+    return written
+
+
+def read_outcome(written: Values) -> RequestOutcome:
+    """An outcome from its JSON."""
+    sandbox, error = written.get("sandbox"), written.get("error")
+    record = None
+    if error is not None:
+        record = ErrorRecord(
+            kind=ErrorKind(error["kind"]),
+            reason=error["reason"],
+            message=error["message"],
+            metadata=error["metadata"],
+        )
+    if sandbox is not None:
+        moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox[name] else None for name in _MOMENTS}
+        sandbox = read_sandbox(sandbox | moments)
+    return RequestOutcome(sandbox=sandbox, kept=written.get("kept", ""), error=record)
