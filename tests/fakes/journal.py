@@ -13,7 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
-from sandboxd.model.errors import DatabaseUnavailableError, RequestIdReusedError, SessionNotFoundError
+from sandboxd.model.errors import (
+    DatabaseUnavailableError,
+    FieldViolation,
+    InvalidRequestError,
+    RequestIdReusedError,
+    SessionNotFoundError,
+)
 from sandboxd.model.events import SessionEvent
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.paging import Page
@@ -285,10 +291,15 @@ class FakeSessions:
             and title_contains.lower() in one.title.lower()
         ]
         found.sort(key=key, reverse=bool(direction))
+        this = f"{sandbox} {client} {freelancer} {order.value} {title_contains}\n"
         if page_token:
-            found = [one for one in found if (key(one) < page_token if direction else key(one) > page_token)]
+            if not page_token.startswith(this):
+                violation = FieldViolation(field="page_token", description="must be the token of a page of this list")
+                raise InvalidRequestError("The page token is not one of this list.", violations=[violation])
+            last = page_token.removeprefix(this)
+            found = [one for one in found if (key(one) < last if direction else key(one) > last)]
         more = len(found) > page_size
-        return Page(items=found[:page_size], next_token=key(found[page_size - 1]) if more else "")
+        return Page(items=found[:page_size], next_token=this + key(found[page_size - 1]) if more else "")
 
     async def delete(self, session: SessionId, *, at: datetime) -> None:
         await self.store.weather()
