@@ -111,6 +111,8 @@ class Settings(BaseSettings):
     """PEM chain of the gateway's certificate."""
     gateway_tls_key_file: Path | None = None
     """PEM key of the gateway's certificate."""
+    gateway_authority_file: Path | None = None
+    """PEM authorities that agents trust for an https gateway; the system's if empty."""
     gateway_web_listen: Address = "127.0.0.1:8083"
     """Where the gateway's /metrics, /healthz and /readyz are."""
     gemini_url: Url = DEFAULT_GEMINI_URL
@@ -121,9 +123,9 @@ class Settings(BaseSettings):
     """Directory with one file for each client, named by it, that holds its API key. Read again when it changes."""
 
     node: Path | None = None
-    """Node that runs the Gemini CLI; found on PATH, or in the wheel, if empty."""
+    """Node that runs the Gemini CLI in the local backend's sandboxes. `sandboxd dev` finds it if empty."""
     gemini_cli: Path | None = None
-    """Entry script of the Gemini CLI; the pinned one in the cache if empty."""
+    """Entry script of the Gemini CLI in the local backend. `sandboxd dev` installs the pinned one if empty."""
 
     replica: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}"[:63])
     """Name of this process among its like."""

@@ -1,0 +1,190 @@
+"""`sandboxd`: one command with roles. Imports what a role needs when the role is started, so that help is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sandboxd import __version__
+
+app = typer.Typer(
+    name="sandboxd",
+    help="Persistent sandboxes with Gemini CLI in them, behind one gRPC service.",
+    epilog="Settings are SANDBOXD_* variables, or a TOML file named by SANDBOXD_CONFIG. Begin with: sandboxd demo",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+BAD_SETTINGS = 2
+UNAVAILABLE = 3
+
+DataDir = Annotated[
+    Path | None, typer.Option("--data-dir", help="Where its state is kept.", envvar="SANDBOXD_DATA_DIR")
+]
+WithParent = Annotated[bool, typer.Option("--with-parent", hidden=True, help="End when the parent process ends.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sandboxd {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(with_parent: WithParent = False) -> None:
+    """Serve the API: gRPC, streams and the sandbox manager.
+
+    Example: SANDBOXD_DATABASE_URL=postgresql://… SANDBOXD_GATEWAY_URL=http://127.0.0.1:8082 sandboxd serve
+    """
+    from sandboxd.bootstrap.serve import serve as role  # noqa: PLC0415  only this role needs it
+
+    _run_role("serve", role, with_parent=with_parent)
+
+
+@app.command()
+def gateway(with_parent: WithParent = False) -> None:
+    """Hold the API keys: forward sandboxes' model calls and write the ledger.
+
+    Example: SANDBOXD_DATABASE_URL=postgresql://… SANDBOXD_GEMINI_KEYS_DIR=/run/keys sandboxd gateway
+    """
+    from sandboxd.bootstrap.gateway import gateway as role  # noqa: PLC0415  only this role needs it
+
+    _run_role("gateway", role, with_parent=with_parent)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to the schema of this version. Safe to repeat, and by two at once.
+
+    Example: SANDBOXD_DATABASE_URL=postgresql://… sandboxd migrate
+    """
+    from sandboxd.bootstrap.migrate import migrate as role  # noqa: PLC0415  only this role needs it
+
+    _run_role("migrate", role)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def agent(context: typer.Context) -> None:
+    """Run the process supervisor of one sandbox. Backends start it; `sandboxd agent --help` has its options."""
+    # A fresh process image: nothing that was imported here may weigh on every sandbox.
+    os.execv(sys.executable, [sys.executable, "-s", "-m", "sandboxd.agent", *context.args])  # noqa: S606  no shell
+
+
+@app.command()
+def dev(
+    data_dir: DataDir = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the sandboxes' agents running at the end.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the roles' logs here, too.")] = False,
+) -> None:
+    """Run the whole stack on this machine until Ctrl-C: PostgreSQL, gateway, API, and a practice model without a key.
+
+    Examples:
+      sandboxd dev
+      GEMINI_API_KEY=… sandboxd dev
+      SANDBOXD_GEMINI_URL=http://127.0.0.1:9000 sandboxd dev --data-dir /tmp/try
+    """
+    from sandboxd.dev.command import run_dev  # noqa: PLC0415  only this role needs it
+
+    raise typer.Exit(run_dev(data_dir=data_dir, keep=keep, verbose=verbose))
+
+
+@app.command()
+def demo(
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="A turn of the session; repeat it for more turns.")
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", help="text for people, json for programs.")] = "text",
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Keep the state here. Default: a directory of the demo's own.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the sandbox for later.")] = False,
+    model: Annotated[str, typer.Option("--model", "-m", help="Model of the session.")] = "",
+) -> None:
+    """Show a whole session from end to end, with the real Gemini CLI, on a stack of its own.
+
+    Without GEMINI_API_KEY a built-in practice model answers, and says so. SANDBOXD_GEMINI_URL names another API.
+
+    Examples:
+      sandboxd demo
+      sandboxd demo --prompt "Write hello.py and run it" --prompt "Now in Rust"
+      sandboxd demo --prompt "What is 2+2?" --output json | jq .
+    """
+    if output not in {"text", "json"}:
+        raise typer.BadParameter("must be text or json", param_hint="--output")
+    from sandboxd.dev.demo import DemoOptions, run_demo  # noqa: PLC0415  only this role needs it
+
+    options = DemoOptions(
+        prompts=tuple(prompt or ()), as_json=output == "json", data_dir=data_dir, keep=keep, model=model
+    )
+    raise typer.Exit(run_demo(options))
+
+
+@app.command()
+def token(
+    data_dir: DataDir = None,
+    client: Annotated[str, typer.Option(help="Client that the token is for.")] = "dev",
+    subject: Annotated[str, typer.Option(help="Who it is; for a freelancer its id.")] = "dev",
+    role: Annotated[str, typer.Option(help="platform, client_admin, freelancer or auditor.")] = "client_admin",
+    hours: Annotated[float, typer.Option(min=0.01, max=24 * 30, help="How long it is good.")] = 24,
+) -> None:
+    """Print a token for the API of `sandboxd dev`, signed by the key in its data directory.
+
+    Example: sandboxd token --client acme --subject ada --role freelancer
+    """
+    from sandboxd.dev.identity import mint_token  # noqa: PLC0415  only this role needs it
+
+    raise typer.Exit(mint_token(data_dir=data_dir, client=client, subject=subject, role=role, hours=hours))
+
+
+def _run_role(
+    name: str, role: Callable[[Any], Coroutine[Any, Any, object]], *, with_parent: bool = False
+) -> None:  # Any: settings are not imported here
+    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415  only roles need it
+    from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
+    from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
+    from sandboxd.settings import SettingsError, load_settings  # noqa: PLC0415
+
+    if with_parent:
+        end_with_parent()
+    try:
+        settings = load_settings()
+        configure_logging(role=name, style=settings.log_format, level=settings.log_level)
+        _use_uvloop()
+        asyncio.run(role(settings))
+    except SettingsError as error:
+        typer.echo(f"sandboxd {name}: {error}", err=True)
+        raise typer.Exit(BAD_SETTINGS) from None
+    except (SandboxdError, OSError) as error:
+        typer.echo(f"sandboxd {name}: {error}", err=True)
+        raise typer.Exit(UNAVAILABLE) from None
+
+
+def _use_uvloop() -> None:
+    try:
+        import uvloop  # noqa: PLC0415  a role's loop
+    except ImportError:
+        return
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+
+
+def main() -> None:
+    """Run the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The role `gateway`: the holder of the API keys, a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.schema import wait_for_schema
+from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.bootstrap.stopping import stop_signals
+from sandboxd.gateway.config import GatewayConfig, TlsFiles
+from sandboxd.gateway.key_files import DirectoryApiKeys, DirectoryVerifyingKeys, StaticApiKeys
+from sandboxd.gateway.ports import ApiKeys
+from sandboxd.gateway.secret import Secret
+from sandboxd.gateway.server import run_gateway
+from sandboxd.gateway.tokens import SandboxTokenVerifier
+from sandboxd.monitor.list_prices import list_prices
+from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
+from sandboxd.persistence.ledger import PostgresUsageLedger
+from sandboxd.persistence.prices import PostgresPriceBookStore
+from sandboxd.settings import DEFAULT_GEMINI_URL, Settings, SettingsError, redact
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+PLACEHOLDER_KEY = "no-key"
+"""Sent to an upstream of one's own that needs none; never to the real API."""
+
+
+async def gateway(settings: Settings) -> None:
+    """Run until a signal says stop, then let running calls end within the grace.
+
+    Raises:
+        SettingsError: Something that this role needs is missing.
+        UnavailableError: The database cannot be used.
+        OSError: An address is taken.
+    """
+    if settings.database_url is None:
+        raise SettingsError("The settings cannot be used:\n  SANDBOXD_DATABASE_URL: the gateway needs a PostgreSQL")
+    url = settings.database_url.get_secret_value()
+    log.info("role.settings", **redact(settings))
+    clock = SystemClock()
+    keys = KeyFiles(home=settings.home)
+    keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
+    database = Database(
+        make_engine(
+            DatabaseSettings(url=url, application_name="sandboxd gateway", pool_size=settings.database_pool_size)
+        )
+    )
+    with stop_signals() as stop:
+        try:
+            await wait_for_schema(url)
+            prices = PostgresPriceBookStore(database)
+            await prices.add(list_prices())
+            await run_gateway(
+                config=_config(settings),
+                ledger=PostgresUsageLedger(database),
+                prices=prices,
+                keys=_api_keys(settings),
+                verifier=SandboxTokenVerifier(keys=DirectoryVerifyingKeys(keys.sandbox_token_public), clock=clock),
+                clock=clock,
+                registry=CollectorRegistry(),
+                stop=stop,
+            )
+        finally:
+            await database.close()
+
+
+def _config(settings: Settings) -> GatewayConfig:
+    host, _, port = settings.gateway_listen.rpartition(":")
+    admin_host, _, admin_port = settings.gateway_web_listen.rpartition(":")
+    certificate, key = settings.gateway_tls_certificate_file, settings.gateway_tls_key_file
+    return GatewayConfig(
+        host=host.strip("[]"),
+        port=int(port),
+        admin_host=admin_host.strip("[]"),
+        admin_port=int(admin_port),
+        upstream_url=settings.gemini_url,
+        spool_directory=_spool(settings.home),
+        tls=TlsFiles(certificate=certificate, key=key) if certificate and key else None,
+    )
+
+
+def _api_keys(settings: Settings) -> ApiKeys:
+    if settings.gemini_keys_dir is not None:
+        return DirectoryApiKeys(settings.gemini_keys_dir)
+    if settings.gemini_api_key is not None:
+        return StaticApiKeys(Secret(settings.gemini_api_key.get_secret_value()))
+    if settings.gemini_url != DEFAULT_GEMINI_URL:
+        return StaticApiKeys(Secret(PLACEHOLDER_KEY))
+    raise SettingsError(
+        "The settings cannot be used:\n  SANDBOXD_GEMINI_KEYS_DIR: the gateway needs the clients' API keys "
+        "(or GEMINI_API_KEY, or SANDBOXD_GEMINI_URL for an API of your own)"
+    )
+
+
+def _spool(home: Path) -> Path:
+    directory = home / "gateway-spool"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory

@@ -1,0 +1,38 @@
+"""Where a data directory keeps the keys of one installation, all of them mode 0600 in a directory of mode 0700."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyFiles:
+    """Names below the data directory."""
+
+    home: Path
+
+    @property
+    def agent_authority(self) -> Path:
+        """The certificate authority of agents and of the service."""
+        return self.home / "pki"
+
+    @property
+    def sandbox_token_key(self) -> Path:
+        """Signs sandbox tokens; `serve` reads it."""
+        return self.home / "keys" / "sandbox-tokens.pem"
+
+    @property
+    def sandbox_token_public(self) -> Path:
+        """Directory of the public keys that the gateway trusts."""
+        return self.home / "keys" / "sandbox-tokens"
+
+    @property
+    def caller_keys(self) -> Path:
+        """JWKS of those who issue callers' tokens, where no other file is set."""
+        return self.home / "keys" / "callers.json"
+
+    @property
+    def caller_signing_key(self) -> Path:
+        """Signs callers' tokens in development; made by `sandboxd dev`."""
+        return self.home / "keys" / "callers.pem"

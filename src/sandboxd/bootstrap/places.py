@@ -1,0 +1,77 @@
+"""The local backend, as `serve` and `sandboxd dev` build it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+from sandboxd.agent.client import GrpcAgentConnector
+from sandboxd.backends.certificates import CertificateAuthority
+from sandboxd.backends.local.backend import CliFiles, LocalBackend
+from sandboxd.backends.local.launching import Launcher
+from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.settings import Settings, SettingsError
+
+END_GRACE: Final = timedelta(seconds=2)
+"""What runs in a sandbox has this long after TERM."""
+END_TIMEOUT: Final = timedelta(seconds=15)
+
+
+def make_connector(settings: Settings, clock: SystemClock) -> tuple[CertificateAuthority, GrpcAgentConnector]:
+    """Open the installation's authority and take an identity of it."""
+    authority = CertificateAuthority.open(KeyFiles(home=settings.home).agent_authority, clock=clock)
+    identity = authority.issue_service()
+    connector = GrpcAgentConnector(
+        certificate=identity.certificate, key=identity.key, agent_authority=authority.certificate
+    )
+    return authority, connector
+
+
+def find_cli(settings: Settings) -> CliFiles:
+    """Say where this machine has the Gemini CLI.
+
+    Raises:
+        SettingsError: The settings do not say, or there is nothing there.
+    """
+    problems = [
+        f"{name}: {f'the file {path} does not exist' if path else 'the local backend needs it'}"
+        for name, path in (("SANDBOXD_NODE", settings.node), ("SANDBOXD_GEMINI_CLI", settings.gemini_cli))
+        if path is None or not path.is_file()
+    ]
+    if settings.node is None or settings.gemini_cli is None or problems:
+        hint = "`python -m sandboxd.dev.gemini_cli` installs the pinned CLI and prints both"
+        raise SettingsError("\n  ".join(["The settings cannot be used:", *problems, f"({hint})"]))
+    return CliFiles(node=settings.node, entry=settings.gemini_cli)
+
+
+def make_local_backend(
+    settings: Settings, *, authority: CertificateAuthority, connector: GrpcAgentConnector, clock: SystemClock
+) -> LocalBackend:
+    """Make the backend that places sandboxes as processes of this machine."""
+    return LocalBackend(
+        data=settings.home,
+        cli=find_cli(settings),
+        launcher=Launcher(authority=authority, connector=connector, clock=clock),
+        connector=connector,
+        clock=clock,
+    )
+
+
+async def end_local_agents(settings: Settings) -> None:
+    """End every agent of a data directory with what runs in its sandbox; the files stay.
+
+    For `sandboxd dev`, when nothing serves them any more. The next use of a sandbox finds its incarnation ended and
+    makes another one.
+    """
+    clock = SystemClock()
+    authority, connector = make_connector(settings, clock)
+    backend = make_local_backend(settings, authority=authority, connector=connector, clock=clock)
+    async with asyncio.TaskGroup() as tasks:
+        for found in await backend.list():
+            for life in found.running:
+                tasks.create_task(
+                    backend.stop(found.sandbox, life.incarnation, grace=END_GRACE, timeout=END_TIMEOUT),
+                    name=f"end-{life.incarnation}",
+                )

@@ -1,0 +1,49 @@
+"""Waiting for the database: a role starts while PostgreSQL and the migrations may still be on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+import structlog
+
+from sandboxd.model.errors import UnavailableError
+from sandboxd.persistence import migrations
+from sandboxd.persistence.engine import plain_url
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+PATIENCE: Final = timedelta(seconds=60)
+_POLL_SECONDS: Final = 0.05
+_CONNECT_SECONDS: Final = 5.0
+
+
+async def wait_for_schema(url: str, *, patience: timedelta = PATIENCE) -> None:
+    """Wait until the database answers and has the schema that this version needs, or a newer one.
+
+    Raises:
+        UnavailableError: It does not, within the patience; the text says what to do.
+    """
+    wanted = await asyncio.to_thread(migrations.newest)
+    deadline = time.monotonic() + patience.total_seconds()
+    problem = ""
+    while True:
+        try:
+            connection = await asyncpg.connect(plain_url(url), timeout=_CONNECT_SECONDS)
+            try:
+                found = await connection.fetchval("SELECT max(version_num) FROM alembic_version")
+            finally:
+                await connection.close()
+            if found is not None and found >= wanted:
+                return
+            problem = f"its schema is {found or 'empty'} and this version needs {wanted}: run `sandboxd migrate`"
+        except asyncpg.UndefinedTableError:
+            problem = "it has no schema: run `sandboxd migrate`"
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            problem = f"it does not answer ({type(error).__name__})"
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"The database cannot be used: {problem}.")
+        await asyncio.sleep(_POLL_SECONDS)

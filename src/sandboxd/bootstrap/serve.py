@@ -1,0 +1,272 @@
+"""The role `serve`: API, stream and manager in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
+from sandboxd.api.tokens import BearerTokens, KeySet, KeySetError
+from sandboxd.api.web.operations import Check, OperationsServer
+from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.places import make_connector, make_local_backend
+from sandboxd.bootstrap.schema import wait_for_schema
+from sandboxd.bootstrap.sources import RandomIds, SystemClock
+from sandboxd.bootstrap.stopping import stop_signals
+from sandboxd.gateway.key_files import ensure_token_keys
+from sandboxd.gateway.tokens import SandboxTokenSigner
+from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.model.errors import UnavailableError
+from sandboxd.model.ids import SandboxId
+from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
+from sandboxd.persistence.journal import PostgresJournal
+from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
+from sandboxd.persistence.presence import ReplicaPresence
+from sandboxd.persistence.sessions import PostgresSessions
+from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
+from sandboxd.settings import Settings, SettingsError, redact, unknown_variables
+from sandboxd.stream.billing import TurnBills
+from sandboxd.stream.custody import Custody
+from sandboxd.stream.feed import EventFeed
+from sandboxd.stream.group_commit import GroupCommit
+from sandboxd.stream.hub import StreamHub
+from sandboxd.stream.launch import CliLauncher
+from sandboxd.stream.owner import Services
+from sandboxd.stream.ports import Wakeups
+from sandboxd.stream.sessions import SessionDirectory
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+MIN_GRACE: Final = timedelta(seconds=1)
+_HINT_RETRY_SECONDS: Final = 1.0
+
+
+async def serve(settings: Settings) -> None:
+    """Run until a signal says stop, then hand everything over within the grace.
+
+    Raises:
+        SettingsError: Something that this role needs is missing.
+        UnavailableError: The database cannot be used.
+        OSError: An address is taken.
+    """
+    if settings.database_url is None:
+        raise SettingsError("The settings cannot be used:\n  SANDBOXD_DATABASE_URL: serve needs a PostgreSQL")
+    log.info("role.settings", **redact(settings))
+    if unknown := unknown_variables(os.environ):
+        log.warning("role.unknown_settings", names=unknown)
+    with stop_signals() as stop:
+        await _run(settings, settings.database_url.get_secret_value(), stop)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rooms:
+    """What one replica is made of."""
+
+    presence: ReplicaPresence
+    database: Database
+    commit: GroupCommit
+    bills: TurnBills
+    launcher: CliLauncher
+    custody: Custody
+    hub: StreamHub
+    manager: SandboxManager
+    api: ApiServer
+    web: OperationsServer
+
+
+async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
+    tls = _tls(settings)
+    rooms = _build(settings, url)
+    async with AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(rooms.database.close)
+        # Bind first: a taken port is known at once, and not after the database was awaited.
+        rooms.api.listen(settings.grpc_listen, tls=tls)
+        web_port = await rooms.web.start(settings.web_listen)
+        cleanup.push_async_callback(rooms.web.stop)
+        await wait_for_schema(url)
+        if warning := rooms.manager.backend().warning:
+            log.warning("backend.warning", backend=rooms.manager.backend().name, warning=warning)
+        running = asyncio.create_task(_background(rooms), name="rooms")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        holding = asyncio.create_task(rooms.presence.wait_held(), name="presence-held")
+        try:
+            await asyncio.wait({running, stopping, holding}, return_when=asyncio.FIRST_COMPLETED)
+            if holding.done() and not stop.is_set():
+                await rooms.api.start()
+                rooms.web.set_ready(ready=True)
+                log.info("role.serving", grpc=settings.grpc_listen, web_port=web_port, replica=settings.replica)
+                await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+        finally:
+            await _drain(rooms, grace=settings.drain_grace)
+            for task in (running, stopping, holding):
+                task.cancel()
+            await asyncio.gather(running, stopping, holding, return_exceptions=True)
+    log.info("role.stopped")
+
+
+def _build(settings: Settings, url: str) -> _Rooms:
+    clock = SystemClock()
+    ids = RandomIds(clock)
+    registry = CollectorRegistry()
+    keys = KeyFiles(home=settings.home)
+    # A new name for every life: the lock of an earlier life says nothing about this one.
+    replica = f"{settings.replica}.{ids.new('rep')[-10:]}"
+    database_settings = DatabaseSettings(
+        url=url, application_name=f"sandboxd serve {settings.replica}"[:63], pool_size=settings.database_pool_size
+    )
+    database = Database(make_engine(database_settings))
+    presence = ReplicaPresence(database_settings, replica=replica)
+    authority, connector = make_connector(settings, clock)
+    signing_key, key_id = ensure_token_keys(
+        private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
+    )
+    journal = PostgresJournal(database)
+    sessions = PostgresSessions(database)
+    ledger = PostgresUsageLedger(database)
+    core = ManagerCore(
+        ManagerTools(
+            units=PostgresUnitsOfWork(database),
+            backend=make_local_backend(settings, authority=authority, connector=connector, clock=clock),
+            connector=connector,
+            wakeups=presence,
+            tokens=SandboxTokenSigner(key=signing_key, key_id=key_id, clock=clock),
+            model_endpoint=_model_endpoint(settings),
+            metrics=ManagerMetrics(registry),
+            clock=clock,
+            ids=ids,
+            replica=replica,
+        )
+    )
+    commit = GroupCommit(journal)
+    bills = TurnBills(PostgresTurnLedger(ledger), clock)
+    launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal)
+    services = Services(
+        journal=journal,
+        sessions=sessions,
+        sandboxes=core.use,
+        commit=commit,
+        feed=EventFeed(journal),
+        bills=bills,
+        launcher=launcher,
+        clock=clock,
+        ids=ids,
+    )
+    custody = Custody(services, replica=replica)
+    hub = StreamHub(services, custody)
+    manager = SandboxManager(core=core, conversations=hub)
+    api = ApiServer(
+        manager=manager,
+        hub=hub,
+        sessions=SessionDirectory(services, hub, custody),
+        ledger=ledger,
+        tokens=_caller_tokens(settings, keys),
+        registry=registry,
+        backend=manager.backend().name,
+        limits=ServerLimits(
+            default_deadline=settings.default_deadline,
+            max_concurrent_rpcs=settings.max_concurrent_rpcs,
+            max_streams=settings.max_streams,
+            max_streams_per_client=settings.max_streams_per_client,
+        ),
+        reflect=settings.reflection,
+    )
+    web = OperationsServer(registry=registry, checks={"database": _database_check(database)})
+    return _Rooms(
+        presence=presence,
+        database=database,
+        commit=commit,
+        bills=bills,
+        launcher=launcher,
+        custody=custody,
+        hub=hub,
+        manager=manager,
+        api=api,
+        web=web,
+    )
+
+
+async def _background(rooms: _Rooms) -> None:
+    """Everything that runs beside the API. If one part fails, the process ends and is started anew."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(rooms.presence.run(), name="presence")
+        # Before the lock is held this replica must own nothing.
+        await rooms.presence.wait_held()
+        tasks.create_task(rooms.commit.run(), name="group-commit")
+        tasks.create_task(rooms.custody.run(), name="custody")
+        tasks.create_task(rooms.manager.run(), name="manager")
+        tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
+
+
+async def _usage_hints(wakeups: Wakeups, bills: TurnBills) -> None:
+    while True:
+        try:
+            async for sandbox in wakeups.listen("usage"):
+                bills.hint(SandboxId(sandbox))
+        except UnavailableError as error:
+            log.warning("usage.hints_interrupted", error=error.message)
+        await asyncio.sleep(_HINT_RETRY_SECONDS)
+
+
+async def _drain(rooms: _Rooms, *, grace: timedelta) -> None:
+    """Tell callers, then hand over. Turns go on in their sandboxes; whoever comes next continues them."""
+    rooms.web.set_ready(ready=False)
+    deadline = asyncio.get_running_loop().time() + grace.total_seconds()
+
+    def left() -> timedelta:
+        return max(MIN_GRACE, timedelta(seconds=deadline - asyncio.get_running_loop().time()))
+
+    steps = {
+        "api": lambda: rooms.api.drain(grace=left() * 0.6),
+        "manager": lambda: rooms.manager.drain(grace=left() * 0.5),
+        "conversations": rooms.hub.drain,
+        "agents": rooms.launcher.close,
+    }
+    for name, step in steps.items():
+        try:
+            async with asyncio.timeout(left().total_seconds()):
+                await step()
+        except Exception:  # the next step must be taken in any case
+            log.exception("role.drain_step_failed", step=name)
+    rooms.commit.close()
+
+
+def _caller_tokens(settings: Settings, keys: KeyFiles) -> BearerTokens:
+    file = settings.jwt_keys_file or keys.caller_keys
+    try:
+        return BearerTokens(keys=KeySet(file), issuer=settings.jwt_issuer, audience=settings.jwt_audience)
+    except KeySetError as error:
+        raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_JWT_KEYS_FILE: {error}") from error
+
+
+def _model_endpoint(settings: Settings) -> ModelEndpointTarget:
+    certificate = settings.gateway_authority_file
+    return ModelEndpointTarget(base_url=settings.gateway_url, ca_pem=certificate.read_bytes() if certificate else b"")
+
+
+def _tls(settings: Settings) -> TlsFiles | None:
+    if settings.tls_certificate_file is None or settings.tls_key_file is None:
+        return None
+    return TlsFiles(
+        certificate=settings.tls_certificate_file,
+        key=settings.tls_key_file,
+        client_authority=settings.tls_client_authority_file,
+    )
+
+
+def _database_check(database: Database) -> Check:
+    async def check() -> None:
+        async with database.raw() as connection:
+            await connection.fetchval("SELECT 1")
+
+    return check

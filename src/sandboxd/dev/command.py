@@ -1,0 +1,109 @@
+"""`sandboxd dev`: the stack for a person at a terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Final
+
+from sandboxd.bootstrap.stopping import stop_signals
+from sandboxd.dev.child import ChildFailedError
+from sandboxd.dev.home import DevHome, HomeTakenError
+from sandboxd.dev.node import ToolchainError
+from sandboxd.dev.stack import TOKEN_SECONDS, DevStack, StackOptions
+from sandboxd.model.errors import SandboxdError
+from sandboxd.monitor.logging import configure_logging
+from sandboxd.settings import Settings, SettingsError, load_settings
+
+BAD_SETTINGS: Final = 2
+FAILED: Final = 3
+
+
+def run_dev(*, data_dir: Path | None, keep: bool, verbose: bool) -> int:
+    """Run the stack until a signal, and return the exit code."""
+    try:
+        settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
+        configure_logging(role="dev", style="console", level="info" if verbose else "warning")
+        asyncio.run(_run(settings, keep=keep, verbose=verbose))
+    except SettingsError as error:
+        print(f"sandboxd dev: {error}", file=sys.stderr)
+        return BAD_SETTINGS
+    except (HomeTakenError, ChildFailedError, ToolchainError, SandboxdError, OSError) as error:
+        print(f"sandboxd dev: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        return FAILED
+    return 0
+
+
+async def _run(settings: Settings, *, keep: bool, verbose: bool) -> None:
+    home = DevHome(settings.home)
+    stack = DevStack(settings, StackOptions(home=home, keep_agents=keep), say=_say)
+    with stop_signals() as stop:
+        _say(f"starting in {home.path}")
+        async with stack:
+            print(_welcome(stack, home), flush=True)
+            following = asyncio.create_task(_follow(home), name="follow") if verbose else None
+            while not stop.is_set():
+                stack.renew_token()
+                try:
+                    async with asyncio.timeout(TOKEN_SECONDS / 2):
+                        await stop.wait()
+                except TimeoutError:
+                    continue
+            if following is not None:
+                following.cancel()
+            _say("stopping: API, agents, gateway, PostgreSQL" if not keep else "stopping; the agents stay")
+        _say("stopped")
+
+
+def _welcome(stack: DevStack, home: DevHome) -> str:
+    if stack.practice:
+        model = (
+            "a practice model, which answers from a script and costs nothing.\n"
+            "              Set GEMINI_API_KEY for the real API, or SANDBOXD_GEMINI_URL for another one"
+        )
+    else:
+        model = stack.gemini_url
+    token = f'"$(cat {home.token})"'
+    grpcurl = f"grpcurl -plaintext -H 'authorization: Bearer '{token}"
+    return f"""
+sandboxd is up ({stack.start_seconds:.1f} s), with Gemini CLI {stack.cli_version}.
+
+  gRPC API    {stack.address}   (plain text, this machine only; reflection and health are on)
+  metrics     http://127.0.0.1:{stack.ports.web}/metrics  /healthz  /readyz
+  gateway     http://127.0.0.1:{stack.ports.gateway}   (metrics on port {stack.ports.gateway_web})
+  PostgreSQL  {stack.database}
+  model       {model}
+  token       {home.token}   (client dev, role client_admin; `sandboxd token` makes others)
+  logs        {home.logs}
+
+The local backend isolates nothing: sandboxes are plain processes of this machine. For development only.
+
+Try:
+  sandboxctl create && sandboxctl chat
+  sandboxctl prompt "List the files here and say what they are"
+  {grpcurl} {stack.address} list
+  {grpcurl} -d '{{}}' {stack.address} sandboxd.v1.SandboxService/List
+
+Ctrl-C stops everything in order.
+"""
+
+
+async def _follow(home: DevHome) -> None:
+    """Copy what is appended to the logs to standard error."""
+    positions = {log: log.stat().st_size for log in home.logs.glob("*.log")}
+    while True:
+        for log, position in positions.items():
+            with log.open("rb") as file:
+                file.seek(position)
+                data = file.read()
+            sys.stderr.buffer.write(data)
+            positions[log] = position + len(data)
+        sys.stderr.flush()
+        await asyncio.sleep(0.2)
+
+
+def _say(text: str) -> None:
+    print(f"sandboxd: {text}", file=sys.stderr, flush=True)

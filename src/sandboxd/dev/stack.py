@@ -1,0 +1,250 @@
+"""The whole stack on one machine: PostgreSQL, practice model, gateway and API, started side by side, ended in order."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, closing
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Final, Self
+
+from sandboxd.dev.child import Child, child_environment
+from sandboxd.dev.gemini_cli import GeminiCli, ensure_gemini_cli
+from sandboxd.dev.home import DevHome, write_private
+from sandboxd.dev.identity import DevIssuer
+from sandboxd.settings import DEFAULT_GEMINI_URL, Settings
+
+READY_SECONDS: Final = 60.0
+TOKEN_SECONDS: Final = 24 * 3600.0
+DEV_CLIENT: Final = "dev"
+DEV_SUBJECT: Final = "dev"
+DEV_ROLE: Final = "client_admin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    """How a stack is started."""
+
+    home: DevHome
+    fixed_ports: bool = True
+    """Take the settings' ports where they are free; else any free ones."""
+    keep_agents: bool = False
+    """Leave the sandboxes' agents running at the end."""
+    console_logs: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Where the parts listen, all on 127.0.0.1."""
+
+    grpc: int
+    web: int
+    gateway: int
+    gateway_web: int
+
+
+class DevStack:
+    """A running stack, as a context."""
+
+    def __init__(self, settings: Settings, options: StackOptions, *, say: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._options = options
+        self._home = options.home
+        self._say = say
+        self._stack = AsyncExitStack()
+        self.practice = settings.gemini_api_key is None and settings.gemini_url == DEFAULT_GEMINI_URL
+        """True where the practice model answers, because there is neither a key nor another API."""
+        self.ports = _choose_ports(settings, fixed=options.fixed_ports)
+        self.gemini_url = settings.gemini_url
+        self.cli_version = ""
+        self.database = ""
+        self.start_seconds = 0.0
+
+    @property
+    def address(self) -> str:
+        """Where the API is."""
+        return f"127.0.0.1:{self.ports.grpc}"
+
+    async def __aenter__(self) -> Self:
+        """Start everything; what failed on the way is taken down again."""
+        async with AsyncExitStack() as stack:
+            self._home.make()
+            stack.enter_context(self._home.held())
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End everything in order: API, agents, gateway, practice model, PostgreSQL."""
+        await self._stack.aclose()
+
+    def renew_token(self) -> str:
+        """Write a fresh token beside the data, and return it."""
+        token = DevIssuer.open(self._settings).mint(
+            client=DEV_CLIENT, subject=DEV_SUBJECT, role=DEV_ROLE, seconds=TOKEN_SECONDS
+        )
+        write_private(self._home.token, token + "\n")
+        return token
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        began = time.monotonic()
+        cli = asyncio.create_task(asyncio.to_thread(ensure_gemini_cli, self._say), name="gemini-cli")
+        try:
+            database = await self._start_database(stack)
+            await self._start_practice(stack)
+            self.renew_token()
+            found = await cli
+        finally:
+            cli.cancel()
+        self.cli_version = found.version
+        environment = child_environment(self._variables(found, database.url))
+        gateway = self._child("gateway", environment)
+        serve = self._child("serve", environment)
+        # In this order on the way down: serve, agents, gateway.
+        stack.push_async_callback(gateway.stop, grace=30)
+        stack.push_async_callback(self._end_agents, found)
+        stack.push_async_callback(serve.stop, grace=self._settings.drain_seconds + 5)
+        # The children import and wait for the schema while PostgreSQL starts and is migrated here.
+        await gateway.start()
+        await serve.start()
+        await database.ready
+        await gateway.wait_ready(self.ports.gateway_web, seconds=READY_SECONDS)
+        await serve.wait_ready(self.ports.web, seconds=READY_SECONDS)
+        self._home.announce(
+            {
+                "address": self.address,
+                "token_file": self._home.token.name,
+                "web": f"http://127.0.0.1:{self.ports.web}",
+                "gateway": f"http://127.0.0.1:{self.ports.gateway}",
+                "gateway_web": f"http://127.0.0.1:{self.ports.gateway_web}",
+                "database_url": database.url,
+                "gemini_url": self.gemini_url,
+            }
+        )
+        self.database = database.url
+        self.start_seconds = time.monotonic() - began
+
+    async def _start_database(self, stack: AsyncExitStack) -> _Database:
+        from sandboxd.persistence.embedded import EmbeddedPostgres  # noqa: PLC0415  slow to import, and not always needed
+
+        if self._settings.database_url is not None:
+            url = self._settings.database_url.get_secret_value()
+            start = None
+        else:
+            embedded = EmbeddedPostgres(self._home.postgres)
+            url = embedded.url()
+            stack.push_async_callback(embedded.stop)
+            start = embedded.start
+        ready = asyncio.create_task(_prepare(url, start), name="database")
+        stack.push_async_callback(_ended, ready)
+        return _Database(url=url, ready=ready)
+
+    async def _start_practice(self, stack: AsyncExitStack) -> None:
+        if not self.practice:
+            return
+        from sandboxd.practice.server import PracticeServer  # noqa: PLC0415  not always needed
+
+        practice = await stack.enter_async_context(PracticeServer())
+        self.gemini_url = practice.url
+
+    def _child(self, name: str, environment: dict[str, str]) -> Child:
+        return Child(name, [name], environment=environment, log=self._home.logs / f"{name}.log", say=self._say)
+
+    def _variables(self, cli: GeminiCli, database_url: str) -> dict[str, str]:
+        local = "127.0.0.1"
+        return {
+            "SANDBOXD_DATA_DIR": str(self._home.path),
+            "SANDBOXD_DATABASE_URL": database_url,
+            "SANDBOXD_GRPC_LISTEN": f"{local}:{self.ports.grpc}",
+            "SANDBOXD_WEB_LISTEN": f"{local}:{self.ports.web}",
+            "SANDBOXD_GATEWAY_LISTEN": f"{local}:{self.ports.gateway}",
+            "SANDBOXD_GATEWAY_URL": f"http://{local}:{self.ports.gateway}",
+            "SANDBOXD_GATEWAY_WEB_LISTEN": f"{local}:{self.ports.gateway_web}",
+            "SANDBOXD_GEMINI_URL": self.gemini_url,
+            "SANDBOXD_NODE": str(self._settings.node or cli.node),
+            "SANDBOXD_GEMINI_CLI": str(self._settings.gemini_cli or cli.entry),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    async def _end_agents(self, cli: GeminiCli) -> None:
+        if self._options.keep_agents:
+            return
+        from sandboxd.bootstrap.places import end_local_agents  # noqa: PLC0415  only at the end
+
+        settings = self._settings.model_copy(
+            update={
+                "data_dir": self._home.path,
+                "node": self._settings.node or cli.node,
+                "gemini_cli": self._settings.gemini_cli or cli.entry,
+            }
+        )
+        await end_local_agents(settings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Database:
+    url: str
+    ready: asyncio.Task[None]
+
+
+async def _prepare(url: str, start: Callable[[], Awaitable[object]] | None) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        if start is not None:
+            tasks.create_task(_await(start), name="postgres")
+        migrations = tasks.create_task(asyncio.to_thread(import_module, "sandboxd.persistence.migrations"))
+    await migrations.result().upgrade(url)
+
+
+async def _await(start: Callable[[], Awaitable[object]]) -> None:
+    await start()
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _choose_ports(settings: Settings, *, fixed: bool) -> Ports:
+    wanted = [
+        int(address.rpartition(":")[2]) if fixed else 0
+        for address in (
+            settings.grpc_listen,
+            settings.web_listen,
+            settings.gateway_listen,
+            settings.gateway_web_listen,
+        )
+    ]
+    grpc, web, gateway, gateway_web = _free_ports(wanted)
+    return Ports(grpc=grpc, web=web, gateway=gateway, gateway_web=gateway_web)
+
+
+def _free_ports(wanted: list[int]) -> list[int]:
+    """Return the wanted ports where they are free, and free ones for the rest. All are held until all are chosen."""
+    with closing(_Sockets()) as sockets:
+        return [sockets.take(port) for port in wanted]
+
+
+class _Sockets:
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def take(self, wanted: int) -> int:
+        for port in (wanted, 0):
+            one = socket.socket()
+            self._sockets.append(one)
+            # As the servers do: a port in TIME_WAIT of an earlier stack is free.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            number: int = one.getsockname()[1]
+            return number
+        raise OSError("no port is free on 127.0.0.1")
+
+    def close(self) -> None:
+        for one in self._sockets:
+            one.close()
