@@ -1,4 +1,4 @@
-"""One line to one JSON object, within bounds: what would cost too much is refused before it is parsed. Pure, never raises."""
+"""One line to one JSON object, within bounds: what would cost too much is refused unparsed. Pure, never raises."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _real(digits: str) -> float:
     return value
 
 
-def _constant(name: str) -> None:
+def _constant(_name: str) -> None:
     raise _RejectedError(Rejection.BAD_NUMBER)
 
 

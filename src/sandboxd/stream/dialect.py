@@ -130,8 +130,8 @@ class TurnBill:
 class Dialect(Protocol):
     """One CLI process (headless: a chain of them), as a pure machine.
 
-    Commands for a session that is not open raise ValueError: that is a bug of the driver. What a person got wrong raises
-    an error of `model/errors.py`, and changes nothing.
+    Commands for a session that is not open raise ValueError: that is a bug of the driver. What a person got wrong
+    raises an error of `model/errors.py`, and changes nothing.
     """
 
     @property

@@ -25,13 +25,18 @@ SESSION_LOAD_FAILED = "SESSION_LOAD_FAILED"
 MODE_NOT_AVAILABLE = "MODE_NOT_AVAILABLE"
 MODEL_NOT_AVAILABLE = "MODEL_NOT_AVAILABLE"
 
-_MISSING_MODEL = re.compile(r"models?/\S+ is not found|is not found for API version|model .{1,100} not found", re.IGNORECASE)
+_MISSING_MODEL = re.compile(
+    r"models?/\S+ is not found|is not found for API version|model .{1,100} not found", re.IGNORECASE
+)
 _BROKEN_STREAM = re.compile(
-    r"\bterminated\b|in JSON at position|Unexpected end of JSON|Unexpected token|Incomplete JSON|socket hang up|ECONNRESET"
+    r"\bterminated\b|in JSON at position|Unexpected end of JSON|Unexpected token|Incomplete JSON|socket hang up"
+    r"|ECONNRESET"
     r"|other side closed|premature close|stream ended without",
     re.IGNORECASE,
 )
-_UNREACHABLE = re.compile(r"ECONNREFUSED|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|fetch failed|HeadersTimeout|BodyTimeout", re.IGNORECASE)
+_UNREACHABLE = re.compile(
+    r"ECONNREFUSED|ENOTFOUND|EAI_AGAIN|ETIMEDOUT|fetch failed|HeadersTimeout|BodyTimeout", re.IGNORECASE
+)
 _DAILY = re.compile(r"PerDay|daily quota|quota for today", re.IGNORECASE)
 _BAD_KEY = re.compile(r"API_KEY_INVALID|API key not valid|API key expired|API_KEY_EXPIRED", re.IGNORECASE)
 _NO_SESSION = re.compile(r"Session not found", re.IGNORECASE)
@@ -127,9 +132,7 @@ def cli_exited(*, exit_code: int | None, signal: int | None, stderr_tail: str = 
     how = f"signal {signal}" if signal else f"exit code {exit_code}" if exit_code is not None else "no status"
     lines = [line.strip() for line in stderr_tail.splitlines() if line.strip()]
     said = f" Its last words: {lines[-1]}" if lines else ""
-    return _error(
-        CLI_EXITED, f"The CLI ended ({how}).{said} Send the next prompt to start it again.", retryable=True
-    )
+    return _error(CLI_EXITED, f"The CLI ended ({how}).{said} Send the next prompt to start it again.", retryable=True)
 
 
 def named_failure(reason: str, message: str, *, request_id: str = "", retryable: bool = False) -> Error:

@@ -1,8 +1,8 @@
 """Bytes to lines: incremental, any cut, linear time, bounded memory. Knows nothing of what a line means.
 
-A line longer than `MAX_LINE_BYTES` is discarded as it comes: its head, its size and its digest remain. `consumed` is a line
-boundary, or a place inside a line that is being discarded; what a line that is still incomplete has brought so far is not
-consumed, and comes again after a restart.
+A line longer than `MAX_LINE_BYTES` is discarded as it comes: its head, its size and its digest remain. `consumed` is a
+line boundary, or a place inside a line that is being discarded; what a line that is still incomplete has brought so
+far is not consumed, and comes again after a restart.
 """
 
 from __future__ import annotations

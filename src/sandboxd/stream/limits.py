@@ -1,4 +1,4 @@
-"""Sizes that the processor keeps to, so that no output of the CLI can make an event, or the service, grow without bound.
+"""Sizes that the processor keeps to, so that no output of the CLI makes an event, or the service, grow without bound.
 
 Pure numbers. Limits of what a person sends (prompts, attachments) are in `model/session.py`.
 """

@@ -1,4 +1,4 @@
-"""Reading values out of decoded JSON that somebody else wrote: the value when it has the right type, a neutral one otherwise.
+"""Reading values out of JSON that somebody else wrote: the value where it has the right type, a neutral one otherwise.
 
 Pure; nothing here raises. `Any` is JSON's.
 """

@@ -1,7 +1,8 @@
 """Recordings of a CLI, told apart and read tolerantly: what was said, by whom, and when. Pure.
 
-An ACP recording has one JSON object a line: `{"t": seconds, "dir": "c2a" | "a2c" | "eof", "msg": …}`. Recorders differ, so
-the message may also be a text (the line as it was), or stand under another name; raw JSON-RPC lines count as well.
+An ACP recording has one JSON object a line: `{"t": seconds, "dir": "c2a" | "a2c" | "eof", "msg": …}`. Recorders
+differ, so the message may also be a text (the line as it was), or stand under another name; raw JSON-RPC lines count
+as well.
 """
 
 from __future__ import annotations

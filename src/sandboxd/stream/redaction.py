@@ -1,7 +1,7 @@
 """Keys and tokens are taken out of what people read when something goes wrong. Pure.
 
-Applied to error messages, to the tail of the CLI's stderr and to bytes that could not be understood; never to the model's
-answers or tool output, which belong to the freelancer.
+Applied to error messages, to the tail of the CLI's stderr and to bytes that could not be understood; never to the
+model's answers or tool output, which belong to the freelancer.
 """
 
 from __future__ import annotations

@@ -77,13 +77,13 @@ class _AcpPlayer:
             self._ended = False
         record = read_record(line)
         if isinstance(record, Rejection):
-            self._machine.lost(line, record.value)
+            self._machine.sessions.emit_lost(line, record.value)
             return None
         match record.direction:
             case Direction.CLIENT:
                 message = decode_line(record.line)
                 if isinstance(message, Rejection):
-                    self._machine.lost(record.line, SENT_NOT_JSON)
+                    self._machine.sessions.emit_lost(record.line, SENT_NOT_JSON)
                 else:
                     self._observer.sent(message)
             case Direction.CLI:

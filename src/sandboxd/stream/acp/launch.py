@@ -1,8 +1,8 @@
 """How the CLI is started: settings, environment and arguments that it needs to be correct and quiet. Pure functions.
 
 Each setting answers something that was seen to go wrong: two processes of which one swallows signals (relaunch), shell
-output that never arrives (interactive shell), loaded sessions deleted at the next start (retention), a prompt that hangs
-for minutes (attempts), a trust dialog (folder trust), calls to other hosts (updates, statistics, telemetry).
+output that never arrives (interactive shell), loaded sessions deleted at the next start (retention), a prompt that
+hangs for minutes (attempts), a trust dialog (folder trust), calls to other hosts (updates, statistics, telemetry).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 PLACEHOLDER_KEY = "sbxd-none"
-"""Key in the environment: worth nothing, only there so that the CLI does not refuse to start. ACP sessions get their own
-by `authenticate`."""
+"""Key in the environment: worth nothing, only there so that the CLI does not refuse to start. ACP sessions get a key of
+their own by `authenticate`."""
 MAX_ATTEMPTS = 3
 """Attempts per model call. The CLI's default of 10, with pauses up to 30 s, hangs for minutes without one event."""
 HEAP_MEGABYTES = 512

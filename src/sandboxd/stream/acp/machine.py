@@ -1,8 +1,8 @@
 """The ACP dialect: routes what the agent says to sessions, and what people want to the agent.
 
-A message that cannot be understood or placed becomes an `Unparsed` event with its line. Known limits of the protocol: the
-CLI repeats an answer's text when it retries a broken stream, and nothing marks the repetition; so it is passed on as it
-comes. Its `_meta.quota` is not the bill, and is ignored.
+A message that cannot be understood or placed becomes an `Unparsed` event with its line. Known limits of the protocol:
+the CLI repeats an answer's text when it retries a broken stream, and nothing marks the repetition; so it is passed on
+as it comes. Its `_meta.quota` is not the bill, and is ignored.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from sandboxd.model.ids import SessionId, TurnId
 from sandboxd.model.session import PromptInput, StopReason
 from sandboxd.stream.acp.messages import Notification, Reply, Request, classify
 from sandboxd.stream.acp.openings import Openings, learn
+from sandboxd.stream.acp.sessions import Sessions
 from sandboxd.stream.acp.state import AcpSession, AcpTurn, Opening, Pending, Phase, RequestKind, Wish
 from sandboxd.stream.acp.tools import Tools
 from sandboxd.stream.acp.turns import Turns
@@ -22,7 +23,7 @@ from sandboxd.stream.acp.updates import Updates
 from sandboxd.stream.acp.wire import Wire
 from sandboxd.stream.acp.wishes import Wishes
 from sandboxd.stream.decoding import Rejection, decode_line
-from sandboxd.stream.dialect import DialectName, Finishing, SessionChange, Step, TurnBill
+from sandboxd.stream.dialect import DialectName, Finishing, Step, TurnBill
 from sandboxd.stream.failures import (
     CLI_AUTH_REQUIRED,
     CLI_SESSION_LOST,
@@ -33,14 +34,13 @@ from sandboxd.stream.failures import (
 )
 from sandboxd.stream.framing import Framer, LongLine
 from sandboxd.stream.outbox import Outbox
-from sandboxd.stream.reading import obj, objects, text
+from sandboxd.stream.reading import obj, text
 from sandboxd.stream.unparsed import (
     LINE_CUT,
     LINE_TOO_LONG,
     UNKNOWN_ID,
     UNKNOWN_METHOD,
     UNKNOWN_SESSION,
-    unparsed,
 )
 
 SNAPSHOT_VERSION = 1
@@ -60,11 +60,7 @@ class AcpDialect:
         """
         self._outbox = Outbox()
         self._framer = Framer()
-        self._sessions: dict[SessionId, AcpSession] = {}
-        self._by_cli: dict[str, SessionId] = {}
-        self._dropped: dict[str, None] = {}
-        self._active: SessionId | None = None
-        self._changed: dict[SessionId, None] = {}
+        self.sessions = Sessions(self._outbox)
         self.wire = Wire(self._outbox, observing=observing)
         self.tools = Tools(self._outbox, self.wire)
         self.turns = Turns(self._outbox, self.wire, self.tools, prompts=prompts or {})
@@ -73,7 +69,7 @@ class AcpDialect:
         self.openings = Openings(
             self._outbox,
             self.wire,
-            find=lambda opening: self._sessions.get(opening.session),
+            find=lambda opening: self.sessions.find(opening.session),
             opened=self._opened,
             failed=self._not_opened,
         )
@@ -88,7 +84,7 @@ class AcpDialect:
         """See `Dialect`."""
         return [
             Finishing(session=session.id, turn=turn.id, stop_reason=turn.stop, error=turn.error)
-            for session in self._sessions.values()
+            for session in self.sessions
             for turn in session.turns
             if turn.stop is not None
         ]
@@ -99,7 +95,7 @@ class AcpDialect:
 
     def open(self, session: SessionId, *, cli_session: str, cwd: str, mode: str, model: str, hint: str) -> None:
         """See `Dialect`."""
-        known = self._sessions.setdefault(session, AcpSession(id=session))
+        known = self.sessions.begin(session)
         if known.phase is not Phase.CLOSED:
             return
         known.phase = Phase.OPENING
@@ -108,26 +104,26 @@ class AcpDialect:
 
     def is_open(self, session: SessionId) -> bool:
         """See `Dialect`."""
-        known = self._sessions.get(session)
+        known = self.sessions.find(session)
         return known is not None and known.phase is not Phase.CLOSED
 
     def open_turn(self, session: SessionId) -> TurnId | None:
         """See `Dialect`."""
-        known = self._sessions.get(session)
+        known = self.sessions.find(session)
         return known.turns[0].id if known is not None and known.turns else None
 
     def permissions(self, session: SessionId) -> Mapping[str, Sequence[str]]:
         """See `Dialect`."""
-        known = self._sessions.get(session)
+        known = self.sessions.find(session)
         return {found.permission: tuple(found.options) for found in known.permissions} if known is not None else {}
 
     def prompt(self, session: SessionId, turn: TurnId, prompt: PromptInput) -> None:
         """See `Dialect`."""
-        self.turns.accept(self._known(session), turn, prompt)
+        self.turns.accept(self.sessions.known(session), turn, prompt)
 
     def answer(self, session: SessionId, *, permission: str, option: str, request_id: str = "") -> None:
         """See `Dialect`."""
-        known = self._known(session)
+        known = self.sessions.known(session)
         if option or known.find_permission(permission) is None:
             self.tools.answer(known, permission, option, request_id)
         else:
@@ -135,29 +131,25 @@ class AcpDialect:
 
     def cancel(self, session: SessionId, *, request_id: str = "", reason: str = "") -> bool:
         """See `Dialect`."""
-        return self.turns.cancel(self._known(session), request_id=request_id, reason=reason)
+        return self.turns.cancel(self.sessions.known(session), request_id=request_id, reason=reason)
 
     def set_mode(self, session: SessionId, mode: str, *, request_id: str = "") -> None:
         """See `Dialect`."""
-        self._wishes.want(self._known(session), Wish(mode=mode, request_id=request_id))
+        self._wishes.want(self.sessions.known(session), Wish(mode=mode, request_id=request_id))
 
     def set_model(self, session: SessionId, model: str, *, request_id: str = "") -> None:
         """See `Dialect`."""
-        self._wishes.want(self._known(session), Wish(model=model, request_id=request_id))
+        self._wishes.want(self.sessions.known(session), Wish(model=model, request_id=request_id))
 
     def close(self, session: SessionId) -> None:
         """See `Dialect`."""
-        known = self._sessions.pop(session, None)
+        known = self.sessions.find(session)
         if known is None:
             return
         self.openings.forget(session)
         if known.turns and known.phase is Phase.OPEN:
             self.turns.cancel(known, request_id="", reason="")
-        if known.cli_session:
-            self._by_cli.pop(known.cli_session, None)
-            self._dropped[known.cli_session] = None
-        if self._active == session:
-            self._active = None
+        self.sessions.drop(known)
 
     def feed(self, data: bytes) -> None:
         """See `Dialect`."""
@@ -168,32 +160,28 @@ class AcpDialect:
         """See `Dialect`."""
         rest = self._framer.end()
         if isinstance(rest, bytes) and isinstance(decode_line(rest), Rejection) and rest.strip():
-            self.lost(rest, LINE_CUT)
+            self.sessions.emit_lost(rest, LINE_CUT)
         elif rest is not None:
             self._line(rest)
         error = cli_exited(exit_code=exit_code, signal=signal, stderr_tail=stderr_tail)
         self.openings.drop_all()
         self._nobody_answers(error)
-        for session in self._sessions.values():
+        for session in self.sessions:
             self._updates.release(session)
             if session.phase is Phase.OPENING and not session.turns:
                 self._outbox.emit(session.id, None, error)
             self.turns.interrupt(session, error)
             self.tools.close_permissions(session, None)
             self.tools.close_calls(session, None)
-            self._close(session)
+            self.sessions.shut(session)
 
     def finish(self, turn: TurnId, bill: TurnBill) -> None:
         """See `Dialect`."""
-        self.turns.finish(self._sessions.values(), turn, bill)
+        self.turns.finish(self.sessions, turn, bill)
 
     def take(self) -> Step:
         """See `Dialect`."""
-        for session in self._changed:
-            known = self._sessions.get(session)
-            if known is not None:
-                self._outbox.session(_change(known))
-        self._changed.clear()
+        self.sessions.report()
         return self._outbox.take()
 
     def snapshot(self) -> dict[str, Any]:
@@ -203,9 +191,7 @@ class AcpDialect:
             "framer": self._framer.snapshot(),
             "wire": self.wire.to_json(),
             "openings": self.openings.to_json(),
-            "sessions": [session.to_json() for session in self._sessions.values()],
-            "dropped": list(self._dropped),
-            "active": self._active,
+            "sessions": self.sessions.to_json(),
         }
 
     @classmethod
@@ -232,78 +218,56 @@ class AcpDialect:
         machine._framer = Framer.restore(obj(snapshot, "framer"))
         machine.wire.load_json(obj(snapshot, "wire"))
         machine.openings.load_json(obj(snapshot, "openings"))
-        machine._sessions = {found.id: found for found in map(AcpSession.from_json, objects(snapshot, "sessions"))}
-        machine._by_cli = {found.cli_session: found.id for found in machine._sessions.values() if found.cli_session}
-        machine._dropped = dict.fromkeys(snapshot.get("dropped", ()))
-        active = text(snapshot, "active")
-        machine._active = SessionId(active) if active else None
+        machine.sessions.load_json(obj(snapshot, "sessions"))
         return machine
 
-    # What an observer needs.
-
-    def sessions(self) -> Sequence[AcpSession]:
-        """All sessions; to read and change by this package only."""
-        return list(self._sessions.values())
-
-    def find_cli_session(self, cli_session: str) -> AcpSession | None:
-        """The session that the CLI knows by this id."""
-        found = self._by_cli.get(cli_session)
-        return self._sessions[found] if found is not None else None
-
-    def adopt(self, cli_session: str) -> AcpSession:
-        """Take a session that somebody else made; it goes by the CLI's id."""
-        session = AcpSession(id=SessionId(cli_session), cli_session=cli_session, phase=Phase.OPEN)
-        self._sessions[session.id] = session
-        self._by_cli[cli_session] = session.id
-        return session
-
-    def emit(self, session: AcpSession, turn: AcpTurn, body: EventBody) -> None:
-        """An event that the driver makes in production."""
+    def observe(self, session: AcpSession, turn: AcpTurn, body: EventBody) -> None:
+        """An event that the driver makes in production, and an observer here."""
         self._outbox.emit(session.id, turn.id, body)
 
     # What the agent says.
 
     def _line(self, line: bytes | LongLine) -> None:
         if isinstance(line, LongLine):
-            self.lost(line, LINE_TOO_LONG)
+            self.sessions.emit_lost(line, LINE_TOO_LONG)
             return
         if not line.strip():
             return
         message = decode_line(line)
         if isinstance(message, Rejection):
-            self.lost(line, message.value)
+            self.sessions.emit_lost(line, message.value)
             return
         match classify(message):
             case Notification(method="session/update", params=params):
                 self._update(params, line)
             case Notification():
-                self.lost(line, UNKNOWN_METHOD)
+                self.sessions.emit_lost(line, UNKNOWN_METHOD)
             case Request(rpc=rpc, method="session/request_permission", params=params):
                 self._permission(rpc, params, line)
             case Request(rpc=rpc, method=method):
                 self.wire.refuse(rpc, method)
-                self.lost(line, UNKNOWN_METHOD)
+                self.sessions.emit_lost(line, UNKNOWN_METHOD)
             case Reply() as reply:
                 self._reply(reply, line)
             case None:
-                self.lost(line, Rejection.NOT_PROTOCOL.value)
+                self.sessions.emit_lost(line, Rejection.NOT_PROTOCOL.value)
 
     def _update(self, params: Mapping[str, Any], line: bytes) -> None:
-        session = self._routed(text(params, "sessionId"))
+        session = self.sessions.route(text(params, "sessionId"))
         if session is not None:
             mode = session.mode
             self._updates.take(session, obj(params, "update"), line)
             if session.mode != mode:
-                self._changed[session.id] = None
-        elif text(params, "sessionId") not in self._dropped:
-            self.lost(line, UNKNOWN_SESSION)
+                self.sessions.changed(session)
+        elif not self.sessions.dropped(text(params, "sessionId")):
+            self.sessions.emit_lost(line, UNKNOWN_SESSION)
 
     def _permission(self, rpc: Any, params: Mapping[str, Any], line: bytes) -> None:
-        session = self._routed(text(params, "sessionId"))
+        session = self.sessions.route(text(params, "sessionId"))
         if session is None:
             # Nobody could answer it, and the agent would wait for ever.
             self.wire.reply(rpc, {"outcome": {"outcome": "cancelled"}})
-            self.lost(line, UNKNOWN_SESSION)
+            self.sessions.emit_lost(line, UNKNOWN_SESSION)
             return
         self._updates.release(session)
         self.tools.asked(session, rpc, params)
@@ -311,7 +275,7 @@ class AcpDialect:
     def _reply(self, reply: Reply, line: bytes) -> None:
         pending = self.wire.answered(reply.rpc)
         if pending is None:
-            self.lost(line, UNKNOWN_ID)
+            self.sessions.emit_lost(line, UNKNOWN_ID)
         elif pending.kind is RequestKind.INITIALIZE:
             if self.wire.observing:
                 self.openings.introduced(reply.result)
@@ -326,7 +290,9 @@ class AcpDialect:
                 self.openings.answered(pending, reply.result)
             else:
                 self.openings.failed(pending, reply.error)
-            self._know(pending.session)
+            session = self.sessions.find(pending.session)
+            if session is not None:
+                self.sessions.changed(session)
         elif pending.kind is RequestKind.PROMPT:
             self._prompt_answered(pending, reply)
         else:
@@ -334,49 +300,47 @@ class AcpDialect:
 
     def _observed_opening(self, pending: Pending, reply: Reply) -> None:
         """Another client made or loaded a session: there are no further steps that we know of."""
-        session = self._sessions.get(pending.session) if pending.session else None
+        session = self.sessions.find(pending.session)
         if reply.error is not None:
             if session is not None:
                 session.muted = False
             error = failure_from_rpc(reply.error)
             if pending.kind is RequestKind.LOAD and error.reason != CLI_AUTH_REQUIRED:
                 error = named_failure(SESSION_LOAD_FAILED, error.message)
-            self._emit(session, error)
+            self.sessions.emit(session, error)
             return
         if session is None:
-            session = self.find_cli_session(text(reply.result, "sessionId")) or self.adopt(
-                text(reply.result, "sessionId")
-            )
+            session = self.sessions.adopt(text(reply.result, "sessionId"))
         learn(session, reply.result)
-        self._know(session.id)
+        self.sessions.changed(session)
         self.openings.announce(session, resumed=pending.kind is RequestKind.LOAD)
 
     def _prompt_answered(self, pending: Pending, reply: Reply) -> None:
-        session = self._sessions.get(pending.session) if pending.session else None
+        session = self.sessions.find(pending.session)
         turn = session.find_turn(pending.turn) if session is not None else None
         if session is None or turn is None:
             return
-        self._active = session.id
+        self.sessions.route(session.cli_session)
         self._updates.release(session)
         if reply.error is None:
             self.turns.answered(session, turn, reply.result)
             return
         self.turns.failed(session, turn, reply.error)
         if turn.error is not None and turn.error.reason in (CLI_SESSION_LOST, CLI_AUTH_REQUIRED):
-            self._close(session)
+            self.sessions.shut(session)
 
     def _wish_answered(self, pending: Pending, reply: Reply) -> None:
-        session = self._sessions.get(pending.session) if pending.session else None
+        session = self.sessions.find(pending.session)
         body = self._wishes.answered(session, pending, reply)
         if body is not None:
-            self._emit(session, body)
+            self.sessions.emit(session, body)
         if session is not None:
-            self._changed[session.id] = None
+            self.sessions.changed(session)
 
     # What happens to sessions.
 
     def _opened(self, session: AcpSession) -> None:
-        self._know(session.id)
+        self.sessions.changed(session)
         self._wishes.flush(session)
         self.turns.send_queued(session)
 
@@ -386,59 +350,16 @@ class AcpDialect:
             self._outbox.emit(session.id, None, error)
         for turn in list(session.turns):
             self.turns.end(session, turn, StopReason.ERROR, error)
-        self._close(session)
+        self.sessions.shut(session)
 
     def _nobody_answers(self, error: Error) -> None:
         for pending in self.wire.drop_all():
             if pending.request_id:
-                session = self._sessions.get(pending.session) if pending.session else None
-                self._emit(session, named_failure(error.reason, error.message, request_id=pending.request_id))
-        for session in self._sessions.values():
+                session = self.sessions.find(pending.session)
+                self.sessions.emit(session, named_failure(error.reason, error.message, request_id=pending.request_id))
+        for session in self.sessions:
             self._refuse_wishes(session, error)
 
     def _refuse_wishes(self, session: AcpSession, error: Error) -> None:
         for refused in self._wishes.refuse(session, error):
-            self._emit(session, refused)
-
-    def _close(self, session: AcpSession) -> None:
-        session.phase = Phase.CLOSED
-        self._changed[session.id] = None
-
-    def _know(self, session: SessionId | None) -> None:
-        known = self._sessions.get(session) if session else None
-        if known is not None:
-            if known.cli_session:
-                self._by_cli[known.cli_session] = known.id
-            self._changed[known.id] = None
-
-    def _routed(self, cli_session: str) -> AcpSession | None:
-        session = self._by_cli.get(cli_session)
-        if session is None:
-            return None
-        self._active = session
-        return self._sessions[session]
-
-    def _known(self, session: SessionId) -> AcpSession:
-        known = self._sessions.get(session)
-        if known is None:
-            raise ValueError(f"session {session} is not open in this process")
-        return known
-
-    def _emit(self, session: AcpSession | None, body: EventBody) -> None:
-        turn = session.current() if session is not None else None
-        self._outbox.emit(session.id if session else None, turn.id if turn else None, body)
-
-    def lost(self, line: bytes | LongLine, why: str) -> None:
-        """Bytes that belong nowhere go to the session that was active last, so that somebody sees them."""
-        session = self._sessions.get(self._active) if self._active else next(iter(self._sessions.values()), None)
-        self._emit(session, unparsed(line, why))
-
-
-def _change(session: AcpSession) -> SessionChange:
-    return SessionChange(
-        session=session.id,
-        cli_session=session.cli_session,
-        mode=session.mode,
-        model=session.model,
-        open=session.phase is Phase.OPEN,
-    )
+            self.sessions.emit(session, refused)

@@ -1,4 +1,4 @@
-"""Watches a conversation that another client leads: what that client sends teaches the machine what its process was asked.
+"""Watches a conversation that another client leads: what it sends teaches the machine what the process was asked.
 
 The machine is the same as in production, with a wire that writes nothing. Other clients have their own ids and order:
 prompts that overlap, methods we never use, answers to questions we would have answered otherwise.
@@ -41,7 +41,7 @@ class AcpObserver:
         if not isinstance(method, str):
             self._answered(rpc, message)
         elif method == "session/cancel":
-            session = self._machine.find_cli_session(text(params, "sessionId"))
+            session = self._machine.sessions.find_cli(text(params, "sessionId"))
             if session is not None:
                 self._machine.turns.observed_cancel(session)
         elif isinstance(rpc, (int, str)):
@@ -59,7 +59,7 @@ class AcpObserver:
         if kind is RequestKind.PROMPT:
             return self._prompted(self._session(cli_session), params)
         value = text(params, "modeId") or text(params, "modelId") or method
-        known = self._machine.find_cli_session(cli_session)
+        known = self._machine.sessions.find_cli(cli_session)
         return Pending(kind=kind, session=known.id if known else None, value=shorten(value, MAX_NAME_BYTES))
 
     def _prompted(self, session: AcpSession, params: Mapping[str, Any]) -> Pending:
@@ -75,14 +75,14 @@ class AcpObserver:
             text=shorten(said, MAX_OUTPUT_BYTES),
             attachments=tuple(_attachment(block) for block in others),
         )
-        self._machine.emit(session, turn, started)
+        self._machine.observe(session, turn, started)
         return self._machine.turns.sent(session, turn)
 
     def _answered(self, rpc: Any, message: Mapping[str, Any]) -> None:
         """The client answered a request of the agent."""
         outcome = obj(obj(message, "result"), "outcome")
         option = text(outcome, "optionId") if text(outcome, "outcome") == "selected" else ""
-        for session in self._machine.sessions():
+        for session in self._machine.sessions:
             for permission in session.permissions:
                 if permission.rpc == rpc and type(permission.rpc) is type(rpc):
                     self._machine.tools.observed(session, permission, option, failed="result" not in message)
@@ -90,7 +90,7 @@ class AcpObserver:
 
     def _session(self, cli_session: str) -> AcpSession:
         """The session with the CLI's id; a recording may begin after it was made."""
-        return self._machine.find_cli_session(cli_session) or self._machine.adopt(cli_session)
+        return self._machine.sessions.find_cli(cli_session) or self._machine.sessions.adopt(cli_session)
 
 
 def _attachment(block: Mapping[str, Any]) -> AttachmentInfo:

@@ -2,11 +2,12 @@
 
 One after the other, because the key given by `authenticate` is the one that the next made or loaded session keeps.
 
-The history of a loaded session comes mostly after the answer to `session/load`, with no mark at its end, and a long one
-is still coming when the next requests are answered. But the CLI sends one message after the other through one queue, and
-as long as there is history left, one piece of it is in that queue. So between the answers to two requests, of which the
-second was sent after the first was answered, there is a piece of it, or it is over. `session/set_mode` is that request:
-it costs nothing, and is repeated until an answer comes with no history before it. Tried with 6,000 messages of history.
+The history of a loaded session comes mostly after the answer to `session/load`, with no mark at its end, and a long
+one is still coming when the next requests are answered. But the CLI sends one message after the other through one
+queue, and as long as there is history left, one piece of it is in that queue. So between the answers to two requests,
+of which the second was sent after the first was answered, there is a piece of it, or it is over. `session/set_mode` is
+that request: it costs nothing, and is repeated until an answer comes with no history before it. Tried with 6,000
+messages of history.
 """
 
 from __future__ import annotations

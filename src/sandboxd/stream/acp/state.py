@@ -1,4 +1,4 @@
-"""What the ACP machine remembers of its sessions, turns, tool calls and requests. Mutable data with a JSON form; no rules."""
+"""What the ACP machine remembers of sessions, turns, tools and requests: mutable data with a JSON form, no rules."""
 
 from __future__ import annotations
 

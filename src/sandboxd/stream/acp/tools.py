@@ -1,4 +1,4 @@
-"""Tool calls and permission requests of a session: exactly one `ToolOutput` for each `ToolCall`, whatever the CLI leaves out.
+"""Tool calls and permission requests of a session: one `ToolOutput` for each `ToolCall`, whatever the CLI omits.
 
 The CLI sends a `tool_call` or asks for permission, never both; sends nothing at all for a refused tool, and only an
 update for a call with bad arguments; and repeats its ids. So calls get ids of our own, and are matched oldest first.
@@ -102,7 +102,7 @@ class Tools:
         self._settle(session, found, option, request_id)
 
     def observed(self, session: AcpSession, permission: OpenPermission, option: str, *, failed: bool) -> None:
-        """Another client answered; an empty option stands for its refusal, `failed` for an error in place of an answer."""
+        """Another client answered; an empty option is a refusal, `failed` an error in place of an answer."""
         if failed:
             session.permissions.remove(permission)
             answered = PermissionAnswered(permission=permission.permission, option="")

@@ -1,4 +1,4 @@
-"""Turns of the ACP machine: sent, ended by the agent's answer or by the process's death, finished with the ledger's word."""
+"""Turns of the ACP machine: sent, ended by an answer or by the process's death, finished with the ledger's word."""
 
 from __future__ import annotations
 

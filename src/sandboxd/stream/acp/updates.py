@@ -1,4 +1,4 @@
-"""`session/update` notifications to events. An update that is new to us becomes an `Unparsed` event with its whole line."""
+"""`session/update` notifications to events. An update that is new to us becomes an `Unparsed` event with its line."""
 
 from __future__ import annotations
 

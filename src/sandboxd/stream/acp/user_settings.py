@@ -1,10 +1,10 @@
 """Puts our settings into the freelancer's user settings, where the CLI would skip the system ones.
 
-CLI 0.61 reads `GEMINI_CLI_SYSTEM_SETTINGS_PATH` only where the file and every folder above it belong to root and nobody
-else may write there; otherwise it says so on stderr and goes on without: sessions are deleted, shell output stays
-invisible, `-p` refuses to run. An image can promise that, a backend that runs as a person on their machine cannot. So
-there, before each start, our values are merged into `$HOME/.gemini/settings.json`: ours win, the freelancer's others stay.
-A file that is no JSON would keep the CLI from starting; it is put aside.
+CLI 0.61 reads `GEMINI_CLI_SYSTEM_SETTINGS_PATH` only where the file and every folder above it belong to root and
+nobody else may write there; otherwise it says so on stderr and goes on without: sessions are deleted, shell output
+stays invisible, `-p` refuses to run. An image can promise that, a backend that runs as a person on their machine
+cannot. So there, before each start, our values are merged into `$HOME/.gemini/settings.json`: ours win, the
+freelancer's others stay. A file that is no JSON would keep the CLI from starting; it is put aside.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if (after !== before) {
   fs.renameSync(`${file}.new`, file);
 }
 """
-"""Runs in Node, which is there wherever the CLI is. Its argument is our settings; safe to repeat, and to end anywhere."""
+"""Runs in Node, which is wherever the CLI is. Its argument is our settings; safe to repeat, and to end anywhere."""
 
 
 def merge_argv(*, node: str, settings: Mapping[str, Any]) -> Sequence[str]:

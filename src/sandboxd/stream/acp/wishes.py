@@ -1,4 +1,4 @@
-"""Modes and models that somebody asks for: now, or when the session is open; each ends in an event with its request id."""
+"""Modes and models that somebody asks for, now or when the session is open; each ends in an event with its request."""
 
 from __future__ import annotations
 

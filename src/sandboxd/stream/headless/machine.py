@@ -297,9 +297,7 @@ class HeadlessDialect:
             session.cli_session = cli_session
             self._changed(session)
 
-    def _end(
-        self, session: HeadlessSession, turn: HeadlessTurn, stop: StopReason, error: Error | None = None
-    ) -> None:
+    def _end(self, session: HeadlessSession, turn: HeadlessTurn, stop: StopReason, error: Error | None = None) -> None:
         if turn.stop is not None:
             return
         self._prompts.pop(turn.id, None)

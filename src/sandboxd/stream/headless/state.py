@@ -97,5 +97,3 @@ class HeadlessSession:
     def find_turn(self, turn: TurnId | None) -> HeadlessTurn | None:
         """The unfinished turn with this id."""
         return next((found for found in self.turns if found.id == turn), None)
-
-
