@@ -26,6 +26,7 @@ from sandboxd.gateway.tokens import AUDIENCE, ISSUER
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.usage import ModelMethod, UsageState
 from tests.contract.usage_world import an_identity
+from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
 from tests.gateway_world import CANARY, MODEL, GatewayWorld, config_for, error_of, texts
 
@@ -406,16 +407,16 @@ async def test_a_compressed_request_is_refused(world: GatewayWorld) -> None:
 async def test_bodies_that_are_held_together_are_bounded(fake: FakeGemini, tmp_path: Path) -> None:
     limits = GatewayLimits(held_request_bytes=3 << 20)
     async with GatewayWorld(fake=fake, config=config_for(fake, tmp_path, limits=limits)).running() as world:
-        first = asyncio.create_task(world.ask("fake:slow(chunks=4; delay=0.2)" + " " * (2 << 20)))
-        await asyncio.sleep(0)
-        while not world.rows:
-            await asyncio.sleep(0.01)
+        unanswered = asyncio.create_task(world.ask("fake:silent" + " " * (2 << 20)))
+        await eventually(lambda: world.rows)
+        refused, body = await world.ask("x" * (2 << 20))
+        unanswered.cancel()
+        await world.settled()
+        async with world.request("fake:hang" + " " * (2 << 20)) as answering:
+            served, _ = await world.ask("x" * (2 << 20))
 
-        status, body = await world.ask("x" * (2 << 20))
-        await first
-        again, _ = await world.ask("x" * (2 << 20))
-
-    assert (status, error_of(body)["details"][0]["reason"], again) == (503, "GATEWAY_BUSY", 200)
+    assert (refused, error_of(body)["details"][0]["reason"]) == (503, "GATEWAY_BUSY")
+    assert (answering.status, served) == (200, 200)
 
 
 async def test_one_sandbox_cannot_take_all_places(fake: FakeGemini, tmp_path: Path) -> None:
@@ -424,8 +425,7 @@ async def test_one_sandbox_cannot_take_all_places(fake: FakeGemini, tmp_path: Pa
         other = an_identity()
         world.ledger.incarnations[other.incarnation] = other
         running = [asyncio.create_task(world.ask("fake:gated")) for _ in range(2)]
-        while len(world.rows) < 2:
-            await asyncio.sleep(0.01)
+        await eventually(lambda: len(world.rows) == 2)
 
         refused, body = await world.ask("hello")
         neighbour, _ = await world.ask("hello", headers={"authorization": f"Bearer {world.token(other)}"})

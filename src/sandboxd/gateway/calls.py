@@ -106,7 +106,7 @@ class CallHandler:
                 )
             )
             await self._open(call)
-            return await self._forwarder.forward(request, call=call, target=target, key=key, body=body.data)
+            return await self._forwarder.forward(request, call=call, target=target, key=key, body=body)
 
     def _allow(self, identity: SandboxIdentity, target: ModelCall) -> Secret:
         if self.stopping:

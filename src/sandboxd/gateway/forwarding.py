@@ -15,6 +15,7 @@ from aiohttp import web
 
 from sandboxd.gateway.breaker import CircuitBreaker
 from sandboxd.gateway.config import GatewayConfig
+from sandboxd.gateway.inbound import InboundBody
 from sandboxd.gateway.meter import Meter
 from sandboxd.gateway.metered_call import MeteredCall
 from sandboxd.gateway.policy import ModelCall
@@ -57,7 +58,7 @@ class Forwarder:
         self._cut_time = asyncio.get_running_loop().time() + self._timeouts.shutdown - 0.05
 
     async def forward(
-        self, request: web.Request, *, call: MeteredCall, target: ModelCall, key: Secret, body: bytes
+        self, request: web.Request, *, call: MeteredCall, target: ModelCall, key: Secret, body: InboundBody
     ) -> web.StreamResponse:
         """Make the call, pass on its answer, settle it. The call is open in the ledger and admitted by the breaker.
 
@@ -68,7 +69,8 @@ class Forwarder:
         reported = False
         try:
             async with asyncio.timeout(self._timeouts.total):
-                async with self._upstream.post(target, body=body, key=key) as answer:
+                async with self._upstream.post(target, body=body.data, key=key) as answer:
+                    body.release()  # it is sent; a stream may last for half an hour
                     reported = True
                     self._report(answer.status)
                     await self._receive(answer, target=target, call=call, passing=passing)

@@ -120,6 +120,7 @@ class GeminiUpstream:
             raise UpstreamError(CallError.UPSTREAM_TIMEOUT) from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise UpstreamError(CallError.UPSTREAM_CUT) from None
+        del body  # sent: it need not live as long as the answer
         try:
             yield UpstreamAnswer(response)
         finally:
