@@ -1,18 +1,25 @@
 """The PostgreSQL legs of the contract suites."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 
 import pytest
 
 from sandboxd.persistence.engine import Database
-from tests.contract.postgres_worlds import PostgresJournalWorld, PostgresLedgerWorld
+from tests.contract.postgres_worlds import PostgresJournalWorld, PostgresLedgerWorld, PostgresUnitsWorld
 
 
 @pytest.fixture
 async def postgres_journal_world(database: Database, postgres_url: str) -> AsyncIterator[PostgresJournalWorld]:
-    async with AsyncExitStack() as stack:
-        yield PostgresJournalWorld(database=database, url=postgres_url, stack=stack)
+    world = PostgresJournalWorld(database, postgres_url)
+    yield world
+    await world.end()
+
+
+@pytest.fixture
+async def postgres_units_world(database: Database, postgres_url: str) -> AsyncIterator[PostgresUnitsWorld]:
+    world = PostgresUnitsWorld(database, postgres_url)
+    yield world
+    await world.end()
 
 
 @pytest.fixture

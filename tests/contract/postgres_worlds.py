@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,8 +23,10 @@ from sandboxd.persistence.ledger import PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
 from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.persistence.sessions import PostgresSessions
+from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.stream.ports import Journal, Sessions
 from tests.contract.journal_world import CLIENT, FREELANCER, NOON
+from tests.eventually import eventually
 
 
 class ForgetfulDatabase(Database):
@@ -54,53 +56,67 @@ async def insert_sandbox(database: Database, sandbox: SandboxId, *, client: str,
             await connection.execute(text(statement), values)
 
 
-@dataclass(kw_only=True)
-class PostgresJournalWorld:
-    database: Database
-    url: str
-    stack: AsyncExitStack
-    journal: Journal = field(init=False)
-    sessions: Sessions = field(init=False)
-    replicas: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+class Replicas:
+    """Replicas that live, and die as far as the database can tell."""
 
-    def __post_init__(self) -> None:
-        self._forgetful = ForgetfulDatabase(self.database.engine)
-        self.journal, self.sessions = PostgresJournal(self._forgetful), PostgresSessions(self._forgetful)
-
-    async def given_sandbox(self, sandbox: SandboxId) -> None:
-        await insert_sandbox(self.database, sandbox, client=CLIENT, freelancer=FREELANCER)
+    def __init__(self, database: Database, url: str) -> None:
+        self._database = database
+        self._url = url
+        self._living: dict[str, asyncio.Task[None]] = {}
 
     async def given_replica(self, replica: str) -> None:
-        if replica in self.replicas:
+        if replica in self._living:
             return
-        presence = ReplicaPresence(DatabaseSettings(url=self.url), replica=replica)
-        task = asyncio.create_task(presence.run(), name=replica)
-        self.replicas[replica] = task
-        self.stack.push_async_callback(self._end, task)
+        presence = ReplicaPresence(DatabaseSettings(url=self._url), replica=replica)
+        self._living[replica] = asyncio.create_task(presence.run(), name=replica)
         async with asyncio.timeout(5):
             await presence.wait_held()
 
     async def kill_replica(self, replica: str) -> None:
-        await self._end(self.replicas.pop(replica))
+        await _end(self._living.pop(replica))
         # The server notices the closed connection in its own time.
-        async with asyncio.timeout(5):
-            while await self._sessions_of_replicas() > len(self.replicas):
-                await asyncio.sleep(0.01)
+        await eventually(self._noticed)
+
+    async def end(self) -> None:
+        for task in self._living.values():
+            await _end(task)
+
+    async def _noticed(self) -> bool:
+        async with self._database.raw() as connection:
+            held: int = await connection.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+            )
+        return held == len(self._living)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+class PostgresJournalWorld(Replicas):
+    def __init__(self, database: Database, url: str) -> None:
+        super().__init__(database, url)
+        self._sandboxes = database
+        self._forgetful = ForgetfulDatabase(database.engine)
+        self.journal: Journal = PostgresJournal(self._forgetful)
+        self.sessions: Sessions = PostgresSessions(self._forgetful)
+
+    async def given_sandbox(self, sandbox: SandboxId) -> None:
+        await insert_sandbox(self._sandboxes, sandbox, client=CLIENT, freelancer=FREELANCER)
 
     async def lose_next_answer(self) -> None:
         self._forgetful.answers_to_lose = 1
 
-    async def _sessions_of_replicas(self) -> int:
-        async with self.database.raw() as connection:
-            count: int = await connection.fetchval(
-                "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
-                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
-            )
-        return count
 
-    async def _end(self, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+class PostgresUnitsWorld(Replicas):
+    def __init__(self, database: Database, url: str) -> None:
+        super().__init__(database, url)
+        self.units = PostgresUnitsOfWork(database)
+
+    async def pass_time(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)  # the database's clock cannot be moved
 
 
 @dataclass(kw_only=True)
