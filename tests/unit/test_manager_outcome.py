@@ -1,0 +1,53 @@
+"""Outcomes as they are kept, and errors as they are raised again."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sandboxd.manager.outcome import decode_outcome, encode_outcome, record_error, restore_error
+from sandboxd.manager.ports import ErrorRecord, RequestOutcome
+from sandboxd.model.errors import (
+    AgentUnavailableError,
+    ErrorKind,
+    ExhaustedError,
+    InvalidRequestError,
+    SandboxdError,
+    SandboxNotFoundError,
+)
+from tests.contract.test_unit_of_work import NOON, a_sandbox
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SandboxNotFoundError("sbx-1"),
+        AgentUnavailableError("No.", sandbox="sbx-1"),
+        InvalidRequestError("Bad."),
+        ExhaustedError("Full."),
+    ],
+    ids=lambda error: error.reason,
+)
+def test_an_error_comes_back_as_its_own_class(error: SandboxdError) -> None:
+    restored = restore_error(record_error(error))
+
+    assert type(restored) is type(error)
+    assert (restored.message, restored.metadata, str(restored)) == (error.message, error.metadata, str(error))
+
+
+def test_an_error_that_this_version_does_not_know_keeps_its_kind_and_reason() -> None:
+    restored = restore_error(ErrorRecord(kind=ErrorKind.CONFLICT, reason="OF_LATER", message="Later."))
+
+    assert (restored.kind, restored.reason, restored.message) == (ErrorKind.CONFLICT, "OF_LATER", "Later.")
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        RequestOutcome(sandbox=a_sandbox(labels={"a": "b"}), kept="/there"),
+        RequestOutcome(sandbox=replace(a_sandbox(), terminate_time=NOON), error=record_error(ExhaustedError("Full."))),
+    ],
+    ids=["done", "failed"],
+)
+def test_an_outcome_survives_json(outcome: RequestOutcome) -> None:
+    assert decode_outcome(json.loads(json.dumps(encode_outcome(outcome)))) == outcome
