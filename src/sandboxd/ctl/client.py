@@ -37,7 +37,8 @@ class Client:
     """The services of one sandboxd, as one caller."""
 
     def __init__(self, connection: Connection, *, reconnect: RetryPolicy = RECONNECT) -> None:
-        self._connection = connection
+        self.connection = connection
+        """The channel, for calls that this class has no method for."""
         self._reconnect = reconnect
         self._sandboxes = sandbox_pb2_grpc.SandboxServiceStub(connection.channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(connection.channel)
@@ -65,11 +66,11 @@ class Client:
             approval_mode=approval_mode,
         )
         request = sandbox_pb2.CreateRequest(request_id=request_id or new_request_id(), sandbox=wanted)
-        return (await self._connection.call(self._sandboxes.Create, request, timeout=timeout)).sandbox
+        return (await self.connection.call(self._sandboxes.Create, request, timeout=timeout)).sandbox
 
     async def get(self, name: str) -> sandbox_pb2.Sandbox:
         """Return one sandbox by its resource name."""
-        return (await self._connection.call(self._sandboxes.Get, sandbox_pb2.GetRequest(name=name))).sandbox
+        return (await self.connection.call(self._sandboxes.Get, sandbox_pb2.GetRequest(name=name))).sandbox
 
     async def sandboxes(
         self,
@@ -84,7 +85,7 @@ class Client:
         wanted = sandbox_filter(states=states, freelancer=freelancer, labels=labels)
         request = sandbox_pb2.ListRequest(filter=wanted, order_by=order_by, page_size=page_size)
         while True:
-            page = await self._connection.call(self._sandboxes.List, request)
+            page = await self.connection.call(self._sandboxes.List, request)
             for sandbox in page.sandboxes:
                 yield sandbox
             if not page.next_page_token:
@@ -96,22 +97,22 @@ class Client:
     ) -> AsyncIterator[sandbox_pb2.WatchResponse]:
         """Yield the present sandboxes, then every change; survives a restart of the service."""
         wanted = sandbox_filter(states=states, freelancer=freelancer, labels=labels)
-        return watch(self._connection, sandbox_pb2.WatchRequest(filter=wanted), patience=self._reconnect)
+        return watch(self.connection, sandbox_pb2.WatchRequest(filter=wanted), patience=self._reconnect)
 
     async def pause(self, name: str, *, force: bool = False, timeout: float = WORK_SECONDS) -> sandbox_pb2.Sandbox:
         """Pause a sandbox and return it when it is PAUSED."""
         request = sandbox_pb2.PauseRequest(request_id=new_request_id(), name=name, force=force)
-        return (await self._connection.call(self._sandboxes.Pause, request, timeout=timeout)).sandbox
+        return (await self.connection.call(self._sandboxes.Pause, request, timeout=timeout)).sandbox
 
     async def resume(self, name: str, *, timeout: float = WORK_SECONDS) -> sandbox_pb2.Sandbox:
         """Resume a paused or failed sandbox and return it when it is ACTIVE."""
         request = sandbox_pb2.ResumeRequest(request_id=new_request_id(), name=name)
-        return (await self._connection.call(self._sandboxes.Resume, request, timeout=timeout)).sandbox
+        return (await self.connection.call(self._sandboxes.Resume, request, timeout=timeout)).sandbox
 
     async def terminate(self, name: str, *, timeout: float = WORK_SECONDS) -> sandbox_pb2.TerminateResponse:
         """End a sandbox; the answer says where its files were kept."""
         request = sandbox_pb2.TerminateRequest(request_id=new_request_id(), name=name)
-        return await self._connection.call(self._sandboxes.Terminate, request, timeout=timeout)
+        return await self.connection.call(self._sandboxes.Terminate, request, timeout=timeout)
 
     async def sessions(
         self, sandbox: str, *, order_by: str = "", page_size: int = PAGE_SIZE
@@ -119,7 +120,7 @@ class Client:
         """Yield the sessions of a sandbox, newest first unless asked otherwise."""
         request = session_pb2.ListSessionsRequest(sandbox=sandbox, order_by=order_by, page_size=page_size)
         while True:
-            page = await self._connection.call(self._sessions.ListSessions, request)
+            page = await self.connection.call(self._sessions.ListSessions, request)
             for session in page.sessions:
                 yield session
             if not page.next_page_token:
@@ -128,9 +129,7 @@ class Client:
 
     async def session(self, name: str) -> session_pb2.Session:
         """Return one session by its resource name."""
-        return (
-            await self._connection.call(self._sessions.GetSession, session_pb2.GetSessionRequest(name=name))
-        ).session
+        return (await self.connection.call(self._sessions.GetSession, session_pb2.GetSessionRequest(name=name))).session
 
     async def history(
         self, session: str, *, after_sequence: int = 0, page_size: int = PAGE_SIZE
@@ -138,7 +137,7 @@ class Client:
         """Yield the events of a session's log that exist now."""
         request = session_pb2.GetHistoryRequest(name=session, after_sequence=after_sequence, page_size=page_size)
         while True:
-            page = await self._connection.call(self._sessions.GetHistory, request)
+            page = await self.connection.call(self._sessions.GetHistory, request)
             for event in page.events:
                 yield event
             if not page.next_after_sequence:
@@ -148,7 +147,7 @@ class Client:
     async def delete_session(self, session: str) -> None:
         """Delete a session with its log."""
         request = session_pb2.DeleteSessionRequest(request_id=new_request_id(), name=session)
-        await self._connection.call(self._sessions.DeleteSession, request)
+        await self.connection.call(self._sessions.DeleteSession, request)
 
     async def usage_events(
         self, wanted: usage_pb2.UsageFilter | None = None, *, page_size: int = PAGE_SIZE
@@ -156,7 +155,7 @@ class Client:
         """Yield rows of the ledger, oldest first; `usage_filter` makes the filter."""
         request = usage_pb2.ListUsageEventsRequest(filter=wanted, page_size=page_size)
         while True:
-            page = await self._connection.call(self._usage.ListUsageEvents, request)
+            page = await self.connection.call(self._usage.ListUsageEvents, request)
             for event in page.events:
                 yield event
             if not page.next_page_token:
@@ -169,7 +168,7 @@ class Client:
         """Add the ledger up, by up to three of client, freelancer, sandbox, session, model and day."""
         dimensions = [usage_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{each.upper()}") for each in by]
         request = usage_pb2.SummarizeUsageRequest(filter=wanted, group_by=dimensions)
-        return await self._connection.call(self._usage.SummarizeUsage, request)
+        return await self.connection.call(self._usage.SummarizeUsage, request)
 
     def stream(
         self,
@@ -207,7 +206,7 @@ class Client:
             mode=mode,
             model=model,
         )
-        return SessionStream(self._connection, opening, reconnect=self._reconnect, on_link=on_link)
+        return SessionStream(self.connection, opening, reconnect=self._reconnect, on_link=on_link)
 
 
 @asynccontextmanager

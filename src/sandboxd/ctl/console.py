@@ -8,23 +8,25 @@ from typing import IO
 
 from rich.console import Console
 
+PIPE_WIDTH = 1000
 
-def make_console(file: IO[str] | None = None, *, width: int | None = None) -> Console:
+
+def make_console(*, stderr: bool = False, width: int | None = None) -> Console:
     """Make a console that never interprets markup, emoji codes or links in what it prints.
 
-    Without a terminal, or with NO_COLOR set, it writes no escape sequence at all.
+    Without a terminal, or with NO_COLOR set, it writes no escape sequence at all. The stream is looked up at each
+    print, so that it follows when somebody puts another one in its place (prompt_toolkit does, below a prompt).
     """
-    stream = file or sys.stdout
-    terminal = is_fancy(stream)
+    terminal = is_fancy(sys.stderr if stderr else sys.stdout)
     return Console(
-        file=stream,
+        stderr=stderr,
         force_terminal=terminal,
         color_system="auto" if terminal else None,
         markup=False,
         emoji=False,
         highlight=False,
-        width=width,
-        # A pipe has no width: lines are cut by who reads them.
+        # A pipe has no width: nothing is cut, and who reads it wraps.
+        width=width if terminal else width or PIPE_WIDTH,
         soft_wrap=not terminal,
     )
 

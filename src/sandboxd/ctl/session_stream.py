@@ -39,8 +39,9 @@ GAP = "EVENT_GAP"
 _Call = grpc.aio.StreamStreamCall[stream_pb2.StreamRequest, stream_pb2.StreamResponse]
 
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED})
-# What gRPC makes of a connection that broke in the middle of a message, instead of UNAVAILABLE.
-_CUT_WORDS = ("RST_STREAM", "Stream removed", "Socket closed", "GOAWAY")
+# What gRPC makes of a connection that broke in the middle of a message, instead of UNAVAILABLE; the last one when a
+# command was just being written.
+_CUT_WORDS = ("RST_STREAM", "Stream removed", "Socket closed", "GOAWAY", "Internal error from Core")
 
 
 class Link(enum.Enum):

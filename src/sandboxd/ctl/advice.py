@@ -1,0 +1,45 @@
+"""What a person can do about an error, in one line where possible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+_BY_REASON = {
+    "SANDBOX_PAUSED": "Bring it back with: sandboxctl resume {sandbox}",
+    "TURN_IN_PROGRESS": (
+        "Follow it with: sandboxctl history {session} --follow\n"
+        "Or join it, Ctrl-C cancels it: sandboxctl chat SANDBOX --session {session}"
+    ),
+    "SANDBOX_NOT_FOUND": "See which there are: sandboxctl ls",
+    "SESSION_NOT_FOUND": "See which there are: sandboxctl sessions SANDBOX",
+    "TURN_OPEN": "Wait for the turn to end, or give --force.",
+}
+_BY_CODE = {
+    "UNAUTHENTICATED": "Give a valid token: SANDBOXCTL_TOKEN, --token-file FILE or --token TOKEN.",
+    "PERMISSION_DENIED": "Use a token whose role may do this.",
+    "NOT_FOUND": "See which sandboxes there are: sandboxctl ls",
+    "UNAVAILABLE": "Is sandboxd running at {address}? On this machine start one with: make run",
+    "DEADLINE_EXCEEDED": "It may still be going on: see with sandboxctl ls, or give more time with --timeout.",
+    "UNIMPLEMENTED": "The service is older or newer than this sandboxctl.",
+    "RESOURCE_EXHAUSTED": "Try again later, or ask for a larger limit.",
+}
+
+
+class _Facts(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return key.upper()
+
+
+def advise(code: str, reason: str, metadata: Mapping[str, str], *, address: str = "") -> str:
+    """Return what to do, or an empty text where nothing sensible can be said.
+
+    Args:
+        code: Name of the gRPC status.
+        reason: The service's own word.
+        metadata: Facts of the error, by name; they fill the advice.
+        address: Of the service.
+    """
+    advice = _BY_REASON.get(reason) or _BY_CODE.get(code, "")
+    facts = _Facts({name: value.removeprefix("sandboxes/") for name, value in metadata.items()})
+    facts["address"] = address
+    return advice.format_map(facts)

@@ -1,0 +1,1 @@
+"""What the commands of sandboxctl do; their options are declared in `ctl/app.py`."""

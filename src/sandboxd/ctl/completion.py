@@ -1,0 +1,97 @@
+"""Completes the names of sandboxes and sessions. Within a second, or not at all; never a word of error.
+
+Imported with every command line, so it imports nothing heavy before it is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from sandboxd.ctl.client import Client
+
+T = TypeVar("T")
+SECONDS = 1.0
+MOST = 200
+Suggestions = list[tuple[str, str]]
+
+
+def complete_sandbox(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest ids, and display names where these can stand for themselves."""
+    return _ask(context, lambda client: _sandboxes(client, incomplete))
+
+
+def complete_session(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest sessions of the sandbox that was named before, or of the one before the slash."""
+    place = str(context.params.get("sandbox") or "")
+    return _ask(context, lambda client: _sessions(client, place, incomplete))
+
+
+async def _sandboxes(client: Client, incomplete: str) -> Suggestions:
+    found = Suggestions()
+    async for each in client.sandboxes():
+        identifier = each.name.rpartition("/")[2]
+        names = (identifier, each.display_name if _is_word(each.display_name) else "")
+        about = f"{each.display_name} {_state(each.state)}".strip()
+        found += [(name, about) for name in names if name and name.startswith(incomplete)]
+        if len(found) >= MOST:
+            break
+    return found
+
+
+async def _sessions(client: Client, place: str, incomplete: str) -> Suggestions:
+    from sandboxd.ctl.names import bare, find_sandbox
+
+    prefix, slash, wanted = incomplete.rpartition("/")
+    place = prefix or place
+    found = Suggestions()
+    sandboxes = [await find_sandbox(client, place)] if place else [each.name async for each in client.sandboxes()]
+    for sandbox in sandboxes:
+        async for each in client.sessions(sandbox):
+            if bare(each.name).startswith(wanted):
+                found.append((f"{prefix}{slash}{bare(each.name)}", " ".join(each.title.split())[:60]))
+            if len(found) >= MOST:
+                return found
+    return found
+
+
+def _ask(context: typer.Context, question: Callable[[Client], Awaitable[Suggestions]]) -> Suggestions:
+    """Ask the service, quickly; whatever goes wrong is no completion, and no noise at the person's prompt."""
+    try:
+        return asyncio.run(_bounded(context, question))
+    except Exception:  # noqa: BLE001  # a shell that completes must never print a traceback
+        return []
+
+
+async def _bounded(context: typer.Context, question: Callable[[Client], Awaitable[Suggestions]]) -> Suggestions:
+    from sandboxd.ctl.backoff import RetryPolicy
+    from sandboxd.ctl.client import connect
+    from sandboxd.ctl.target import TargetOptions, find
+
+    said = context.find_root().params
+    options = TargetOptions(
+        address=said.get("address") or "",
+        token=said.get("token") or "",
+        token_file=said.get("token_file"),
+        ca_file=said.get("ca_file"),
+    )
+    credentials = find(options)
+    async with asyncio.timeout(SECONDS):
+        async with connect(
+            credentials.address, token=credentials.read_token, ca_file=credentials.ca_file, retry=RetryPolicy()
+        ) as client:
+            return await question(client)
+
+
+def _is_word(text: str) -> bool:
+    return bool(text) and all(each.isalnum() or each in "-_." for each in text)
+
+
+def _state(state: int) -> str:
+    from sandboxd.v1 import sandbox_pb2
+
+    return sandbox_pb2.SandboxState.Name(sandbox_pb2.SandboxState.ValueType(state)).removeprefix("SANDBOX_STATE_")
