@@ -3,12 +3,15 @@
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from sandboxd.dev.node import find_node
 
 CLI = Path(__file__).parent / "recorded_cli.py"
 START_SECONDS = 90
@@ -41,9 +44,9 @@ async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[S
         "SANDBOXD_GRPC_LISTEN": "127.0.0.1:0",
         "SANDBOXD_WEB_LISTEN": "127.0.0.1:0",
     }
-    if stand_in:
-        environment |= {"SANDBOXD_NODE": sys.executable, "SANDBOXD_GEMINI_CLI": str(CLI)}
     data.mkdir(parents=True, exist_ok=True)
+    if stand_in:
+        environment |= {"SANDBOXD_NODE": str(_shim(data)), "SANDBOXD_GEMINI_CLI": str(CLI)}
     log = data / "bench.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -51,7 +54,7 @@ async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[S
         )
     try:
         found = await _coming_up(process, data / "dev.json", log)
-        token = Path(found["token_file"]).read_text().strip()
+        token = (data / found["token_file"]).read_text().strip()
         yield Stack(address=found["address"], token=token, data=data)
     finally:
         if process.returncode is None:
@@ -62,6 +65,15 @@ async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[S
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+def _shim(data: Path) -> Path:
+    # The sandbox is prepared by small scripts for Node; only the CLI itself is replaced.
+    shim = data / "node"
+    python, node = shlex.quote(sys.executable), shlex.quote(str(find_node().binary))
+    shim.write_text(f'#!/bin/sh\ncase "$1" in *recorded_cli.py) exec {python} "$@";; esac\nexec {node} "$@"\n')
+    shim.chmod(0o755)
+    return shim
 
 
 async def _coming_up(process: asyncio.subprocess.Process, file: Path, log: Path) -> dict[str, str]:
