@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from sandboxd.gateway.breaker import BreakerPolicy
 from sandboxd.model.usage import DEFAULT_OUTPUT_CLAMP
+from sandboxd.monitor.sweep import GATEWAY_SILENCE
 
 GEMINI_API_URL: Final = "https://generativelanguage.googleapis.com"
 """The public Gemini Developer API."""
@@ -86,6 +87,8 @@ class GatewayConfig:
     """Settlements that may wait; beyond it new calls are refused, so that nothing has to be forgotten."""
     beat_seconds: float = 5.0
     """How often the gateway says that it lives, and persists what running calls have used so far."""
+    dead_after_seconds: float = GATEWAY_SILENCE.total_seconds()
+    """Another gateway that has been silent for this long is taken for dead, and its open calls are settled."""
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     timeouts: GatewayTimeouts = field(default_factory=GatewayTimeouts)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)

@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -41,6 +42,7 @@ class MeterTiming:
     """Deadlines and intervals, in seconds."""
 
     beat: float
+    dead_after: float
     open: float
     settle: float
 
@@ -224,7 +226,7 @@ class Meter:
         self._beaten = time.monotonic()
         if self._prices is None or time.monotonic() - self._prices_read > _PRICES_FRESH:
             await self._read_prices()
-        await self._sweep.run()
+        await self._sweep.run(silent_for=timedelta(seconds=self._timing.dead_after))
 
     async def _persist_progress(self) -> None:
         for call in [*self._open.values()]:

@@ -64,7 +64,12 @@ class Gateway:
             spool=SettlementSpool(config.spool_directory, limit=config.spool_limit),
             sweep=OrphanSweep(ledger=ledger, prices=prices, clock=clock),
             clock=clock,
-            timing=MeterTiming(beat=config.beat_seconds, open=timeouts.ledger_open, settle=timeouts.ledger_settle),
+            timing=MeterTiming(
+                beat=config.beat_seconds,
+                dead_after=config.dead_after_seconds,
+                open=timeouts.ledger_open,
+                settle=timeouts.ledger_settle,
+            ),
             metrics=self._metrics,
         )
         self._forwarder = Forwarder(

@@ -1,0 +1,116 @@
+"""A gateway process is SIGKILLed in the middle of streams, on a real PostgreSQL: every call ends up settled, once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from sandboxd.gateway.key_files import ensure_token_keys
+from sandboxd.gateway.tokens import SandboxTokenSigner
+from sandboxd.model.usage import CallError, UsageEvent, UsageState
+from sandboxd.monitor.list_prices import list_prices
+from sandboxd.monitor.ports import UsageFilter
+from sandboxd.persistence.engine import Database
+from tests.contract.postgres_worlds import PostgresLedgerWorld
+from tests.contract.usage_world import an_identity
+from tests.eventually import eventually
+from tests.fake_gemini import FakeGemini
+from tests.gateway_world import CANARY, MODEL, RealClock
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeGemini]:
+    with FakeGemini(key=CANARY) as fake:
+        yield fake
+
+
+@asynccontextmanager
+async def gateway(settings: dict[str, str]) -> AsyncIterator[tuple[Process, str]]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.gateway_child",
+        json.dumps(settings),
+        cwd=ROOT,
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async for line in process.stdout:
+            if line.startswith(b"{"):
+                break
+        yield process, json.loads(line)["url"]
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_calls_of_a_killed_gateway_are_settled_by_the_next_and_the_rest_is_exact(
+    fake: FakeGemini, database: Database, postgres_url: str, tmp_path: Path
+) -> None:
+    world = PostgresLedgerWorld(database=database)
+    identity = an_identity()
+    await world.given_incarnation(identity)
+    await world.prices.add(list_prices())
+    key, key_id = ensure_token_keys(private_file=tmp_path / "key.pem", public_directory=tmp_path / "keys")
+    token = SandboxTokenSigner(key=key, key_id=key_id, clock=RealClock()).mint(identity).text
+    settings = {
+        "database": postgres_url,
+        "upstream": fake.url,
+        "spool": str(tmp_path / "spool"),
+        "keys": str(tmp_path / "keys"),
+    }
+
+    async def rows() -> Sequence[UsageEvent]:
+        return (await world.ledger.list_events(UsageFilter(sandbox=identity.sandbox), page_size=100)).events
+
+    async def ask(http: aiohttp.ClientSession, url: str, prompt: str) -> None:
+        body = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
+        async with http.post(
+            f"{url}/v1beta/models/{MODEL}:streamGenerateContent?alt=sse",
+            json=body,
+            headers={"authorization": f"Bearer {token}"},
+        ) as answer:
+            await answer.read()
+
+    async def progressed() -> bool:
+        return sum(row.tokens.total > 0 for row in await rows() if row.state is UsageState.OPEN) == 3
+
+    async def all_ended() -> bool:
+        return all(row.state is not UsageState.OPEN for row in await rows())
+
+    async with aiohttp.ClientSession() as http:
+        async with gateway(settings) as (process, url):
+            await asyncio.gather(*(ask(http, url, "fake:think") for _ in range(5)))
+            hanging = [asyncio.create_task(ask(http, url, "fake:hang")) for _ in range(3)]
+            await eventually(progressed)
+            os.kill(process.pid, signal.SIGKILL)
+            broken = await asyncio.gather(*hanging, return_exceptions=True)
+        async with gateway(settings) as (_, url):
+            await ask(http, url, "fake:cached")
+            await eventually(all_ended, within=10)
+
+    ended = await rows()
+    settled = [row for row in ended if row.state is UsageState.SETTLED]
+    lost = [row for row in ended if row.error_reason is CallError.GATEWAY_LOST]
+    upstream = [request["usage"]["totalTokenCount"] for request in fake.requests if not request.get("client_gone")]
+    assert all(isinstance(error, aiohttp.ClientError) for error in broken)
+    assert (len(ended), len(settled), len(lost)) == (9, 6, 3)
+    assert sorted(row.tokens.total for row in settled) == sorted(upstream)
+    assert all(row.state is UsageState.ESTIMATED and row.tokens.output == 8192 for row in lost)
+    assert all(row.cost is not None for row in ended)
