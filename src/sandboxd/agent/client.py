@@ -7,7 +7,7 @@ long as the connection does.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -93,7 +93,7 @@ class GrpcAgentClient(Agent):
 
     @override
     async def describe(self, *, timeout: timedelta | None = None) -> AgentDescription:
-        answer = await _call(self._stub.GetAgent(pb.GetAgentRequest(), timeout=_seconds(timeout)))
+        answer = await _call(self._stub.GetAgent, pb.GetAgentRequest(), _seconds(timeout))
         return AgentDescription(
             version=answer.version,
             api_level=answer.api_level,
@@ -115,28 +115,28 @@ class GrpcAgentClient(Agent):
         self, process_id: ProcessId, spec: ProcessSpec, *, timeout: timedelta | None = None
     ) -> Process:
         request = pb.StartProcessRequest(process_id=process_id, spec=codec.spec_to(spec))
-        answer = await _call(self._stub.StartProcess(request, timeout=_seconds(timeout)))
+        answer = await _call(self._stub.StartProcess, request, _seconds(timeout))
         return codec.process_from(answer.process)
 
     @override
     async def get_process(self, process_id: ProcessId, *, timeout: timedelta | None = None) -> Process:
         request = pb.GetProcessRequest(process_id=process_id)
-        return codec.process_from((await _call(self._stub.GetProcess(request, timeout=_seconds(timeout)))).process)
+        return codec.process_from((await _call(self._stub.GetProcess, request, _seconds(timeout))).process)
 
     @override
     async def list_processes(self, *, timeout: timedelta | None = None) -> Sequence[Process]:
-        answer = await _call(self._stub.ListProcesses(pb.ListProcessesRequest(), timeout=_seconds(timeout)))
+        answer = await _call(self._stub.ListProcesses, pb.ListProcessesRequest(), _seconds(timeout))
         return tuple(codec.process_from(process) for process in answer.processes)
 
     @override
     async def wait_process(self, process_id: ProcessId, *, timeout: timedelta) -> Process:
         request = pb.WaitProcessRequest(process_id=process_id)
-        return codec.process_from((await _call(self._stub.WaitProcess(request, timeout=_seconds(timeout)))).process)
+        return codec.process_from((await _call(self._stub.WaitProcess, request, _seconds(timeout))).process)
 
     @override
     async def remove_process(self, process_id: ProcessId, *, timeout: timedelta | None = None) -> None:
         request = pb.RemoveProcessRequest(process_id=process_id)
-        await _call(self._stub.RemoveProcess(request, timeout=_seconds(timeout)))
+        await _call(self._stub.RemoveProcess, request, _seconds(timeout))
 
     @override
     async def attach(
@@ -149,8 +149,9 @@ class GrpcAgentClient(Agent):
                 pb.StreamPosition(stream=codec.STREAMS[stream], offset=offset) for stream, offset in positions.items()
             ],
         )
-        call = self._stub.Attach(request)
+        call = None
         try:
+            call = self._stub.Attach(request)
             async for message in call:
                 event = codec.output_from(message)
                 if event is not None:
@@ -160,7 +161,8 @@ class GrpcAgentClient(Agent):
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise from_rpc_error(error) from error
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
         raise AgentUnavailableError("The agent ended the output before the process's end.")
 
     @override
@@ -174,7 +176,7 @@ class GrpcAgentClient(Agent):
         timeout: timedelta | None = None,
     ) -> OutputState:
         request = pb.AckOutputRequest(process_id=process_id, epoch=epoch, stream=codec.STREAMS[stream], offset=offset)
-        answer = await _call(self._stub.AckOutput(request, timeout=_seconds(timeout)))
+        answer = await _call(self._stub.AckOutput, request, _seconds(timeout))
         return codec.output_state_from(answer.output)
 
     @override
@@ -200,7 +202,7 @@ class GrpcAgentClient(Agent):
                 data=piece,
                 close_stdin=close_stdin and last,
             )
-            answer = await _call(self._stub.Write(request, timeout=deadline.seconds))
+            answer = await _call(self._stub.Write, request, deadline.seconds)
             if last:
                 return answer.stdin_length
             begin += len(piece)
@@ -210,7 +212,7 @@ class GrpcAgentClient(Agent):
         self, process_id: ProcessId, size: TerminalSize, *, timeout: timedelta | None = None
     ) -> None:
         request = pb.ResizeProcessRequest(process_id=process_id, size=codec.size_to(size))
-        await _call(self._stub.ResizeProcess(request, timeout=_seconds(timeout)))
+        await _call(self._stub.ResizeProcess, request, _seconds(timeout))
 
     @override
     async def signal_process(
@@ -222,32 +224,30 @@ class GrpcAgentClient(Agent):
         timeout: timedelta | None = None,
     ) -> int:
         request = pb.SignalProcessRequest(process_id=process_id, signal=signal, scope=codec.SCOPES[scope])
-        return (await _call(self._stub.SignalProcess(request, timeout=_seconds(timeout)))).signalled
+        return (await _call(self._stub.SignalProcess, request, _seconds(timeout))).signalled
 
     @override
     async def freeze(self, *, timeout: timedelta | None = None) -> FreezeResult:
         # The agent gives up a little earlier than we do, so that its own answer is the one that arrives.
         inside = (timeout or DEFAULT_TIMEOUT) * 0.8
         request = pb.FreezeRequest(timeout=codec.span_to(inside))
-        answer = await _call(self._stub.Freeze(request, timeout=_seconds(timeout)))
+        answer = await _call(self._stub.Freeze, request, _seconds(timeout))
         return FreezeResult(
             frozen_processes=answer.frozen_processes, already_stopped_processes=answer.already_stopped_processes
         )
 
     @override
     async def thaw(self, *, timeout: timedelta | None = None) -> int:
-        return (await _call(self._stub.Thaw(pb.ThawRequest(), timeout=_seconds(timeout)))).thawed_processes
+        return (await _call(self._stub.Thaw, pb.ThawRequest(), _seconds(timeout))).thawed_processes
 
     @override
     async def get_activity(self, *, timeout: timedelta | None = None) -> AgentActivity:
-        return codec.activity_from(
-            await _call(self._stub.GetActivity(pb.GetActivityRequest(), timeout=_seconds(timeout)))
-        )
+        return codec.activity_from(await _call(self._stub.GetActivity, pb.GetActivityRequest(), _seconds(timeout)))
 
     @override
     async def get_stats(self, *, measure_trees: bool = False, timeout: timedelta | None = None) -> AgentStats:
         request = pb.GetStatsRequest(measure_trees=measure_trees)
-        return codec.stats_from(await _call(self._stub.GetStats(request, timeout=_seconds(timeout))))
+        return codec.stats_from(await _call(self._stub.GetStats, request, _seconds(timeout)))
 
     @override
     async def copy_in(
@@ -267,7 +267,7 @@ class GrpcAgentClient(Agent):
                 for begin in range(0, len(data), COPY_BYTES):
                     yield pb.CopyInRequest(data=data[begin : begin + COPY_BYTES])
 
-        answer = await _call(self._stub.CopyIn(pieces(), timeout=_seconds(timeout)))
+        answer = await _call(self._stub.CopyIn, pieces(), _seconds(timeout))
         return CopyResult(entries=answer.entries, content_bytes=answer.bytes)
 
     @override
@@ -275,8 +275,9 @@ class GrpcAgentClient(Agent):
         self, root: Root, path: str, *, max_bytes: int = 0, timeout: timedelta
     ) -> AsyncGenerator[bytes | CopyResult, None]:
         request = pb.CopyOutRequest(root=codec.ROOTS[root], path=path, max_bytes=max_bytes)
-        call = self._stub.CopyOut(request, timeout=_seconds(timeout))
+        call = None
         try:
+            call = self._stub.CopyOut(request, timeout=_seconds(timeout))
             async for message in call:
                 if message.WhichOneof("piece") == "summary":
                     summary = message.summary
@@ -290,7 +291,8 @@ class GrpcAgentClient(Agent):
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise from_rpc_error(error) from error
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
 
     @override
     async def set_model_endpoint(
@@ -305,12 +307,12 @@ class GrpcAgentClient(Agent):
         request = pb.SetModelEndpointRequest(
             base_url=base_url, token=token, expire_time=codec.time_to(expire_time), ca_pem=ca_pem
         )
-        return (await _call(self._stub.SetModelEndpoint(request, timeout=_seconds(timeout)))).model_port
+        return (await _call(self._stub.SetModelEndpoint, request, _seconds(timeout))).model_port
 
     @override
     async def get_model_endpoint(self, *, timeout: timedelta | None = None) -> ModelEndpointState:
         request = pb.GetModelEndpointRequest()
-        answer = await _call(self._stub.GetModelEndpoint(request, timeout=_seconds(timeout)))
+        answer = await _call(self._stub.GetModelEndpoint, request, _seconds(timeout))
         return ModelEndpointState(
             model_port=answer.model_port,
             base_url=answer.base_url,
@@ -327,7 +329,7 @@ class GrpcAgentClient(Agent):
     @override
     async def shutdown(self, *, grace: timedelta, timeout: timedelta | None = None) -> ShutdownResult:
         request = pb.ShutdownRequest(grace=codec.span_to(grace))
-        answer = await _call(self._stub.Shutdown(request, timeout=_seconds(timeout or grace + SHUTDOWN_SPARE)))
+        answer = await _call(self._stub.Shutdown, request, _seconds(timeout or grace + SHUTDOWN_SPARE))
         return ShutdownResult(
             terminated_processes=answer.terminated_processes, killed_processes=answer.killed_processes
         )
@@ -353,8 +355,8 @@ def _seconds(timeout: timedelta | None) -> float:
     return (timeout if timeout is not None else DEFAULT_TIMEOUT).total_seconds()
 
 
-async def _call(call: Awaitable[_Answer]) -> _Answer:
+async def _call(method: Callable[..., Awaitable[_Answer]], request: object, seconds: float) -> _Answer:
     try:
-        return await call
+        return await method(request, timeout=seconds)
     except (grpc.RpcError, grpc.aio.UsageError) as error:
         raise from_rpc_error(error) from error

@@ -68,8 +68,12 @@ class Freezer:
         stopped = {(entry.pid, entry.start) for entry in entries if entry.stopped}
         # Stopped, and not by us: by a shell's job control, a debugger, or another freeze than ours. It stays so.
         self._strangers = stopped - self._stopped.keys()
+        before = self._stopped
         proctree.send(running.values(), signal.SIGSTOP)
         # Keep them in the order of the tree as it is now: thawing goes the other way.
         ours = {(entry.pid, entry.start): entry for entry in entries}
         self._stopped = {key: entry for key, entry in ours.items() if key not in self._strangers}
-        return not running
+        # Who waits inside the kernel (state D) with our signal pending runs no instruction of its own any more. It must
+        # count as stopped: after vfork a parent waits so for its child's exec, and that child is stopped by us. On the
+        # way back the child goes first, and the parent's pending stop is taken away before it returns.
+        return all(entry.state == "D" and key in before for key, entry in running.items())

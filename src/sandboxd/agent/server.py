@@ -31,6 +31,9 @@ ANSWER_GRACE_SECONDS = 1.0
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # or a second agent could take half of this one's connections
     ("grpc.max_receive_message_length", 4 << 20),
+    # Or the window of a large upload grows to what the memory limit cannot hold. 256 KiB are enough for a cluster.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 18),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
