@@ -27,6 +27,7 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
     """Return the tables."""
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()} {platform.release()}"
     load = f"{turns} turns of {plan.calls} model calls and {plan.chunks} text chunks, {1 / plan.interval:g} a second"
+    load += " (with the real CLI: one model call, whose answer has that many chunks)"
     baseline = "The same model calls without agent and gateway, alone on the machine: first byte "
     baseline += f"{_both(without.first_byte)}, whole call {_both(without.whole_call)}"
     heads = ["CLI", "Streams", "Turns", "Failures", "Events", "Event P50", "P99", "max"]

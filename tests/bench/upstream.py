@@ -1,7 +1,11 @@
-"""The benchmark's model API: answers at once and stamps each chunk with when the call came and when the chunk went."""
+"""The benchmark's model API: answers at once and stamps each chunk with when the call came and when the chunk went.
+
+Where the conversation holds a plan (the real CLI sends it on with the prompt), it streams that many chunks at that pace.
+"""
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,20 +14,23 @@ from aiohttp import web
 
 CHUNKS = 4
 PAUSE_SECONDS = 0.02
+PLAN = re.compile(rb'\{\\+"chunks\\+": (\d+), \\+"interval\\+": ([0-9.]+)')
 USAGE = {"promptTokenCount": 10_000, "candidatesTokenCount": 40, "totalTokenCount": 10_040}
 
 
 async def _answer(request: web.Request) -> web.StreamResponse:
-    await request.read()
+    body = await request.read()
     arrived = time.monotonic_ns()
+    plans = PLAN.findall(body)
+    count, pause = (int(plans[-1][0]), float(plans[-1][1])) if plans else (CHUNKS, PAUSE_SECONDS)
     if request.path.endswith(":generateContent"):
         return web.json_response(_chunk(arrived, last=True))
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
-    for number in range(CHUNKS):
+    for number in range(count):
         if number:
-            await asyncio.sleep(PAUSE_SECONDS)
-        chunk = json.dumps(_chunk(arrived, last=number == CHUNKS - 1))
+            await asyncio.sleep(pause)
+        chunk = json.dumps(_chunk(arrived, last=number == count - 1))
         await response.write(f"data: {chunk}\r\n\r\n".encode())
     await response.write_eof()
     return response
