@@ -1,6 +1,6 @@
 """The benchmark's model API: answers at once and stamps each chunk with when the call came and when the chunk went.
 
-Where the conversation holds a plan (the real CLI sends it on with the prompt), it streams that many chunks at that pace.
+Where the conversation holds a plan (the real CLI passes the prompt on), it streams that many chunks at that pace.
 """
 
 import asyncio
