@@ -153,7 +153,9 @@ def token(
 def _run_role(
     name: str, role: Callable[[Any], Coroutine[Any, Any, object]], *, with_parent: bool = False
 ) -> None:  # Any: settings are not imported here
-    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415  only roles need it
+    import uvloop  # noqa: PLC0415  only roles need it
+
+    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415
     from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
     from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
     from sandboxd.settings import SettingsError, load_settings  # noqa: PLC0415
@@ -163,22 +165,14 @@ def _run_role(
     try:
         settings = load_settings()
         configure_logging(role=name, style=settings.log_format, level=settings.log_level)
-        _use_uvloop()
-        asyncio.run(role(settings))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(role(settings))
     except SettingsError as error:
         typer.echo(f"sandboxd {name}: {error}", err=True)
         raise typer.Exit(BAD_SETTINGS) from None
     except (SandboxdError, OSError) as error:
         typer.echo(f"sandboxd {name}: {error}", err=True)
         raise typer.Exit(UNAVAILABLE) from None
-
-
-def _use_uvloop() -> None:
-    try:
-        import uvloop  # noqa: PLC0415  a role's loop
-    except ImportError:
-        return
-    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
 
 
 def main() -> None:

@@ -300,14 +300,13 @@ class FakeDirectory:
 
     async def history(
         self, caller: Caller, sandbox: SandboxId, session: SessionId, *, after: int, limit: int
-    ) -> Sequence[SessionEvent]:
+    ) -> tuple[Sequence[SessionEvent], int]:
         await self.get(caller, sandbox, session)
-        return self.hub.conversations[session].log[after : after + limit]
+        log = self.hub.conversations[session].log
+        return log[after : after + limit], after + limit if after + limit < len(log) else 0
 
-    async def delete(
-        self, caller: Caller, sandbox: SandboxId, session: SessionId, *, request_id: RequestId, body_hash: bytes
-    ) -> None:
-        await self.get(caller, sandbox, session)
+    async def delete(self, request: Request, sandbox: SandboxId, session: SessionId) -> None:
+        await self.get(request.caller, sandbox, session)
         self.deleted.append(session)
 
 

@@ -149,12 +149,10 @@ class SessionDirectory(Protocol):
 
     async def history(
         self, caller: Caller, sandbox: SandboxId, session: SessionId, *, after: int, limit: int
-    ) -> Sequence[SessionEvent]:
-        """Return events after a sequence number, at most `limit` and about 2 MiB."""
+    ) -> tuple[Sequence[SessionEvent], int]:
+        """Return events after a sequence number, and the number to go on from; 0 on the last page."""
         ...
 
-    async def delete(
-        self, caller: Caller, sandbox: SandboxId, session: SessionId, *, request_id: RequestId, body_hash: bytes
-    ) -> None:
+    async def delete(self, request: Request, sandbox: SandboxId, session: SessionId) -> None:
         """Delete a session with its log, once per request id."""
         ...

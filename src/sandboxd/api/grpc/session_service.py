@@ -13,6 +13,7 @@ from sandboxd.api.grpc.codec_session import ORDERS, encode_session
 from sandboxd.api.grpc.names import sandbox_id, session_id
 from sandboxd.api.grpc.ports import SessionDirectory
 from sandboxd.api.grpc.rpc import current_rpc
+from sandboxd.model.caller import Request
 from sandboxd.model.ids import RequestId
 from sandboxd.v1 import session_pb2 as pb
 from sandboxd.v1 import session_pb2_grpc
@@ -55,30 +56,26 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     @override
     async def GetHistory(self, request: pb.GetHistoryRequest, context: Context) -> pb.GetHistoryResponse:
         """Return a part of a session's log."""
-        caller, sandbox, name = current_rpc().caller, sandbox_id(request.name), session_id(request.name)
-        session = await self._sessions.get(caller, sandbox, name)
-        events = await self._sessions.history(
-            caller,
+        sandbox = sandbox_id(request.name)
+        events, next_after = await self._sessions.history(
+            current_rpc().caller,
             sandbox,
-            name,
+            session_id(request.name),
             after=request.after_sequence,
             limit=min(request.page_size or DEFAULT_HISTORY_PAGE, MAX_PAGE),
         )
-        last = events[-1].sequence if events else session.head_sequence
         return pb.GetHistoryResponse(
-            events=[encode_event(event, sandbox=sandbox) for event in events],
-            next_after_sequence=last if last < session.head_sequence else 0,
+            events=[encode_event(event, sandbox=sandbox) for event in events], next_after_sequence=next_after
         )
 
     @override
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Delete a session with its log."""
         rpc = current_rpc()
-        await self._sessions.delete(
-            rpc.caller,
-            sandbox_id(request.name),
-            session_id(request.name),
+        made = Request(
+            caller=rpc.caller,
             request_id=RequestId(request.request_id),
             body_hash=hash_request(request, method=rpc.method),
         )
+        await self._sessions.delete(made, sandbox_id(request.name), session_id(request.name))
         return pb.DeleteSessionResponse()
