@@ -42,7 +42,8 @@ class ActivityReporter:
             open_model_requests: Requests at the model endpoint now.
             last_model_request_time: When one last began or ended.
         """
-        trees = self._supervisor.trees()
+        entries = proctree.descendants(os.getpid())
+        trees = self._supervisor.trees(entries)
         processes = self._supervisor.processes
         reports = [
             self._report(process, trees) for process in processes if process.exit is None or process.process_id in trees
@@ -59,7 +60,7 @@ class ActivityReporter:
             ),
             open_model_requests=open_model_requests,
             last_model_request_time=last_model_request_time,
-            cpu_time=self._cpu_time(proctree.descendants(os.getpid())),
+            cpu_time=self._cpu_time(entries),
             frozen=self._freezer.frozen,
         )
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 from sandboxd.model.processes import ProcessId
@@ -39,10 +38,19 @@ class Entry:
     start: int
     """When it started, in ticks since boot: with the number it is unique."""
     command: str
-    own_cpu: timedelta
-    cpu: timedelta
-    """With that of the children it has waited for."""
+    own_ticks: int
+    waited_ticks: int
     memory_bytes: int
+
+    @property
+    def own_cpu(self) -> timedelta:
+        """Processor time of itself."""
+        return timedelta(seconds=self.own_ticks / _TICKS)
+
+    @property
+    def cpu(self) -> timedelta:
+        """Processor time with that of the children it has waited for."""
+        return timedelta(seconds=(self.own_ticks + self.waited_ticks) / _TICKS)
 
     @property
     def live(self) -> bool:
@@ -57,45 +65,23 @@ class Entry:
 
 def read_entry(pid: int) -> Entry | None:
     """Read one process; None when it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_bytes().decode(errors="replace")
-    except OSError:
-        return None
-    # The command is in parentheses and may itself contain any of them, and spaces: split after the last one.
-    head, _, tail = text.rpartition(")")
-    words = tail.split()
-    if len(words) < 22:
-        return None
-    own = int(words[11]) + int(words[12])
-    return Entry(
-        pid=pid,
-        parent=int(words[1]),
-        group=int(words[2]),
-        session=int(words[3]),
-        state=words[0],
-        start=int(words[19]),
-        command=head.partition("(")[2],
-        own_cpu=timedelta(seconds=own / _TICKS),
-        cpu=timedelta(seconds=(own + int(words[13]) + int(words[14])) / _TICKS),
-        memory_bytes=int(words[21]) * _PAGE,
-    )
+    text = _read(f"/proc/{pid}/stat")
+    return _parse(pid, text) if text else None
 
 
 def descendants(agent: int) -> dict[int, Entry]:
     """Return every process below the agent, parents before children."""
-    everything: dict[int, list[Entry]] = {}
-    with os.scandir("/proc") as entries:
-        numbers = [int(entry.name) for entry in entries if entry.name.isdigit()]
-    for number in numbers:
-        entry = read_entry(number)
-        if entry is not None:
-            everything.setdefault(entry.parent, []).append(entry)
+    everything: dict[int, list[tuple[int, bytes]]] = {}
+    for name in os.listdir("/proc"):  # noqa: PTH208 - this path is hot: it reads every process of the machine
+        if name.isdigit() and (text := _read(f"/proc/{name}/stat")):
+            parent = int(text[text.rindex(b")") + 4 :].split(b" ", 1)[0])
+            everything.setdefault(parent, []).append((int(name), text))
     found: dict[int, Entry] = {}
     level = [agent]
     while level:
-        children = [child for parent in level for child in everything.get(parent, ()) if child.pid not in found]
-        found.update((child.pid, child) for child in children)
-        level = [child.pid for child in children]
+        below = [child for parent in level for child in everything.get(parent, ())]
+        found.update((pid, _parse(pid, text)) for pid, text in below)
+        level = [pid for pid, _ in below]
     return found
 
 
@@ -130,12 +116,6 @@ def send(entries: Iterable[Entry], number: int) -> int:
     return sum(_send_one(entry, number) for entry in entries)
 
 
-def read_again(entries: Collection[Entry]) -> list[Entry]:
-    """Return those that are still the same process, with their present state."""
-    fresh = ((entry, read_entry(entry.pid)) for entry in entries)
-    return [new for old, new in fresh if new is not None and new.start == old.start]
-
-
 def _send_one(entry: Entry, number: int) -> bool:
     try:
         descriptor = os.pidfd_open(entry.pid)
@@ -153,13 +133,44 @@ def _send_one(entry: Entry, number: int) -> bool:
     return True
 
 
+def _parse(pid: int, text: bytes) -> Entry:
+    # The command is in parentheses and may itself contain any of them, and spaces: split after the last one.
+    head, _, tail = text.rpartition(b")")
+    words = tail.split()
+    return Entry(
+        pid=pid,
+        parent=int(words[1]),
+        group=int(words[2]),
+        session=int(words[3]),
+        state=words[0].decode(),
+        start=int(words[19]),
+        command=head.partition(b"(")[2].decode(errors="replace"),
+        own_ticks=int(words[11]) + int(words[12]),
+        waited_ticks=int(words[13]) + int(words[14]),
+        memory_bytes=int(words[21]) * _PAGE,
+    )
+
+
 def _marker(pid: int) -> ProcessId | None:
-    try:
-        environment = Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return None
     prefix = f"{PROCESS_MARKER}=".encode()
-    for line in environment.split(b"\0"):
+    for line in _read(f"/proc/{pid}/environ").split(b"\0"):
         if line.startswith(prefix):
             return ProcessId(line[len(prefix) :].decode(errors="replace"))
     return None
+
+
+def _read(path: str) -> bytes:
+    """Read a file of /proc; nothing when its process is gone."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    data = b""
+    try:
+        while piece := os.read(file, 1 << 16):
+            data += piece
+    except OSError:  # it ended after the file was opened
+        return b""
+    finally:
+        os.close(file)
+    return data

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -168,9 +169,13 @@ class Supervisor:
             return 0
         return max(len(members), 1)
 
-    def trees(self) -> dict[ProcessId, list[Entry]]:
-        """Return the live processes of each started one, parents first."""
-        entries = proctree.descendants(os.getpid())
+    def trees(self, entries: Mapping[int, Entry] | None = None) -> dict[ProcessId, list[Entry]]:
+        """Return the live processes of each started one, parents first.
+
+        Args:
+            entries: The agent's descendants, where they were just looked at.
+        """
+        entries = proctree.descendants(os.getpid()) if entries is None else entries
         owners = proctree.owners(entries, {process.pid: process.process_id for process in self._processes.values()})
         trees: dict[ProcessId, list[Entry]] = {}
         for pid, owner in owners.items():
