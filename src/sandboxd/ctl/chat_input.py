@@ -47,6 +47,7 @@ class ChatInput:
             EOFError: Ctrl-D on an empty line.
         """
         draft, self._draft = self._draft, ""
+        self._session.app.erase_when_done = False
         with patch_stdout(raw=True):
             return await self._session.prompt_async(FormattedText([("ansicyan bold", prompt)]), default=draft)
 
@@ -55,6 +56,7 @@ class ChatInput:
         application = self._session.app
         if application.is_running:
             self._draft = self._session.default_buffer.text
+            application.erase_when_done = True  # it comes back below what is about to be shown
             application.exit(exception=TypingInterruptedError())
 
     def _is_command(self) -> bool:

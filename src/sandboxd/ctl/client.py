@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
-from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id, quiet_grpc
+from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
 from sandboxd.ctl.session_stream import Link, SessionStream, attachment
 from sandboxd.ctl.watching import watch
@@ -227,7 +227,6 @@ async def connect(
         retry: Patience of calls.
         reconnect: Patience of conversations and watches that were open.
     """
-    quiet_grpc()
     source = token if callable(token) else lambda: token
     connection = Connection(Target(address=address, token=source, ca_file=ca_file), retry=retry)
     try:

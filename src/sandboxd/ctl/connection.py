@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,8 +140,3 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def quiet_grpc() -> None:
-    """Keep gRPC's own C++ log lines off a person's terminal; failures are told by exceptions."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

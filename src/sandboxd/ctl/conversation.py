@@ -54,6 +54,7 @@ class Conversation:
         self._turn_of: dict[str, str] = {}
         self._done: dict[str, stream_pb2.TurnCompleted] = {}
         self._waiting: set[str] = set()
+        self._mine: set[str] = set()
         self._questions: dict[str, stream_pb2.PermissionRequest] = {}
         self._asking: asyncio.Task[None] | None = None
         self._asked = ""
@@ -89,6 +90,7 @@ class Conversation:
         self.refused = False
         request_id = self._stream.prompt(text, attachments)
         self._waiting.add(request_id)
+        self._mine.add(request_id)
         try:
             await self._until(lambda: request_id in self._turn_of or request_id in self._failed)
         finally:
@@ -112,12 +114,12 @@ class Conversation:
         return self.open_turn
 
     def is_mine(self, request_id: str) -> bool:
-        """Tell whether a prompt was sent from here."""
-        return request_id in self._waiting or request_id in self._turn_of
+        """Tell whether a prompt or a cancel was sent from here."""
+        return request_id in self._mine
 
     def cancel(self) -> None:
         """Cancel the open turn."""
-        self._stream.cancel()
+        self._mine.add(self._stream.cancel())
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with self._changed:
@@ -187,7 +189,7 @@ class Conversation:
             self._asking = None
         self._questions.pop(request.permission, None)
         if option is None:
-            self._stream.cancel()
+            self.cancel()
             return
         kinds = {each.option: each.kind for each in request.options}
         self.refused = self.refused or not option or kinds.get(option) in _REJECTS

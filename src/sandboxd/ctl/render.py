@@ -177,7 +177,10 @@ class EventRenderer:
     def _permission_request(self, request: stream_pb2.PermissionRequest) -> None:
         self.end_line()
         body = [Text(clean_line(request.title or request.tool, limit=2000), style="bold")]
-        body += [Text(line) for line in clean(request.text).strip().splitlines()[:20]]
+        lines = clean(request.text).strip().splitlines()
+        body += [Text(line) for line in lines[:20]]
+        if len(lines) > 20:
+            body.append(Text(f"… {len(lines) - 20} more lines", style="yellow"))
         for diff in request.diffs:
             body += unified(diff)
         for number, option in enumerate(request.options, start=1):
@@ -240,7 +243,10 @@ class EventRenderer:
     def _unparsed(self, unparsed: stream_pb2.Unparsed) -> None:
         sample = clean_line(unparsed.data[:200].decode(errors="replace"), limit=80)
         self._line(
-            Text(f"  ? {count(unparsed.size, 'byte')} not understood ({unparsed.why}): {sample}", style="yellow")
+            Text(
+                f"  ? {count(unparsed.size, 'byte')} not understood ({clean_line(unparsed.why)}): {sample}",
+                style="yellow",
+            )
         )
 
     def _aside(self, event: stream_pb2.StreamResponse) -> None:

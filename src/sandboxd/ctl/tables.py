@@ -113,7 +113,10 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
         ("approval mode", clean_line(sandbox.approval_mode) or "default"),
         ("labels", _labels(sandbox.labels)),
         ("backend", clean_line(sandbox.backend)),
-        ("incarnation", f"{clean_line(sandbox.incarnation)} (number {sandbox.incarnations})"),
+        (
+            "incarnation",
+            f"{clean_line(sandbox.incarnation)} (number {sandbox.incarnations})" * bool(sandbox.incarnation),
+        ),
         ("created", _moment(sandbox, "create_time")),
         ("last use", _moment(sandbox, "last_use_time")),
         ("terminated", _moment(sandbox, "terminate_time")),

@@ -29,15 +29,18 @@ class TextView(View):
 
     def __init__(self, renderer: EventRenderer, *, is_mine: Callable[[str], bool] = lambda _: False) -> None:
         self.is_mine = is_mine
-        """Tells by its request id whether a prompt was typed here."""
+        """Tells by its request id whether a prompt or a cancel was typed here."""
         self._renderer = renderer
 
     @override
     def show(self, event: stream_pb2.StreamResponse) -> None:
-        kind = event.WhichOneof("event")
-        if kind == "turn_started" and self.is_mine(event.turn_started.request_id):
-            return
-        self._renderer.show(event)
+        match event.WhichOneof("event"):
+            case "turn_started" if self.is_mine(event.turn_started.request_id):
+                return
+            case "cancel_requested" if self.is_mine(event.cancel_requested.request_id):
+                return
+            case _:
+                self._renderer.show(event)
 
 
 def link_notes(err: Console, renderer: EventRenderer | None) -> Callable[[Link], None]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from sandboxd.ctl.asking import AskPerson
 from sandboxd.ctl.chat_input import ChatInput, TypingInterruptedError, quiet_keyboard
 from sandboxd.ctl.client import ApiError, Client, SessionStream
-from sandboxd.ctl.commands.prompt import find_place, read_attachments
+from sandboxd.ctl.commands.prompt import adjust, find_place, read_attachments
 from sandboxd.ctl.conversation import Conversation
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.names import bare
@@ -74,6 +74,8 @@ async def chat(shell: Shell, options: ChatOptions) -> Exit:
     view.is_mine = conversation.is_mine
     async with stream, conversation.followed():
         shell.say(f"session {bare(conversation.session)} · /help tells the keys · Ctrl-D leaves", "dim")
+        if session:
+            adjust(stream, mode=options.mode, model=options.model)
         talk = _Talk(shell, conversation, renderer, ChatInput(history_file()))
         await talk.go_on(stream)
     shell.say(f"Come back with: sandboxctl chat {bare(sandbox)} --session {bare(conversation.session)}", "dim")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sandboxd.ctl.asking import AlwaysNo, AlwaysYes, AskPerson, has_terminal
-from sandboxd.ctl.client import attachment
+from sandboxd.ctl.client import SessionStream, attachment
 from sandboxd.ctl.conversation import Asker, Conversation
 from sandboxd.ctl.exits import Exit, of_stop_reason
 from sandboxd.ctl.names import bare, find_sandbox, find_session, sandbox_of
@@ -61,11 +61,13 @@ async def prompt(shell: Shell, options: PromptOptions) -> Exit:
         model=options.model,
         on_link=link_notes(shell.err, renderer),
     )
-    view = JsonView() if renderer is None else TextView(renderer, is_mine=lambda _: True)
+    view = JsonView() if renderer is None else TextView(renderer, is_mine=bool)
     conversation = Conversation(stream, view=view, asker=asker)
     async with stream, conversation.followed():
         leave = _cancel_on_interrupt(shell, conversation, renderer)
         try:
+            if session:
+                adjust(stream, mode=options.mode, model=options.model)
             turn = await conversation.prompt(options.text, attachments)
             done = await conversation.end_of(turn)
         except asyncio.CancelledError:
@@ -77,6 +79,14 @@ async def prompt(shell: Shell, options: PromptOptions) -> Exit:
     if renderer is not None:
         shell.say(f"  session {bare(conversation.session)}", "dim")
     return exit_code(done, interrupted=interrupted, refused=conversation.refused)
+
+
+def adjust(stream: SessionStream, *, mode: str, model: str) -> None:
+    """Ask for another mode or model in a session that exists; a new one is opened with them."""
+    if mode:
+        stream.set_mode(mode)
+    if model:
+        stream.set_model(model)
 
 
 def exit_code(done: stream_pb2.TurnCompleted, *, interrupted: bool, refused: bool) -> Exit:
