@@ -11,8 +11,8 @@ import asyncpg
 import structlog
 
 from sandboxd.model.errors import UnavailableError
-from sandboxd.persistence import migrations
 from sandboxd.persistence.engine import plain_url
+from sandboxd.persistence.scripts import newest_revision
 
 log = structlog.get_logger("sandboxd.bootstrap")
 
@@ -27,7 +27,7 @@ async def wait_for_schema(url: str, *, patience: timedelta = PATIENCE) -> None:
     Raises:
         UnavailableError: It does not, within the patience; the text says what to do.
     """
-    wanted = await asyncio.to_thread(migrations.newest)
+    wanted = newest_revision()
     deadline = time.monotonic() + patience.total_seconds()
     problem = ""
     while True:

@@ -6,7 +6,6 @@ The scripts are in `alembic/` at the top of the checkout, and inside the package
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final, TypeAlias
 
 from alembic import command
@@ -19,24 +18,12 @@ from sqlalchemy.pool import NullPool
 
 from sandboxd.persistence.engine import driver_url
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.scripts import scripts
 
 _LOCK: Final = 0x5AB0_0001
 """Advisory lock that whoever migrates holds; any number that nobody else uses in this database."""
 
 _Work: TypeAlias = Callable[[Config], None]
-
-
-def scripts() -> Path:
-    """Folder of the migration scripts.
-
-    Raises:
-        FileNotFoundError: The package was installed without them.
-    """
-    package = Path(__file__).resolve().parent
-    for folder in (package / "alembic", package.parents[2] / "alembic"):
-        if (folder / "env.py").is_file():
-            return folder
-    raise FileNotFoundError("The migration scripts are missing from this installation of sandboxd.")
 
 
 def config() -> Config:
