@@ -98,9 +98,22 @@ class EmbeddedPostgres:
             self._own(self._sockets)
             if not (self._data / "PG_VERSION").exists():
                 self._make_cluster()
+            self._serve()
+
+    def _serve(self) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
             if self.pid() is None:
                 self._launch()
-            self._make_database()
+            try:
+                self._make_database()
+            except UnavailableError:
+                # It may still replay its log after a crash, or be about to vanish: a kill takes a moment.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+            else:
+                return
 
     def _make_cluster(self) -> None:
         # A half-made cluster is never taken for a whole one: it is made aside and renamed.

@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from sandboxd.model.errors import ConflictError
-from sandboxd.persistence.errors import is_away, translated
+from sandboxd.persistence.errors import is_clean, translated
 from sandboxd.persistence.escape import dump_json, load_json
 
 ATTEMPTS: Final = 5
@@ -127,7 +127,7 @@ class Database:
                         raise sqlalchemy.exc.InterfaceError("", None, RuntimeError("no connection"))
                     yield driver
                 except BaseException as error:
-                    if is_away(error) or not isinstance(error, Exception):
+                    if not is_clean(error):
                         await connection.invalidate()
                     raise
 

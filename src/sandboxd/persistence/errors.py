@@ -41,10 +41,22 @@ def is_away(error: BaseException) -> bool:
         return error.connection_invalidated or isinstance(
             error, sqlalchemy.exc.InterfaceError | sqlalchemy.exc.OperationalError
         )
+    if isinstance(error, ValueError):
+        return False  # the driver could not encode a parameter: a bug of ours, which no repetition mends
     return isinstance(
         error,
-        OSError | TimeoutError | asyncio.IncompleteReadError | asyncpg.InterfaceError | sqlalchemy.exc.TimeoutError,
+        OSError
+        | TimeoutError
+        | asyncio.IncompleteReadError
+        | asyncpg.InterfaceError
+        | asyncpg.InternalClientError  # a connection that was cut at an unlucky moment leaves the driver confused
+        | sqlalchemy.exc.TimeoutError,
     )
+
+
+def is_clean(error: BaseException) -> bool:
+    """Tell whether the connection on which this happened may be used further: it said no, in good order."""
+    return isinstance(error, SandboxdError) or (isinstance(error, asyncpg.PostgresError) and not is_away(error))
 
 
 def is_collision(error: BaseException) -> bool:
