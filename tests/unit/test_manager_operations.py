@@ -10,11 +10,13 @@ from sandboxd.manager.editing import SandboxEdit
 from sandboxd.model.caller import Caller, Role
 from sandboxd.model.errors import (
     AgentUnavailableError,
+    DatabaseUnavailableError,
     DeadlineError,
     ForbiddenError,
     InvalidTransitionError,
     OpenTurnsError,
     RequestIdReusedError,
+    SandboxdError,
     SandboxNotFoundError,
     StaleEtagError,
     UnavailableError,
@@ -161,6 +163,27 @@ async def test_a_pause_that_cannot_release_now_stays_pausing_and_recovery_finish
     assert await world.manager.recovery.finish_left_over() == 1
 
     assert (await world.manager.pause(request, sandbox.id, timeout=SOON)).state is S.PAUSED
+
+
+@pytest.mark.parametrize("error", [AgentUnavailableError("Gone."), InvalidTransitionError("s", state="a", wanted="b")])
+async def test_a_conversation_that_cannot_be_closed_does_not_hold_a_pause_up(
+    world: ManagerWorld, error: SandboxdError
+) -> None:
+    sandbox = await world.given_active()
+    world.conversations.error = error
+
+    assert (await world.manager.pause(a_request(), sandbox.id, timeout=SOON)).state is S.PAUSED
+
+
+async def test_compute_is_not_taken_away_while_nothing_can_be_written(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+    world.conversations.error = DatabaseUnavailableError("No answer.")
+
+    with pytest.raises(DatabaseUnavailableError):
+        await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+
+    assert world.row(sandbox.id).state is S.PAUSING
+    assert world.backend.running[sandbox.id]
 
 
 async def test_resume_makes_a_new_life(world: ManagerWorld) -> None:

@@ -13,7 +13,7 @@ from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.ports import Conversations, UnitOfWork
-from sandboxd.model.errors import AgentUnavailableError, DeadlineError
+from sandboxd.model.errors import AgentUnavailableError, DatabaseUnavailableError, DeadlineError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
@@ -86,7 +86,9 @@ class Release:
     async def _close(self, sandbox: SandboxId, *, reason: str) -> None:
         try:
             await self._conversations.close(sandbox, reason=reason, timeout=CLOSE_TIMEOUT)
-        except (AgentUnavailableError, DeadlineError, TimeoutError) as error:
+        except DatabaseUnavailableError:
+            raise
+        except (SandboxdError, TimeoutError) as error:
             # Its processes are ended next; whoever owns the conversation sees that and ends the turns.
             log.warning("sandbox.conversation_not_closed", sandbox=sandbox, error=str(error))
 
