@@ -264,6 +264,7 @@ async def test_term_ends_the_agent_and_everything_in_it(agent: Agent, process: A
 
 async def test_started_processes_die_with_a_killed_agent(agent: Agent, process: AgentProcess) -> None:
     started = await agent.start_process(PROCESS, _shell(STUBBORN))
+    await eventually(lambda: sum(one.name() == "sleep" for one in _below(process)) == 2)
     orphans = _below(process)
 
     process.process.kill()
