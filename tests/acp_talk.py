@@ -64,7 +64,9 @@ class Talk:
         assert message.get("method") == method, message
         return message
 
-    def answers(self, method: str, result: dict[str, Any] | None = None, *, error: dict[str, Any] | None = None) -> None:
+    def answers(
+        self, method: str, result: dict[str, Any] | None = None, *, error: dict[str, Any] | None = None
+    ) -> None:
         """The agent answers the next request, which is of this method."""
         request = self.asked(method)
         reply = {"result": result or {}} if error is None else {"error": error}

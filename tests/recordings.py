@@ -55,7 +55,7 @@ class Play:
 
     @property
     def said(self) -> tuple[list[Any], list[Any]]:
-        """The events, and apart from them the ends of turns: those come when the ledger was asked, which is not the machine's."""
+        """The events, and apart from them the ends of turns: when those come is the ledger's business."""
         ends = [entry for entry in self.events if entry[2]["kind"] == "turn_completed"]
         return [entry for entry in self.events if entry not in ends], ends
 
@@ -120,4 +120,6 @@ def summary(events: Iterable[tuple[str | None, str | None, dict[str, Any]]]) -> 
                 kept["error"] = event["reason"]
             case "turn_completed":
                 kept["stop"] = event["stop_reason"]
+            case _:
+                pass
     return [{key: value for key, value in turn.items() if value} for turn in turns.values()]

@@ -242,7 +242,9 @@ def test_ids_that_the_api_repeats_make_calls_of_their_own() -> None:
 
     calls = [call.call for call in talk.of(ToolCall)]
     assert len(set(calls)) == 3
-    assert [(output.call, output.text) for output in talk.of(ToolOutput)] == list(zip(calls, ["first", "second"], strict=False))
+    assert [(output.call, output.text) for output in talk.of(ToolOutput)] == list(
+        zip(calls, ["first", "second"], strict=False)
+    )
 
 
 def test_what_a_turn_leaves_open_is_closed_at_its_end() -> None:

@@ -71,8 +71,8 @@ def test_every_prompt_has_one_start_and_one_end_and_every_call_one_output(path: 
 
     events = play(path).events
 
-    started = [turn for _, turn, event in events if event["kind"] == "turn_started"]
-    completed = [turn for _, turn, event in events if event["kind"] == "turn_completed"]
+    started = [str(turn) for _, turn, event in events if event["kind"] == "turn_started"]
+    completed = [str(turn) for _, turn, event in events if event["kind"] == "turn_completed"]
     called = [event["call"] for _, _, event in events if event["kind"] == "tool_call"]
     returned = [event["call"] for _, _, event in events if event["kind"] == "tool_output"]
     assert len(started) == prompts
