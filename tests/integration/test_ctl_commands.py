@@ -1,0 +1,391 @@
+"""Every command of sandboxctl against the contract: what it prints, as text and as JSON, and what it exits with."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sandboxd.ctl.app import app
+from tests.fakes.platform_server import TOKEN, FakePlatform
+
+BOX = "sbx-00000000000000000000000001"
+OTHER = "sbx-00000000000000000000000002"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def objects(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.err.splitlines()[-1])["error"]
+        return found
+
+
+@pytest.fixture
+def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakePlatform]:
+    with FakePlatform().served() as platform:
+        platform.given_sandbox(BOX, display_name="demo", client="acme", freelancer="ada", labels={"project": "web"})
+        platform.given_sandbox(OTHER, display_name="other", state="PAUSED", freelancer="bob")
+        monkeypatch.setenv("SANDBOXCTL_ADDRESS", platform.address)
+        monkeypatch.setenv("SANDBOXCTL_TOKEN", TOKEN)
+        monkeypatch.delenv("SANDBOXCTL_TOKEN_FILE", raising=False)
+        monkeypatch.setenv("SANDBOXD_DATA_DIR", str(tmp_path))
+        yield platform
+
+
+def ctl(*words: str, stdin: str | None = None) -> Ran:
+    result = CliRunner().invoke(app, words, input=stdin)
+    return Ran(code=result.exit_code, out=result.stdout, err=result.stderr)
+
+
+def test_create_makes_what_was_asked_for(platform: FakePlatform) -> None:
+    ran = ctl("create", "--name", "new", "--freelancer", "eve", "-l", "a=1", "--tier", "premium", "--mode", "plan")
+
+    assert ran.code == 0
+    assert "is ACTIVE after" in ran.out
+    assert "sandboxctl chat new" in ran.out
+    made = ctl("show", "new", "-o", "json").objects[0]
+    assert (made["freelancer"], made["labels"], made["tier"]) == ("eve", {"a": "1"}, "TIER_PREMIUM")
+    assert made["approval_mode"] == "plan"
+
+
+def test_create_with_the_same_request_id_makes_one_sandbox(platform: FakePlatform) -> None:
+    first = ctl("create", "--quiet", "--request-id", "a-request-id")
+    second = ctl("create", "--quiet", "--request-id", "a-request-id")
+
+    assert first.out == second.out
+    assert first.out.startswith("sbx-")
+
+
+def test_create_in_json_is_the_sandbox(platform: FakePlatform) -> None:
+    ran = ctl("create", "--name", "new", "--output", "json", "--wait")
+
+    assert [each["display_name"] for each in ran.objects] == ["new"]
+    assert "creating the sandbox" in ran.err
+
+
+def test_a_label_without_a_value_is_a_usage_error(platform: FakePlatform) -> None:
+    ran = ctl("create", "--label", "nonsense")
+
+    assert ran.code == 2
+    assert "KEY=VALUE" in ran.err
+
+
+def test_ls_shows_a_table_over_all_pages_and_filters(platform: FakePlatform) -> None:
+    platform.given_sandbox("sbx-00000000000000000000000003", state="TERMINATED")
+    platform.given_sandbox("sbx-00000000000000000000000004", display_name="third")
+
+    assert [line.split()[0] for line in ctl("ls").out.splitlines()][1:] == [
+        BOX,
+        OTHER,
+        "sbx-00000000000000000000000004",
+    ]
+    assert len(ctl("ls", "--all", "-q").out.splitlines()) == 4
+    assert ctl("ls", "-q", "--state", "paused").out == f"{OTHER}\n"
+    assert ctl("ls", "-q", "--label", "project=web").out == f"{BOX}\n"
+    assert ctl("ls", "-q", "--freelancer", "bob").out == f"{OTHER}\n"
+    assert [each["name"] for each in ctl("ls", "-o", "json").objects][:2] == [f"sandboxes/{BOX}", f"sandboxes/{OTHER}"]
+
+
+def test_ls_of_nothing_says_how_to_begin(platform: FakePlatform) -> None:
+    ran = ctl("ls", "--freelancer", "nobody")
+
+    assert (ran.code, ran.out) == (0, "")
+    assert "sandboxctl create" in ran.err
+
+
+@pytest.mark.parametrize("said", [BOX, f"sandboxes/{BOX}", "demo", "dem"])
+def test_a_sandbox_may_be_named_by_id_name_or_beginning(platform: FakePlatform, said: str) -> None:
+    assert ctl("show", said, "-o", "json").objects[0]["name"] == f"sandboxes/{BOX}"
+
+
+def test_a_beginning_that_fits_several_names_them(platform: FakePlatform) -> None:
+    ran = ctl("show", "sbx-0")
+
+    assert ran.code == 2
+    assert BOX in ran.err
+    assert OTHER in ran.err
+
+
+def test_show_lists_facts_and_the_newest_sessions(platform: FakePlatform) -> None:
+    platform.given_session(BOX, "ses-1", title="parser", turns=2)
+
+    ran = ctl("show", "demo")
+
+    assert ran.code == 0
+    assert "project=web" in ran.out
+    assert "parser" in ran.out
+
+
+def test_prompt_streams_one_turn(platform: FakePlatform) -> None:
+    ran = ctl("prompt", "demo", "hello", "there")
+
+    assert ran.code == 0
+    assert "Echo: hello there" in ran.out
+    assert "+two" in ran.out
+    assert "✓ done" in ran.out
+    assert "\x1b" not in ran.out
+    assert platform.prompts == ["hello there"]
+
+
+def test_prompt_in_json_gives_the_events_and_nothing_else(platform: FakePlatform) -> None:
+    ran = ctl("prompt", "demo", "-o", "json", "hello")
+
+    numbers = [each["sequence"] for each in ran.objects if each["sequence"]]
+    assert numbers == [*range(1, len(numbers) + 1)]
+    assert "".join(each["text"]["text"] for each in ran.objects if "text" in each) == "Echo: hello"
+    assert ran.objects[-1]["turn_completed"]["stop_reason"] == "STOP_REASON_END_TURN"
+    assert ran.objects[-1]["turn_completed"]["total_tokens"] == 1060
+
+
+def test_prompt_reads_stdin_and_sends_attachments(platform: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("some notes")
+
+    ran = ctl("prompt", "demo", "--attach", str(tmp_path / "notes.txt"), "-o", "json", "-", stdin="from stdin")
+
+    started = next(each["turn_started"] for each in ran.objects if "turn_started" in each)
+    assert started["text"] == "from stdin"
+    assert [(each["file_name"], each["mime_type"], each["size"]) for each in started["attachments"]] == [
+        ("notes.txt", "text/plain", 10)
+    ]
+
+
+def test_prompt_continues_a_session_and_shows_only_what_is_new(platform: FakePlatform) -> None:
+    ctl("prompt", "demo", "first")
+    session = ctl("sessions", "demo", "-o", "json").objects[0]["name"]
+
+    for said in ("last", session, session.rpartition("/")[2]):
+        ran = ctl("prompt", "demo", "--session", said, "again")
+
+        assert ran.code == 0
+        assert "first" not in ran.out
+    assert len(platform.sessions) == 1
+
+
+@pytest.mark.parametrize(("flags", "code", "answer"), [(["--yes"], 0, "once"), (["--deny"], 7, "no"), ([], 7, "no")])
+def test_prompt_answers_permissions_as_told_and_refuses_without_a_terminal(
+    platform: FakePlatform, flags: list[str], code: int, answer: str
+) -> None:
+    ran = ctl("prompt", "demo", *flags, "permission", "please")
+
+    assert ran.code == code
+    assert f"You said {answer}." in ran.out
+
+
+def test_prompt_cannot_ask_without_a_terminal(platform: FakePlatform) -> None:
+    assert ctl("prompt", "demo", "--ask", "permission").code == 2
+    assert ctl("prompt", "demo", "--yes", "--deny", "x").code == 2
+    assert platform.prompts == []
+
+
+@pytest.mark.parametrize(("text", "code"), [("fail", 1), ("refuse", 7)])
+def test_prompt_exits_with_how_the_turn_ended(platform: FakePlatform, text: str, code: int) -> None:
+    assert ctl("prompt", "demo", text).code == code
+
+
+def test_prompt_into_a_session_that_is_working_says_how_to_join(platform: FakePlatform) -> None:
+    session = platform.given_session(BOX, "ses-00000000000000000000000001")
+    session.session.open_turn = f"{session.session.name}/turns/trn-1"
+
+    ran = ctl("prompt", "demo", "--session", "last", "hello")
+
+    assert ran.code == 6
+    assert "--follow" in ran.err
+
+
+def test_prompt_in_a_paused_sandbox_says_how_to_resume(platform: FakePlatform) -> None:
+    ran = ctl("prompt", "other", "hello", "--output", "json")
+
+    assert ran.code == 6
+    assert ran.error["reason"] == "SANDBOX_PAUSED"
+    assert ran.error["exit_code"] == 6
+    assert "sandboxctl resume" in ran.error["advice"]
+
+
+def test_prompt_without_text_is_a_usage_error(platform: FakePlatform) -> None:
+    assert ctl("prompt", "demo").code == 2
+    assert ctl("prompt", "demo", "-", stdin=" \n").code == 2
+
+
+def test_prompt_with_an_attachment_that_is_not_there_is_a_usage_error(platform: FakePlatform) -> None:
+    ran = ctl("prompt", "demo", "--attach", "/no/such/file", "hello")
+
+    assert ran.code == 2
+    assert "/no/such/file" in ran.err
+    assert platform.prompts == []
+
+
+def test_chat_needs_a_terminal(platform: FakePlatform) -> None:
+    ran = ctl("chat", "demo")
+
+    assert ran.code == 2
+    assert "sandboxctl prompt" in ran.err
+
+
+def test_sessions_lists_newest_first(platform: FakePlatform) -> None:
+    platform.given_session(BOX, "ses-1", title="old", turns=1)
+    platform.given_session(BOX, "ses-2", title="new \x1b[31mred", turns=2, open_turn="x")
+
+    ran = ctl("sessions", "demo")
+
+    assert [line.split()[0] for line in ran.out.splitlines()] == ["SESSION", "ses-2", "ses-1"]
+    assert "working" in ran.out
+    assert "\x1b" not in ran.out
+    assert [each["title"] for each in ctl("sessions", "demo", "-o", "json").objects] == ["new \x1b[31mred", "old"]
+
+
+@pytest.mark.parametrize("said", ["demo/last", "last-word", "demo/last-word"])
+def test_history_shows_the_whole_log(platform: FakePlatform, said: str) -> None:
+    ctl("prompt", "demo", "--title", "last-word", "hello")
+
+    ran = ctl("history", said)
+
+    assert ran.code == 0
+    assert "» hello" in ran.out
+    assert "Echo: hello" in ran.out
+
+
+def test_history_after_an_event_in_json(platform: FakePlatform) -> None:
+    ctl("prompt", "demo", "hello")
+
+    ran = ctl("history", "demo/last", "--after", "3", "-o", "json")
+
+    assert [each["sequence"] for each in ran.objects] == [*range(4, 4 + len(ran.objects))]
+    assert "turn_completed" in ran.objects[-1]
+
+
+def test_history_of_nothing_is_not_found(platform: FakePlatform) -> None:
+    assert ctl("history", "demo/last").code == 3
+    assert ctl("history", "nothing-like-that").code == 3
+    assert ctl("history", "last").code == 2
+
+
+def test_pause_and_resume(platform: FakePlatform) -> None:
+    assert "is PAUSED" in ctl("pause", "demo").out
+    assert ctl("resume", "demo", "-o", "json").objects[0]["state"] == "SANDBOX_STATE_ACTIVE"
+    assert ctl("resume", "demo").code == 6
+
+
+def test_pause_in_a_turn_needs_force(platform: FakePlatform) -> None:
+    platform.given_session(BOX, "ses-1", open_turn="x")
+
+    refused = ctl("pause", "demo")
+
+    assert refused.code == 6
+    assert "--force" in refused.err
+    assert ctl("pause", "demo", "--force").code == 0
+
+
+def test_rm_without_a_terminal_needs_yes(platform: FakePlatform) -> None:
+    assert ctl("rm", "demo").code == 2
+    assert ctl("rm", "demo", "--yes").out.splitlines() == [
+        f"✓ {BOX} is terminated",
+        "  its files were kept: /data/kept",
+    ]
+    assert ctl("ls", "-q").out == f"{OTHER}\n"
+
+
+def test_rm_of_several_goes_on_after_one_that_is_missing(platform: FakePlatform) -> None:
+    missing = "sbx-00000000000000000000000009"
+
+    ran = ctl("rm", "--yes", missing, BOX)
+
+    assert ran.code == 3
+    assert missing in ran.err
+    assert ctl("show", BOX, "-o", "json").objects[0]["state"] == "SANDBOX_STATE_TERMINATED"
+
+
+def test_usage_adds_up_by_what_was_asked_for(platform: FakePlatform) -> None:
+    ctl("prompt", "demo", "one")
+    ctl("prompt", "demo", "two")
+
+    table = ctl("usage", "--by", "model", "--by", "freelancer").out.splitlines()
+
+    assert table[0].split()[:3] == ["MODEL", "FREELANCER", "CALLS"]
+    assert table[1].split()[:4] == ["gemini-2.5-flash", "ada", "2", "0"]
+    assert table[-1].split()[0] == "total"
+    assert "$0.002468" in table[-1]
+    summary = ctl("usage", "-o", "json").objects[0]
+    assert summary["total"]["tokens"]["total"] == 2120
+    assert summary["total"]["costs"] == [{"micros": 2468, "currency": "USD"}]
+
+
+def test_usage_events_are_the_rows_of_the_ledger(platform: FakePlatform) -> None:
+    for text in ("one", "two", "three"):
+        ctl("prompt", "demo", text)
+
+    assert len(ctl("usage", "--events", "--since", "24h").out.splitlines()) == 4
+    assert [each["id"] for each in ctl("usage", "--events", "-o", "json").objects] == ["use-1", "use-2", "use-3"]
+    request = next(request for method, request in platform.calls if method == "ListUsageEvents")
+    assert request.filter.start_time.seconds > 0  # type: ignore[attr-defined]  # any message
+
+
+def test_usage_refuses_what_cannot_be_added_up(platform: FakePlatform) -> None:
+    assert ctl("usage", "--by", "moon").code == 2
+    assert ctl("usage", "--by", "day", "--by", "day").code == 2
+    assert ctl("usage", "--since", "soon").code == 2
+
+
+def test_a_wrong_token_is_an_authentication_error(platform: FakePlatform) -> None:
+    ran = ctl("ls", "--token", "wrong")
+
+    assert ran.code == 4
+    assert "SANDBOXCTL_TOKEN" in ran.err
+
+
+def test_a_token_file_is_read_and_a_missing_one_is_told(platform: FakePlatform, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text(f"{TOKEN}\n")
+
+    assert ctl("--token-file", str(tmp_path / "t"), "ls").code == 0
+    assert ctl("ls", "--token-file", str(tmp_path / "none")).code == 4
+
+
+def test_a_running_dev_needs_no_options(
+    platform: FakePlatform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SANDBOXCTL_ADDRESS")
+    monkeypatch.delenv("SANDBOXCTL_TOKEN")
+    assert ctl("ls").code == 5
+
+    (tmp_path / "token").write_text(TOKEN)
+    dev = {"address": platform.address, "token_file": str(tmp_path / "token")}
+    (tmp_path / "dev.json").write_text(json.dumps(dev))
+
+    assert ctl("ls").code == 0
+
+
+def test_a_service_that_does_not_answer_is_told_in_words_and_in_json(platform: FakePlatform) -> None:
+    platform.stop()
+
+    ran = ctl("ls", "-o", "json")
+
+    assert ran.code == 5
+    assert ran.error["code"] == "UNAVAILABLE"
+    assert "make run" in ran.error["advice"]
+
+
+def test_a_wrong_command_line_in_json_is_told_in_json(platform: FakePlatform) -> None:
+    ran = ctl("ls", "-o", "json", "--bogus")
+
+    assert ran.code == 2
+    assert ran.error["reason"] == "USAGE"
+
+
+def test_help_of_every_command_has_examples() -> None:
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+
+    assert len(commands) >= 12
+    for command in commands:
+        assert f"sandboxctl {command}" in ctl(command, "--help").out
+    assert "130 interrupted" in ctl("--help").out
