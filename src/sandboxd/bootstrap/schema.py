@@ -1,20 +1,20 @@
-"""Waiting for the database: a role starts while PostgreSQL and the migrations may still be on their way."""
+"""Waiting for the database: a role starts while PostgreSQL and the migrations may still be on their way.
+
+Imports neither SQLAlchemy nor Alembic, which take longer to import than the database takes to answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from datetime import timedelta
 from typing import Final
 
 import asyncpg
-import structlog
 
 from sandboxd.model.errors import UnavailableError
-from sandboxd.persistence.engine import plain_url
 from sandboxd.persistence.scripts import newest_revision
-
-log = structlog.get_logger("sandboxd.bootstrap")
 
 PATIENCE: Final = timedelta(seconds=60)
 _POLL_SECONDS: Final = 0.05
@@ -29,21 +29,26 @@ async def wait_for_schema(url: str, *, patience: timedelta = PATIENCE) -> None:
     """
     wanted = newest_revision()
     deadline = time.monotonic() + patience.total_seconds()
-    problem = ""
     while True:
         try:
-            connection = await asyncpg.connect(plain_url(url), timeout=_CONNECT_SECONDS)
-            try:
-                found = await connection.fetchval("SELECT max(version_num) FROM alembic_version")
-            finally:
-                await connection.close()
-            if found is not None and found >= wanted:
+            found = await read_revision(url)
+            if found >= wanted:
                 return
             problem = f"its schema is {found or 'empty'} and this version needs {wanted}: run `sandboxd migrate`"
-        except asyncpg.UndefinedTableError:
-            problem = "it has no schema: run `sandboxd migrate`"
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             problem = f"it does not answer ({type(error).__name__})"
         if time.monotonic() > deadline:
             raise UnavailableError(f"The database cannot be used: {problem}.")
         await asyncio.sleep(_POLL_SECONDS)
+
+
+async def read_revision(url: str) -> str:
+    """Return the revision of the database's schema; empty where it has none."""
+    connection = await asyncpg.connect(re.sub(r"^\w+(\+\w+)?://", "postgresql://", url), timeout=_CONNECT_SECONDS)
+    try:
+        found = await connection.fetchval("SELECT max(version_num) FROM alembic_version")
+    except asyncpg.UndefinedTableError:
+        return ""
+    finally:
+        await connection.close(timeout=_CONNECT_SECONDS)
+    return str(found or "")

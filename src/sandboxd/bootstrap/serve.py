@@ -36,6 +36,7 @@ from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.settings import Settings, SettingsError, redact, unknown_variables
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.custody import Custody
+from sandboxd.stream.dialect import DialectName
 from sandboxd.stream.feed import EventFeed
 from sandboxd.stream.group_commit import GroupCommit
 from sandboxd.stream.hub import StreamHub
@@ -150,7 +151,8 @@ def _build(settings: Settings, url: str) -> _Rooms:
     )
     commit = GroupCommit(journal)
     bills = TurnBills(PostgresTurnLedger(ledger), clock)
-    launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal)
+    dialect = DialectName(settings.cli_dialect)
+    launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal, dialect=dialect)
     services = Services(
         journal=journal,
         sessions=sessions,

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Self
 
+from sandboxd.bootstrap.schema import read_revision
 from sandboxd.dev.child import Child, child_environment
 from sandboxd.dev.gemini_cli import GeminiCli, ensure_gemini_cli
 from sandboxd.dev.home import DevHome, write_private
 from sandboxd.dev.identity import DevIssuer
+from sandboxd.persistence.scripts import newest_revision
 from sandboxd.settings import DEFAULT_GEMINI_URL, Settings
 
 READY_SECONDS: Final = 60.0
@@ -191,15 +193,11 @@ class _Database:
 
 
 async def _prepare(url: str, start: Callable[[], Awaitable[object]] | None) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        if start is not None:
-            tasks.create_task(_await(start), name="postgres")
-        migrations = tasks.create_task(asyncio.to_thread(import_module, "sandboxd.persistence.migrations"))
-    await migrations.result().upgrade(url)
-
-
-async def _await(start: Callable[[], Awaitable[object]]) -> None:
-    await start()
+    if start is not None:
+        await start()
+    if await read_revision(url) != newest_revision():
+        migrations = await asyncio.to_thread(import_module, "sandboxd.persistence.migrations")
+        await migrations.upgrade(url)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:
