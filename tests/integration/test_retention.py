@@ -18,7 +18,7 @@ async def test_commands_are_forgotten_after_thirty_days(database: Database) -> N
     ages = {"fresh": timedelta(0), "kept": timedelta(days=29), "old": timedelta(days=31), "older": timedelta(days=99)}
     async with database.begin() as connection:
         for name, age in ages.items():
-            statement = "INSERT INTO commands VALUES (:client, :name, '', 'ses', NULL, now() - :age)"
+            statement = "INSERT INTO commands VALUES (:client, :name, '', 'ses', NULL, now() - CAST(:age AS interval))"
             await connection.execute(text(statement), {"client": CLIENT, "name": name, "age": age})
 
     first = await forget_commands(database, limit=1)

@@ -1,4 +1,4 @@
-"""What is forgotten after its time: request ids of stream commands (those of other calls are the manager's to forget)."""
+"""What is forgotten after its time: request ids of stream commands. Those of other calls are the manager's affair."""
 
 from __future__ import annotations
 
