@@ -137,5 +137,7 @@ class Operations:
             log.info("sandbox.settled", sandbox=sandbox, operation=operation.value, state=settled.sandbox.state.value)
             return settled
         finally:
-            self._running.pop(sandbox, None)
+            entry = self._running.get(sandbox)
+            if entry is not None and entry.intent.operation == intent.operation:  # not that of a successor
+                del self._running[sandbox]
             self._metrics.operation(operation, outcome=outcome, seconds=self._clock.monotonic() - began)
