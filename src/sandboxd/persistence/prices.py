@@ -1,11 +1,9 @@
-"""The price book on PostgreSQL, and the list prices that it is born with."""
+"""The price book on PostgreSQL. The prices that it is born with are in `monitor/list_prices.py`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
-from importlib.resources import files
 from typing import Any, Final
 
 from typing_extensions import override
@@ -58,23 +56,6 @@ class PostgresPriceBookStore(PriceBookStore):
     async def end(self, price_id: str, *, at: datetime) -> None:
         async with self._database.raw() as connection:
             await connection.execute(_END, price_id, at)
-
-
-def default_prices() -> Sequence[Price]:
-    """Gemini's list prices, as `gemini_prices.json` beside this module has them; see the caution in that file."""
-    book = json.loads(files("sandboxd.persistence").joinpath("gemini_prices.json").read_text(encoding="utf-8"))
-    return [
-        Price(
-            id=f"{entry['id']}/{pattern}",
-            model=pattern,
-            currency=book["currency"],
-            rates=tuple(Rates(**step) for step in entry["rates"]),
-            valid_from=datetime.fromisoformat(entry["valid_from"]),
-            valid_until=datetime.fromisoformat(entry["valid_until"]) if entry.get("valid_until") else None,
-        )
-        for entry in book["prices"]
-        for pattern in entry["models"]
-    ]
 
 
 def _values(price: Price) -> tuple[Any, ...]:  # Any: one value a column
