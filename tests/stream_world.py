@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -129,6 +130,10 @@ class StreamWorld:
     ledger: FakeTurnLedger = field(default_factory=FakeTurnLedger)
     dead: set[str] = field(default_factory=set)
     replicas: int = 0
+    acp_broken: bool = False
+    """The CLI ends as soon as it is started in ACP mode."""
+    runs: list[str] = field(default_factory=list)
+    """What headless runs were given on stdin."""
 
     def __post_init__(self) -> None:
         agent = FakeAgent()
@@ -153,6 +158,28 @@ class StreamWorld:
     async def _gemini(self, io: FakeIo) -> int:
         if io.spec.argv[1] == "-e":
             return 0  # a script of ours, not the CLI
+        if "--acp" in io.spec.argv:
+            return 1 if self.acp_broken else await self._run_acp(io)
+        return await self._headless(io)
+
+    async def _headless(self, io: FakeIo) -> int:
+        """One run: the prompt on stdin, stream-json on stdout."""
+        prompt = b""
+        while data := await io.read():
+            prompt += data
+        self.runs.append(prompt.decode())
+        stamp = {"timestamp": "2026-01-01T00:00:00.000Z"}
+        lines: list[dict[str, object]] = [
+            {"type": "init", "session_id": "11111111-2222-4333-8444-555555555555", "model": "auto"},
+            {"type": "message", "role": "user", "content": prompt.decode()},
+            {"type": "message", "role": "assistant", "content": "hello ", "delta": True},
+            {"type": "result", "status": "success", "stats": {}},
+        ]
+        for line in lines:
+            await io.write(json.dumps(line | stamp).encode() + b"\n")
+        return 0
+
+    async def _run_acp(self, io: FakeIo) -> int:
         cli = FakeCli()
         self.clis.append(cli)
         read = written = 0

@@ -126,6 +126,8 @@ class Settings(BaseSettings):
     """Node that runs the Gemini CLI in the local backend's sandboxes. `sandboxd dev` finds it if empty."""
     gemini_cli: Path | None = None
     """Entry script of the Gemini CLI in the local backend. `sandboxd dev` installs the pinned one if empty."""
+    cli_dialect: Literal["acp", "headless"] = "acp"
+    """How the CLI is driven: one `--acp` process per sandbox, or one `-p … -o stream-json` run per prompt."""
 
     replica: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}"[:63])
     """Name of this process among its like."""

@@ -19,7 +19,15 @@ from sandboxd.model.errors import (
     UnavailableError,
     WrongStateError,
 )
-from sandboxd.model.events import Error, PermissionAnswered, PermissionRequest, TurnCompleted, TurnStarted, Waking
+from sandboxd.model.events import (
+    Error,
+    Notice,
+    PermissionAnswered,
+    PermissionRequest,
+    TurnCompleted,
+    TurnStarted,
+    Waking,
+)
 from sandboxd.model.ids import ClientId, RequestId, SessionId
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.session import StopReason
@@ -231,6 +239,21 @@ async def test_a_cli_that_dies_ends_the_turn_and_the_next_prompt_loads_the_conve
     assert (died.stop_reason, again.stop_reason) == (StopReason.INTERRUPTED, StopReason.END_TURN)
     assert [event.body.reason for event in client.seen if isinstance(event.body, Error)] == ["CLI_EXITED"]
     assert len(world.clis) == 2
+
+
+async def test_a_cli_that_never_comes_up_in_acp_is_run_once_per_prompt_instead() -> None:
+    world = StreamWorld(acp_broken=True)
+    async with world.replica() as replica:
+        client = await replica.open()
+
+        first, second = await client.turn("say hello"), await client.turn("say more")
+
+    assert (first.stop_reason, second.stop_reason) == (StopReason.END_TURN, StopReason.END_TURN)
+    assert client.text == "hello hello "
+    assert ["say hello" in world.runs[0], "say more" in world.runs[1]] == [True, True]
+    assert len(world.runs) == 2
+    assert "CLI_FALLBACK" in [event.body.code for event in client.seen if isinstance(event.body, Notice)]
+    assert client.sequences == list(range(1, len(client.seen) + 1))
 
 
 async def test_a_lost_incarnation_ends_the_turn_and_the_next_prompt_uses_the_next_life() -> None:

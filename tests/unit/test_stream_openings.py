@@ -257,7 +257,8 @@ def test_a_process_that_dies_while_it_opens_says_so() -> None:
     talk.machine.exited(exit_code=41, signal=None)
 
     assert [error.reason for error in talk.of(Error)] == ["CLI_EXITED", "CLI_EXITED"]
-    assert talk.machine.finishing[0].stop_reason is StopReason.INTERRUPTED
+    assert not talk.machine.finishing, "the prompt was never sent: it is the next process's"
+    assert talk.machine.open_turn(A) is None
 
 
 def test_the_same_bytes_are_written_again_after_a_crash() -> None:

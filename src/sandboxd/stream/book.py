@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -252,10 +251,9 @@ class ConversationBook:
         self._sessions[session.id] = session
         self._changed_sessions.add(session.id)
 
-    @property
-    def now(self) -> datetime:
-        """The book's clock."""
-        return self._clock.now()
+    def new_id(self, prefix: str) -> str:
+        """A new id of that kind."""
+        return self._ids.new(prefix)
 
 
 def title_of(prompt: PromptInput) -> str:

@@ -84,6 +84,7 @@ class CliProcess:
         self._sandboxes = sandboxes
         self._put = put
         self._records: deque[StdinRecord] = deque()
+        self._close_stdin = False
         self._work = asyncio.Event()
         self._committed = consumed
         self._acknowledged = consumed
@@ -101,9 +102,10 @@ class CliProcess:
             writer.cancel()
             acker.cancel()
 
-    def write(self, records: Sequence[StdinRecord]) -> None:
-        """Hand over records that are durable; they are written in order."""
+    def write(self, records: Sequence[StdinRecord], *, close_stdin: bool = False) -> None:
+        """Hand over records that are durable; they are written in order. Closed means: these are the last ones."""
         self._records.extend(records)
+        self._close_stdin = self._close_stdin or close_stdin
         self._work.set()
 
     def committed(self, offset: int) -> None:
@@ -215,7 +217,11 @@ class CliProcess:
             record = self._records[0]
             try:
                 accepted = await self._agent.write(
-                    self.process, epoch=self._epoch, offset=record.offset, data=record.data
+                    self.process,
+                    epoch=self._epoch,
+                    offset=record.offset,
+                    data=record.data,
+                    close_stdin=self._close_stdin and len(self._records) == 1,
                 )
             except (ProcessExitedError, StdinClosedError, ProcessNotFoundError, StaleEpochError) as error:
                 log.info("cli.stdin_gone", sandbox=self._sandbox, error=str(error))

@@ -7,6 +7,7 @@ either the machine's, or waits (QUEUED) for a CLI that `needs_cli` asks for, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import structlog
@@ -16,7 +17,7 @@ from sandboxd.model.events import CancelRequested, Error, Notice, Waking
 from sandboxd.model.ids import IncarnationId, SandboxId, SessionId, TurnId
 from sandboxd.model.session import PromptInput, StopReason, Turn, TurnState
 from sandboxd.stream.book import ConversationBook
-from sandboxd.stream.dialect import Dialect, TurnBill
+from sandboxd.stream.dialect import Dialect, DialectName, Spawn, Step, TurnBill
 from sandboxd.stream.ports import Command, Entry
 
 log = structlog.get_logger(__name__)
@@ -24,6 +25,9 @@ log = structlog.get_logger(__name__)
 MAX_QUICK_EXITS: Final = 2
 """Times that the CLI may end before it opened a session until its waiting prompts are given up."""
 MAX_REMEMBERED_COMMANDS: Final = 1024
+CLI_PREFIX: Final = "cli-"
+"""Process ids of the CLI begin with it, so that a leftover of an earlier owner is known."""
+HEADLESS: Final = DialectName.HEADLESS.value
 
 
 class Machines(Protocol):
@@ -53,8 +57,15 @@ class LiveConversation:
         self._process = ""
         """The process that output is taken from; empty while there is none."""
         self._up = False
+        """True while sessions can be opened and prompted in."""
+        self._spawn: Spawn | None = None
+        self._interrupt = False
+        self.dialect = machines.dialect
+        """What the next CLI speaks."""
         self._workspace = ""
         self._wanted: set[SessionId] = set()
+        self._opened = False
+        """True when the present CLI has opened a session."""
         self._quick_exits = 0
         self._seen: dict[str, Command] = {}
         self.closing = False
@@ -74,8 +85,14 @@ class LiveConversation:
 
     @property
     def needs_cli(self) -> bool:
-        """True while a session is wanted and no process is there or on its way."""
-        return not self._process and not self.closing and not self.finishing and bool(self._present_wishes())
+        """True while a session is wanted and no CLI is there or on its way."""
+        return (
+            not self._process
+            and not self._up
+            and not self.closing
+            and not self.finishing
+            and bool(self._present_wishes())
+        )
 
     @property
     def finishing(self) -> Sequence[TurnId]:
@@ -87,10 +104,20 @@ class LiveConversation:
         snapshot: Mapping[str, Any] = {}
         consumed = self.book.row.consumed
         if self._machine is not None:
-            self.book.absorb(self._machine.take())
+            self._absorb(self._machine.take())
             snapshot = self._machine.snapshot()
             consumed = self._machine.consumed if self._process else consumed
         return self.book.entry(consumed=consumed, snapshot=snapshot)
+
+    def take_spawn(self) -> Spawn | None:
+        """The run that the headless dialect needs under the book's process id, now that it is durable."""
+        spawn, self._spawn = self._spawn, None
+        return spawn
+
+    def take_interrupt(self) -> bool:
+        """Whether the headless dialect wants its process to end."""
+        interrupt, self._interrupt = self._interrupt, False
+        return interrupt
 
     # ------------------------------------------------------------------ what people do
 
@@ -158,10 +185,10 @@ class LiveConversation:
             self.book.emit(session, Waking(from_state=from_state), turn=turn.id if turn else None)
 
     def planned(self, *, incarnation: IncarnationId, process: str) -> None:
-        """A process was named; it is started when this is durable."""
-        self.book.set_process(incarnation=incarnation, process=process, dialect=self._machines.dialect)
-        self._machine = self._machines.machine(self._machines.dialect)
-        self._process, self._up = process, False
+        """A process was named; it is started when this is durable. Headless: the sandbox is ready for processes."""
+        self.book.set_process(incarnation=incarnation, process=process, dialect=self.dialect)
+        self._machine = self._machines.machine(self.dialect)
+        self._process, self._up, self._opened = process, False, False
 
     def started(self, process: str, *, workspace: str) -> None:
         """The process runs: greet it, open what is wanted, give it what waits."""
@@ -201,38 +228,31 @@ class LiveConversation:
         """The CLI has ended, and all its output was taken; or its sandbox's life is over."""
         if process != self._process or self._machine is None:
             return
-        machine = self._machine
-        opened = any(machine.is_open(name) and self.book.session(name).cli_session for name in self._present_wishes())
+        opened = self._opened
         log.info("cli.exited", sandbox=self.sandbox, exit_code=exit_code, signal=signal, opened=opened)
-        machine.exited(exit_code=exit_code, signal=signal, stderr_tail=stderr_tail)
-        self._process, self._up = "", False
+        self._machine.exited(exit_code=exit_code, signal=signal, stderr_tail=stderr_tail)
+        life_is_over = exit_code is None and signal is None
+        self._process, self._up = "", self.dialect == HEADLESS and not life_is_over
         self.book.clear_process()
+        if self._up:
+            return
         # A session that nobody prompts in is opened again by its next use, not by the exit.
         self._wanted = {turn.session for turn in self.book.open_turns if turn.state is TurnState.QUEUED}
         self._quick_exits = 0 if opened else self._quick_exits + 1
         if self._quick_exits >= MAX_QUICK_EXITS:
             self._quick_exits = 0
-            self.give_up_queued(explain=True)
+            self._fall_back()
 
     def billed(self, turn: TurnId, bill: TurnBill) -> None:
         """The ledger's answer for a turn that is finishing."""
         if self._machine is not None:
             self._machine.finish(turn, bill)
 
-    def give_up_queued(self, *, explain: bool) -> None:
-        """End what the CLI never got: it does not start, or the sandbox is being closed."""
+    def give_up_queued(self) -> None:
+        """End what the CLI never got, because the sandbox is being closed."""
         for turn in self.book.open_turns:
-            if turn.state is not TurnState.QUEUED:
-                continue
-            if explain:
-                body = Error(
-                    reason="CLI_START_FAILED",
-                    message="Gemini CLI ended before it opened the session. The prompt was not sent.",
-                    retryable=True,
-                    request_id=turn.request_id,
-                )
-                self.book.emit(turn.session, body, turn=turn.id)
-            self.book.end_turn(turn, StopReason.INTERRUPTED)
+            if turn.state is TurnState.QUEUED:
+                self.book.end_turn(turn, StopReason.INTERRUPTED)
         self._wanted.clear()
 
     def recovered(self, *, process: str, workspace: str) -> None:
@@ -243,6 +263,7 @@ class LiveConversation:
             self._machine = self._machines.restore(row.dialect, row.snapshot, prompts)
         if process and self._machine is not None:
             self._process, self._workspace, self._up = process, workspace, True
+            self.dialect = row.dialect
             if row.written == 0:
                 self._machine.start()  # the owner before died between starting the process and greeting it
             self._wanted |= {name for name in self.book.sessions if self._machine.is_open(name)}
@@ -250,7 +271,7 @@ class LiveConversation:
         elif row.process:
             if self._machine is not None:
                 self._machine.exited(exit_code=None, signal=None)
-                self.book.absorb(self._machine.take())
+                self._absorb(self._machine.take())
             self.book.clear_process()
         self._sort_out_turns()
 
@@ -269,6 +290,28 @@ class LiveConversation:
                 notice = Notice(code="TURN_LOST", message="The CLI's process is gone; the turn could not go on.")
                 self.book.emit(turn.session, notice, turn=turn.id)
                 self.book.end_turn(turn, StopReason.INTERRUPTED)
+
+    def _fall_back(self) -> None:
+        """ACP does not come up in this sandbox: go on with a process per prompt, and say what that means."""
+        self.dialect = HEADLESS
+        message = (
+            "Gemini CLI ended twice before it opened the session. It now runs once per prompt: without thoughts, and "
+            "without asking before it uses tools that the approval mode allows."
+        )
+        log.warning("cli.fell_back", sandbox=self.sandbox)
+        for session in self._present_wishes():
+            turn = self.book.turn_of(session)
+            self.book.emit(session, Notice(code="CLI_FALLBACK", message=message), turn=turn.id if turn else None)
+
+    def _absorb(self, step: Step) -> None:
+        if step.spawn is not None:
+            name = f"{CLI_PREFIX}{self.book.row.epoch}-{self.book.new_id('prc')}"
+            self.book.set_process(incarnation=self.book.row.incarnation, process=name, dialect=self.dialect)
+            self._process, self._spawn = name, step.spawn
+            step = replace(step, stdin=step.stdin + step.spawn.stdin)
+        self._interrupt = self._interrupt or step.interrupt
+        self._opened = self._opened or any(change.open for change in step.sessions)
+        self.book.absorb(step)
 
     def _open(self, session: SessionId) -> None:
         if self._machine is None or self._machine.is_open(session):

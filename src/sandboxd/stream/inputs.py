@@ -67,6 +67,21 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """Headless: the sandbox is ready for runs of the CLI."""
+
+    incarnation: IncarnationId
+    workspace: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spawned:
+    """Headless: the run that was asked for has a process."""
+
+    cli: CliProcess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StartFailed:
     """The CLI could not be started."""
 
@@ -86,4 +101,4 @@ class Lost:
     """Somebody else owns the conversation now."""
 
 
-Input = Act | Output | Exited | Waking | Planned | Started | StartFailed | Billed | Lost
+Input = Act | Output | Exited | Waking | Planned | Started | Prepared | Spawned | StartFailed | Billed | Lost

@@ -18,14 +18,13 @@ from sandboxd.stream.acp import chat_files, user_settings
 from sandboxd.stream.acp import launch as acp
 from sandboxd.stream.agent_port import Agent, AgentConnector, ProcessExitedError, ProcessNotFoundError
 from sandboxd.stream.cli_process import CliProcess, run_script
-from sandboxd.stream.dialect import Dialect, DialectName
+from sandboxd.stream.conversation import CLI_PREFIX
+from sandboxd.stream.dialect import Dialect, DialectName, Spawn
 from sandboxd.stream.ports import ActiveSandbox, CliPlace, Journal, Sandboxes
 from sandboxd.stream.starting import Put
 
 log = structlog.get_logger(__name__)
 
-CLI_PREFIX: Final = "cli-"
-"""Process ids of the CLI begin with it, so that a leftover of an earlier owner is known."""
 STDOUT_SPOOL_BYTES: Final = 64 << 20
 """Output that the CLI may be ahead of the journal; then it blocks. Four times the longest line that is understood."""
 STDERR_SPOOL_BYTES: Final = 1 << 20
@@ -38,7 +37,15 @@ _WRITE_SETTINGS = 'mkdir -p "$(dirname "$1")" && printf %s "$2" > "$1.new" && mv
 class CliLauncher:
     """Starts Gemini CLI in ACP mode in any sandbox, whatever backend placed it."""
 
-    def __init__(self, *, connector: AgentConnector, sandboxes: Sandboxes, journal: Journal) -> None:
+    def __init__(
+        self,
+        *,
+        connector: AgentConnector,
+        sandboxes: Sandboxes,
+        journal: Journal,
+        dialect: DialectName = DialectName.ACP,
+    ) -> None:
+        self._dialect = dialect
         self._connector = connector
         self._sandboxes = sandboxes
         self._journal = journal
@@ -46,8 +53,8 @@ class CliLauncher:
 
     @property
     def dialect(self) -> str:
-        """New processes speak ACP."""
-        return DialectName.ACP.value
+        """What new conversations speak."""
+        return self._dialect.value
 
     def machine(self, dialect: str) -> Dialect:
         """A fresh machine."""
@@ -57,21 +64,32 @@ class CliLauncher:
         """A machine as it was when the snapshot was taken."""
         return dialects.restore(DialectName(dialect), snapshot, prompts=prompts)
 
-    async def start(self, active: ActiveSandbox, process: str, *, cli_sessions: Sequence[str]) -> None:
-        """Prepare the sandbox and start the CLI under this id; what an earlier owner left running is ended first.
+    async def prepare(self, active: ActiveSandbox, process: str, *, cli_sessions: Sequence[str]) -> None:
+        """Make the sandbox ready for the CLI; what an earlier owner left running is ended first.
 
         Raises:
-            UnavailableError: The sandbox could not be prepared.
-            ProcessStartError: The CLI's program is not there.
+            UnavailableError: A step of it failed.
         """
         agent, place = await self._agent(active), await self._sandboxes.place(active)
         await self._end_leftovers(agent, process)
         await self._prepare(agent, place, process, cli_sessions)
+
+    async def start(self, active: ActiveSandbox, process: str, *, spawn: Spawn | None = None) -> None:
+        """Start the CLI under this id: in ACP mode, or as a headless run.
+
+        Raises:
+            ProcessStartError: The CLI's program is not there.
+        """
+        agent, place = await self._agent(active), await self._sandboxes.place(active)
         environment = {"PATH": place.path, "LANG": "C.UTF-8", "USER": "gemini"} | dict(
             acp.environment(home=place.home, model_endpoint=place.model_endpoint, settings_path=place.settings)
         )
+        argv = acp.acp_argv(node=place.node, entry=place.entry)
+        if spawn is not None:
+            argv = acp.headless_argv(node=place.node, entry=place.entry, arguments=spawn.argv)
+            environment |= spawn.env
         spec = ProcessSpec(
-            argv=tuple(acp.acp_argv(node=place.node, entry=place.entry)),
+            argv=tuple(argv),
             environment=environment,
             working_directory=place.workspace,
             stdout_spool=Spool(max_bytes=STDOUT_SPOOL_BYTES, policy=SpoolPolicy.BLOCK),

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from signal import SIGTERM
 from typing import Any, Final, TypeVar, assert_never
 
 import structlog
@@ -21,10 +22,23 @@ from sandboxd.model.ids import SandboxId, TurnId
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.cli_process import CliProcess
-from sandboxd.stream.conversation import LiveConversation
+from sandboxd.stream.conversation import HEADLESS, LiveConversation
 from sandboxd.stream.feed import EventFeed
 from sandboxd.stream.group_commit import GroupCommit
-from sandboxd.stream.inputs import Act, Billed, Exited, Input, Lost, Output, Planned, Started, StartFailed, Waking
+from sandboxd.stream.inputs import (
+    Act,
+    Billed,
+    Exited,
+    Input,
+    Lost,
+    Output,
+    Planned,
+    Prepared,
+    Spawned,
+    Started,
+    StartFailed,
+    Waking,
+)
 from sandboxd.stream.ports import Appended, Journal, Sandboxes, Sessions
 from sandboxd.stream.starting import CliStarter, Launcher
 
@@ -104,7 +118,7 @@ class ConversationOwner:
             while not self.ended:
                 changed = self._changed
                 if self._cli is None:
-                    await self._act(lambda: self.conversation.give_up_queued(explain=False))
+                    await self._act(self.conversation.give_up_queued)
                     if not self.conversation.busy:
                         return
                 await changed.wait()
@@ -167,6 +181,11 @@ class ConversationOwner:
             case Started():
                 self._follow(item.cli)
                 conversation.started(item.cli.process, workspace=item.workspace)
+            case Prepared():
+                conversation.planned(incarnation=item.incarnation, process="")
+                conversation.started("", workspace=item.workspace)
+            case Spawned():
+                self._follow(item.cli)
             case StartFailed():
                 log.warning("cli.start_failed", sandbox=self.sandbox, reason=item.error.reason, error=str(item.error))
                 conversation.start_failed(item.error)
@@ -193,10 +212,20 @@ class ConversationOwner:
             raise StaleOwnerError(f"The conversation of {self.sandbox} has another owner.", sandbox=self.sandbox)
         failpoint("conversation.after_append")
         self._services.feed.publish(entry.events)
+        self._run_headless()
         if self._cli is not None:
             self._cli.committed(entry.conversation.consumed)
             if entry.stdin is not None:
                 self._cli.write([entry.stdin])
+
+    def _run_headless(self) -> None:
+        """Start and interrupt the runs that the headless dialect asked for, now that the wish is durable."""
+        spawn = self.conversation.take_spawn()
+        if spawn is not None and self._tasks is not None:
+            row = self.conversation.book.row
+            self._tasks.create_task(self._starter.spawn(row, spawn), name=f"cli-spawn-{self.sandbox}")
+        if self.conversation.take_interrupt() and self._cli is not None and self._tasks is not None:
+            self._tasks.create_task(self._cli.signal(SIGTERM), name=f"cli-interrupt-{self.sandbox}")
 
     def _after_commit(self) -> None:
         for turn in self.conversation.finishing:
@@ -205,7 +234,8 @@ class ConversationOwner:
         if idle and self._tasks is not None and self.conversation.needs_cli:
             book = self.conversation.book
             known = [session.cli_session for session in book.sessions.values() if session.cli_session]
-            start = self._starter.start(book.row.epoch, known)
+            headless = self.conversation.dialect == HEADLESS
+            start = self._starter.prepare(known) if headless else self._starter.start(book.row.epoch, known)
             self._starting = self._tasks.create_task(start, name=f"cli-start-{self.sandbox}")
             self._starting.add_done_callback(self._start_ended)
         self._changed.set()

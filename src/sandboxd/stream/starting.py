@@ -16,8 +16,9 @@ from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import IdSource
 from sandboxd.stream.cli_process import CliProcess
-from sandboxd.stream.conversation import Machines
-from sandboxd.stream.inputs import Input, Planned, Started, StartFailed, Waking
+from sandboxd.stream.conversation import CLI_PREFIX, HEADLESS, Machines
+from sandboxd.stream.dialect import Spawn
+from sandboxd.stream.inputs import Exited, Input, Planned, Prepared, Spawned, Started, StartFailed, Waking
 from sandboxd.stream.ports import ActiveSandbox, Conversation, Journal, Sandboxes
 
 log = structlog.get_logger(__name__)
@@ -33,11 +34,15 @@ Put = Callable[[Input], Awaitable[None]]
 class Launcher(Machines, Protocol):
     """Starts the CLI in a sandbox; `stream/launch.py`."""
 
-    async def start(self, active: ActiveSandbox, process: str, *, cli_sessions: Sequence[str]) -> None:
-        """Prepare the sandbox and start the CLI under this id; what an earlier owner left running is ended first.
+    async def prepare(self, active: ActiveSandbox, process: str, *, cli_sessions: Sequence[str]) -> None:
+        """Make the sandbox ready for the CLI; what an earlier owner left running is ended first.
 
         `cli_sessions` are the CLI's ids of all conversations that may be loaded.
         """
+        ...
+
+    async def start(self, active: ActiveSandbox, process: str, *, spawn: Spawn | None = None) -> None:
+        """Start the CLI under this id: in ACP mode, or as a headless run."""
         ...
 
     async def attach(
@@ -90,21 +95,55 @@ class CliStarter:
             await self._put(StartFailed(error=error))
 
     async def _start(self, epoch: int, cli_sessions: Sequence[str]) -> None:
-        before = await self._sandboxes.get(self._sandbox)
-        if before.state is not SandboxState.ACTIVE:
-            await self._put(Waking(from_state=before.state.value))
-        active = await self._sandboxes.use(self._sandbox, timeout=START_TIMEOUT)
-        process = f"cli-{epoch}-{self._ids.new('prc')}"
+        active = await self._wake()
+        process = f"{CLI_PREFIX}{epoch}-{self._ids.new('prc')}"
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._put(Planned(incarnation=active.incarnation.id, process=process, done=durable))
         await durable
         failpoint("conversation.process_planned")
-        await self._launcher.start(active, process, cli_sessions=cli_sessions)
+        await self._launcher.prepare(active, process, cli_sessions=cli_sessions)
+        await self._launcher.start(active, process)
         failpoint("conversation.process_started")
         cli = await self._launcher.attach(active, process=process, epoch=epoch, consumed=0, put=self._put)
         if cli is None:
             raise UnavailableError("The CLI ended as soon as it was started.", process=process)
         await self._put(Started(cli=cli, workspace=await self._launcher.workspace(active)))
+
+    async def prepare(self, cli_sessions: Sequence[str]) -> None:
+        """Make the sandbox ready for headless runs; `Prepared` or `StartFailed` follows."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT.total_seconds()):
+                active = await self._wake()
+                await self._launcher.prepare(active, self._ids.new("prc"), cli_sessions=cli_sessions)
+                workspace = await self._launcher.workspace(active)
+                await self._put(Prepared(incarnation=active.incarnation.id, workspace=workspace))
+        except TimeoutError:
+            await self._put(StartFailed(error=UnavailableError("The sandbox was not ready for the CLI in time.")))
+        except SandboxdError as error:
+            await self._put(StartFailed(error=error))
+
+    async def spawn(self, row: Conversation, spawn: Spawn) -> None:
+        """Start one headless run that is durable; `Spawned` or `Exited` follows."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT.total_seconds()):
+                active = await self._sandboxes.present(self._sandbox)
+                if active is None or active.incarnation.id != row.incarnation:
+                    raise UnavailableError("The sandbox has stopped.", sandbox=self._sandbox)
+                await self._launcher.start(active, row.process, spawn=spawn)
+                found = await self._find(row)
+            if found is not None:
+                await self._put(Spawned(cli=found.cli))
+                return
+            reason = "the run ended as soon as it was started"
+        except (SandboxdError, TimeoutError) as error:
+            reason = str(error)
+        await self._put(Exited(process=row.process, exit_code=None, signal=None, stderr_tail=reason))
+
+    async def _wake(self) -> ActiveSandbox:
+        before = await self._sandboxes.get(self._sandbox)
+        if before.state is not SandboxState.ACTIVE:
+            await self._put(Waking(from_state=before.state.value))
+        return await self._sandboxes.use(self._sandbox, timeout=START_TIMEOUT)
 
     async def reattach(self, row: Conversation) -> Found | None:
         """The process that the journal names, with its unwritten records; None where it is gone for good."""
@@ -128,9 +167,10 @@ class CliStarter:
         )
         if cli is None:
             return None
-        cli.write(
-            await self._journal.pending_stdin(self._sandbox, incarnation=active.incarnation.id, process=row.process)
+        records = await self._journal.pending_stdin(
+            self._sandbox, incarnation=active.incarnation.id, process=row.process
         )
+        cli.write(records, close_stdin=row.dialect == HEADLESS)
         return Found(cli=cli, workspace=await self._launcher.workspace(active))
 
     async def _life_is_over(self, incarnation: IncarnationId) -> bool:

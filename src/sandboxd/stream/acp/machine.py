@@ -168,7 +168,7 @@ class AcpDialect:
         self._nobody_answers(error)
         for session in self.sessions:
             self._updates.release(session)
-            if session.phase is Phase.OPENING and not session.turns:
+            if session.phase is Phase.OPENING:
                 self._outbox.emit(session.id, None, error)
             self.turns.interrupt(session, error)
             self.tools.close_permissions(session, None)

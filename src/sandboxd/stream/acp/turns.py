@@ -113,9 +113,13 @@ class Turns:
         self._outbox.turn(session.id, turn.id, TurnState.FINISHING, stop)
 
     def interrupt(self, session: AcpSession, error: Error) -> None:
-        """The process is gone: end every turn of the session."""
+        """The process is gone: end every turn that it was given. What it never got is the next process's."""
         for turn in list(session.turns):
-            self.end(session, turn, StopReason.INTERRUPTED, error)
+            if turn.state is TurnState.QUEUED:
+                session.turns.remove(turn)
+                self._prompts.pop(turn.id, None)
+            else:
+                self.end(session, turn, StopReason.INTERRUPTED, error)
 
     def finish(self, sessions: Iterable[AcpSession], turn: TurnId, bill: TurnBill) -> None:
         """The ledger has spoken: the turn's last events."""
