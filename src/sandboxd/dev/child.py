@@ -17,6 +17,12 @@ STEADY_SECONDS: Final = 20.0
 """A child that ran this long died of something new: the waits begin anew."""
 MAX_LOG_BYTES: Final = 20 << 20
 """A log that is larger when its stack starts becomes `<name>.log.1`."""
+_API_KEYS: Final = frozenset(
+    f"{prefix}{name}{suffix}"
+    for prefix in ("", "SANDBOXD_")
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY")
+    for suffix in ("", "_FILE")
+)
 _TAIL_BYTES: Final = 16 << 10
 
 
@@ -145,6 +151,7 @@ async def _answers_ready(port: int) -> bool:
     return b" 200 " in status
 
 
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with changes; settings of an earlier stack do not leak in."""
-    return {**os.environ, **changes}
+def child_environment(changes: Mapping[str, str], *, with_api_key: bool) -> dict[str, str]:
+    """Return this process's environment with changes. Only the gateway gets the API key."""
+    kept = os.environ if with_api_key else {k: v for k, v in os.environ.items() if k not in _API_KEYS}
+    return {**kept, **changes}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from sandboxd.settings import Settings, SettingsError, load_settings
 
 BAD_SETTINGS: Final = 2
 FAILED: Final = 3
+DEFAULT_HOME: Final = "~/.local/share/sandboxd"
 
 
 def run_dev(*, data_dir: Path | None, keep: bool, verbose: bool) -> int:
@@ -39,23 +41,31 @@ def run_dev(*, data_dir: Path | None, keep: bool, verbose: bool) -> int:
 
 async def _run(settings: Settings, *, keep: bool, verbose: bool) -> None:
     home = DevHome(settings.home)
-    stack = DevStack(settings, StackOptions(home=home, keep_agents=keep), say=_say)
     with stop_signals() as stop:
-        _say(f"starting in {home.path}")
-        async with stack:
-            print(_welcome(stack, home), flush=True)
-            following = asyncio.create_task(_follow(home), name="follow") if verbose else None
-            while not stop.is_set():
-                stack.renew_token()
-                try:
-                    async with asyncio.timeout(TOKEN_SECONDS / 2):
-                        await stop.wait()
-                except TimeoutError:
-                    continue
-            if following is not None:
-                following.cancel()
-            _say("stopping: API, agents, gateway, PostgreSQL" if not keep else "stopping; the agents stay")
+        running = asyncio.create_task(_stay_up(settings, home, keep=keep, verbose=verbose), name="stack")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if running.done():
+            running.result()
+        # Also in the middle of a start: what has started is taken down in order.
+        _say("stopping; the agents stay" if keep else "stopping: API, agents, gateway, PostgreSQL")
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
         _say("stopped")
+
+
+async def _stay_up(settings: Settings, home: DevHome, *, keep: bool, verbose: bool) -> None:
+    _say(f"starting in {home.path}")
+    stack = DevStack(settings, StackOptions(home=home, keep_agents=keep), say=_say)
+    async with stack, asyncio.TaskGroup() as tasks:
+        print(_welcome(stack, home), flush=True)
+        if verbose:
+            tasks.create_task(_follow(home), name="follow")
+        while True:
+            await asyncio.sleep(TOKEN_SECONDS / 2)
+            stack.renew_token()
 
 
 def _welcome(stack: DevStack, home: DevHome) -> str:
@@ -66,6 +76,7 @@ def _welcome(stack: DevStack, home: DevHome) -> str:
         )
     else:
         model = stack.gemini_url
+    elsewhere = "" if home.path == Path(DEFAULT_HOME).expanduser() else f"\n  export SANDBOXD_DATA_DIR={home.path}"
     token = f'"$(cat {home.token})"'
     grpcurl = f"grpcurl -plaintext -H 'authorization: Bearer '{token}"
     return f"""
@@ -81,9 +92,10 @@ sandboxd is up ({stack.start_seconds:.1f} s), with Gemini CLI {stack.cli_version
 
 The local backend isolates nothing: sandboxes are plain processes of this machine. For development only.
 
-Try:
-  sandboxctl create && sandboxctl chat
-  sandboxctl prompt "List the files here and say what they are"
+Try, in another terminal:{elsewhere}
+  sandboxctl create                 then, with the name that it prints:
+  sandboxctl chat SANDBOX
+  sandboxctl prompt SANDBOX "List the files here and say what they are"
   {grpcurl} {stack.address} list
   {grpcurl} -d '{{}}' {stack.address} sandboxd.v1.SandboxService/List
 

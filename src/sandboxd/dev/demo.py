@@ -89,22 +89,8 @@ async def _run(settings: Settings, home: DevHome, options: DemoOptions, show: Sh
             tour = Tour(client, show, model=options.model)
             kept = ""
             try:
-                await tour.create()
-                if options.prompts:
-                    await tour.turns(options.prompts)
-                else:
-                    await _own_tour(tour, show)
+                await _tour(tour, show, options)
             finally:
-                if tour.session:
-                    requests, total = await tour.ledger()
-                    show.usage(requests=requests, total=total)
-                    show.end(
-                        {
-                            "usage": {"requests": requests, "total": total},
-                            "sandbox": tour.sandbox,
-                            "session": tour.session,
-                        }
-                    )
                 if not options.keep:
                     kept = await tour.finish()
         if not options.as_json:
@@ -116,6 +102,24 @@ async def _run(settings: Settings, home: DevHome, options: DemoOptions, show: Sh
         print(f"sandboxd demo: {tour.problems[-1]}", file=sys.stderr)
         return TURN_FAILED
     return os.EX_OK
+
+
+async def _tour(tour: Tour, show: Show, options: DemoOptions) -> None:
+    await tour.create()
+    failure: Exception | None = None
+    try:
+        if options.prompts:
+            await tour.turns(options.prompts)
+        else:
+            await _own_tour(tour, show)
+    except (TourError, ApiError, TimeoutError) as error:
+        failure = error
+    # The bill comes in any case: what failed was paid, too.
+    requests, total = await tour.ledger()
+    show.usage(requests=requests, total=total)
+    show.end({"usage": {"requests": requests, "total": total}, "sandbox": tour.sandbox, "session": tour.session})
+    if failure is not None:
+        raise failure
 
 
 async def _own_tour(tour: Tour, show: Show) -> None:

@@ -102,9 +102,9 @@ class DevStack:
         finally:
             cli.cancel()
         self.cli_version = found.version
-        environment = child_environment(self._variables(found, database.url))
-        gateway = self._child("gateway", environment)
-        serve = self._child("serve", environment)
+        variables = self._variables(found, database.url)
+        gateway = self._child("gateway", child_environment(variables, with_api_key=True))
+        serve = self._child("serve", child_environment(variables, with_api_key=False))
         # In this order on the way down: serve, agents, gateway.
         stack.push_async_callback(gateway.stop, grace=30)
         stack.push_async_callback(self._end_agents, found)

@@ -85,7 +85,6 @@ class Tour:
         async with self._client.stream(self.sandbox, session=self.session, after_sequence=after) as stream:
             for prompt in prompts:
                 turn = await self._turn(stream, prompt)
-                self.session = stream.session
                 if turn.problem:
                     self.problems.append(turn.problem)
                     self._show.say(f"✗ {turn.problem}")
@@ -117,11 +116,6 @@ class Tour:
             await asyncio.sleep(_POLL_SECONDS)
         rows = [to_dict(row) async for row in self._client.usage_events(wanted)]
         return rows, total
-
-    async def show_usage(self) -> None:
-        """Show the ledger as it is now."""
-        rows, total = await self.ledger()
-        self._show.usage(requests=rows, total=total)
 
     def prove(self, turn: Turn) -> None:
         """Say what the turn after the resume has proven.
@@ -156,6 +150,7 @@ class Tour:
         accepted = ""
         async with asyncio.timeout(TURN_SECONDS):
             async for event in stream:
+                self.session = stream.session
                 kind = event.WhichOneof("event")
                 self._show.event(event)
                 if kind is None:
