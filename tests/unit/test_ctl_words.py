@@ -153,6 +153,7 @@ def test_json_is_seen_in_the_raw_words() -> None:
     assert asks_for_json(["--output=json", "ls"])
     assert not asks_for_json(["prompt", "a", "--", "-o", "json"])
     assert not asks_for_json(["ls", "-o", "text"])
+    assert not asks_for_json([])
 
 
 def test_moments_are_dates_or_spans_back_from_now() -> None:

@@ -58,12 +58,14 @@ class AskPerson(Asker):
     async def ask(self, request: stream_pb2.PermissionRequest) -> str | None:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.input import create_input
+        from prompt_toolkit.input.typeahead import clear_typeahead
         from prompt_toolkit.output import create_output
         from prompt_toolkit.patch_stdout import patch_stdout
 
         tty = self._tty or create_input(always_prefer_tty=True)
         out = self._out or create_output(always_prefer_tty=True)
         # What was typed before the question was on the screen is no answer to it.
+        clear_typeahead(tty)
         with suppress(termios.error, OSError, NotImplementedError):
             termios.tcflush(tty.fileno(), termios.TCIFLUSH)
         session: PromptSession[str] = PromptSession(input=tty, output=out)

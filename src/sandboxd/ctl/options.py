@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -251,6 +252,6 @@ def hoist(args: Sequence[str]) -> list[str]:
 def asks_for_json(args: Sequence[str]) -> bool:
     """Tell from the raw words whether output is to be JSON, for errors that come before they are parsed."""
     words = [*args[: args.index("--")]] if "--" in args else [*args]
-    pairs = zip(words, [*words[1:], ""], strict=True)
+    pairs = pairwise([*words, ""])
     joined = ("--output=json", "-o=json", "-ojson")
     return any(word in joined or (word in ("--output", "-o") and value == "json") for word, value in pairs)
