@@ -1,0 +1,225 @@
+"""The verbs of sandboxes and usage: names, options and help. What they do is in `commands/`, imported when one runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sandboxd.ctl.completion import complete_sandbox
+from sandboxd.ctl.options import (
+    Dimension,
+    FreelancerOption,
+    LabelOption,
+    ModelOption,
+    ModeOption,
+    OutputOption,
+    SandboxArgument,
+    SandboxOption,
+    StateOption,
+    Tier,
+    TimeoutOption,
+    parse_labels,
+)
+from sandboxd.ctl.root import app, execute, help_text, mode_name
+
+
+@app.command(
+    help=help_text(
+        "Create a sandbox and wait until it is ready.",
+        "sandboxctl create --name demo",
+        "sandboxctl create --freelancer ada --label project=web --tier standard --model gemini-2.5-flash",
+        "id=$(sandboxctl create --quiet)",
+    )
+)
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Option("--name", help="Name for people.", show_default=False)] = "",
+    freelancer: Annotated[
+        str, typer.Option("--freelancer", help="Who works in it; else the token's subject.", show_default=False)
+    ] = "",
+    label: LabelOption = None,
+    tier: Annotated[Tier, typer.Option("--tier", help="How much it may use.")] = Tier.BASIC,
+    model: ModelOption = "",
+    mode: ModeOption = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Tell on stderr that it is waiting, also without a terminal.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the id.")] = False,
+    request_id: Annotated[
+        str, typer.Option("--request-id", help="Makes it one sandbox, however often it is sent.", show_default=False)
+    ] = "",
+    timeout: TimeoutOption = 180.0,
+    output: OutputOption = None,
+) -> None:
+    """Create a sandbox."""
+    from sandboxd.ctl.commands import sandboxes
+
+    options = sandboxes.CreateOptions(
+        name=name,
+        freelancer=freelancer,
+        labels=parse_labels(label),
+        tier=tier.value,
+        model=model,
+        mode=mode_name(mode),
+        request_id=request_id,
+        timeout=timeout,
+        progress=wait,
+        quiet=quiet,
+    )
+    execute(context, output, lambda shell: sandboxes.create(shell, options))
+
+
+@app.command(
+    help=help_text(
+        "List sandboxes; terminated ones only where asked for.",
+        "sandboxctl ls",
+        "sandboxctl ls --state active --state hibernated --label project=web",
+        "sandboxctl ls --all --output json | jq -r .name",
+    )
+)
+def ls(
+    context: typer.Context,
+    state: StateOption = None,
+    label: LabelOption = None,
+    freelancer: FreelancerOption = "",
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Terminated ones, too.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the ids.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """List sandboxes."""
+    from sandboxd.ctl.commands import sandboxes
+
+    states, labels = [each.value for each in state or ()], parse_labels(label)
+    execute(
+        context,
+        output,
+        lambda shell: sandboxes.ls(
+            shell, states=states, freelancer=freelancer, labels=labels, everything=everything, quiet=quiet
+        ),
+    )
+
+
+@app.command(
+    help=help_text("Show one sandbox and its newest sessions.", "sandboxctl show demo", "sandboxctl show demo -o json")
+)
+def show(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+    """Show one sandbox."""
+    from sandboxd.ctl.commands import sandboxes
+
+    execute(context, output, lambda shell: sandboxes.show(shell, sandbox))
+
+
+@app.command(
+    help=help_text(
+        "Release a sandbox's compute and keep its files. Only `resume` brings it back.",
+        "sandboxctl pause demo",
+        "sandboxctl pause demo --force",
+    )
+)
+def pause(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    force: Annotated[bool, typer.Option("--force", help="Even in the middle of a turn, which is interrupted.")] = False,
+    timeout: TimeoutOption = 180.0,
+    output: OutputOption = None,
+) -> None:
+    """Pause a sandbox."""
+    from sandboxd.ctl.commands import sandboxes
+
+    execute(context, output, lambda shell: sandboxes.pause(shell, sandbox, force=force, timeout=timeout))
+
+
+@app.command(help=help_text("Bring a paused or failed sandbox back.", "sandboxctl resume demo"))
+def resume(
+    context: typer.Context, sandbox: SandboxArgument, timeout: TimeoutOption = 180.0, output: OutputOption = None
+) -> None:
+    """Resume a sandbox."""
+    from sandboxd.ctl.commands import sandboxes
+
+    execute(context, output, lambda shell: sandboxes.resume(shell, sandbox, timeout=timeout))
+
+
+@app.command(
+    help=help_text(
+        "Terminate sandboxes. It asks before each one; the answer says where the files were kept.",
+        "sandboxctl rm demo",
+        "sandboxctl ls --label ci=1 -q | xargs sandboxctl rm --yes",
+    )
+)
+def rm(
+    context: typer.Context,
+    sandbox: Annotated[
+        list[str],
+        typer.Argument(metavar="SANDBOX…", autocompletion=complete_sandbox, show_default=False),
+    ],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    timeout: TimeoutOption = 180.0,
+    output: OutputOption = None,
+) -> None:
+    """Terminate sandboxes."""
+    from sandboxd.ctl.commands import sandboxes
+
+    execute(context, output, lambda shell: sandboxes.rm(shell, sandbox, yes=yes, timeout=timeout))
+
+
+@app.command(
+    help=help_text(
+        "Watch sandboxes change: a live table, or a line for each change without a terminal. Ctrl-C leaves.",
+        "sandboxctl watch",
+        "sandboxctl watch --label project=web -o json",
+    )
+)
+def watch(
+    context: typer.Context,
+    state: StateOption = None,
+    label: LabelOption = None,
+    freelancer: FreelancerOption = "",
+    output: OutputOption = None,
+) -> None:
+    """Watch sandboxes."""
+    from sandboxd.ctl.commands import watch as command
+
+    states, labels = [each.value for each in state or ()], parse_labels(label)
+    execute(context, output, lambda shell: command.watch(shell, states=states, freelancer=freelancer, labels=labels))
+
+
+@app.command(
+    help=help_text(
+        "Show tokens and cost, from the ledger that is billed.",
+        "sandboxctl usage --by model",
+        "sandboxctl usage --by freelancer --by day --since 7d",
+        "sandboxctl usage --sandbox demo --events --since today",
+    )
+)
+def usage(
+    context: typer.Context,
+    by: Annotated[
+        list[Dimension] | None, typer.Option("--by", help="Add up by this; up to three.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str,
+        typer.Option("--since", help="From this moment: 2026-11-23[T14:00], today, 24h, 7d.", show_default=False),
+    ] = "",
+    until: Annotated[str, typer.Option("--until", help="Before this moment.", show_default=False)] = "",
+    events: Annotated[bool, typer.Option("--events", help="Each call of the model instead of sums.")] = False,
+    freelancer: FreelancerOption = "",
+    sandbox: SandboxOption = "",
+    session: Annotated[str, typer.Option("--session", help="Only this session.", show_default=False)] = "",
+    model: Annotated[str, typer.Option("--model", help="Only this model.", show_default=False)] = "",
+    output: OutputOption = None,
+) -> None:
+    """Show usage."""
+    from sandboxd.ctl.commands import usage as command
+
+    options = command.UsageOptions(
+        by=[each.value for each in by or ()],
+        since=since,
+        until=until,
+        events=events,
+        freelancer=freelancer,
+        sandbox=sandbox,
+        session=session,
+        model=model,
+    )
+    execute(context, output, lambda shell: command.usage(shell, options))
