@@ -53,6 +53,10 @@ class Stack:
     ports: dict[str, int] = field(
         default_factory=lambda: {name: free_port() for name in ("grpc", "web", "gateway", "gateway_web")}
     )
+    api_key: str = ""
+    """Only the gateway gets it."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """More variables for both roles."""
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -70,7 +74,8 @@ class Stack:
                 "SANDBOXD_GEMINI_URL": self.model.url,
                 "SANDBOXD_NODE": str(cli.node),
                 "SANDBOXD_GEMINI_CLI": str(cli.entry),
-            }
+            },
+            with_api_key=False,
         )
         settings = Settings(data_dir=self.home)
         self.token = DevIssuer.open(settings).mint(client="dev", subject="dev", role="client_admin", seconds=3600)
@@ -79,7 +84,11 @@ class Stack:
 
     async def start(self, role: str, *, failpoints: str = "", ready: bool = True) -> None:
         """Start a role; with failpoints it may die on its own."""
-        environment = self.environment | ({"SANDBOXD_FAILPOINTS": failpoints} if failpoints else {})
+        environment = self.environment | self.settings
+        if failpoints:
+            environment["SANDBOXD_FAILPOINTS"] = failpoints
+        if self.api_key and role == "gateway":
+            environment["GEMINI_API_KEY"] = self.api_key
         with (self.home / f"{role}.log").open("ab") as log:
             self.processes[role] = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "sandboxd", role, env=environment, stdout=log, stderr=log
