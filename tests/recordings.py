@@ -15,6 +15,8 @@ from sandboxd.stream.dialect import TurnBill
 
 ROOT = Path(__file__).parent / "data" / "transcripts"
 ACP = sorted((ROOT / "acp").glob("*.jsonl"))
+OWN = sorted((ROOT / "own").glob("*.jsonl"))
+"""Recorded by us with another client's habits: answers of every kind, prompts that overlap, a load, no JSON."""
 STREAM_JSON = sorted((ROOT / "stream-json").glob("*.jsonl"))
 
 Cut = Callable[[bytes], Iterable[bytes]]

@@ -47,7 +47,7 @@ def test_a_turn_runs_from_prompt_to_completion() -> None:
     request = talk.prompt()
     talk.writes("hi")
     talk.ends(request)
-    talk.machine.finish(T, TurnBill(usage=[usage(), usage(usage_event="use-2")], duration_ms=12))
+    talk.machine.finish(T, TurnBill(usage=[usage(), usage(usage_event="use-2")], finish_reason="STOP"))
 
     assert request["params"]["prompt"] == [{"type": "text", "text": "hello"}]
     assert talk.kinds() == ["Text", "Usage", "Usage", "TurnCompleted"]
@@ -515,6 +515,9 @@ def test_a_last_line_without_its_end_is_understood_all_the_same() -> None:
         ("end_turn", TurnBill(usage=[usage()], finish_reason="MAX_TOKENS"), "cut", StopReason.MAX_TOKENS, []),
         ("end_turn", TurnBill(usage=[usage()], finish_reason="STOP"), "", StopReason.END_TURN, ["Notice"]),
         ("end_turn", TurnBill(), "", StopReason.END_TURN, []),
+        ("end_turn", TurnBill(usage=[usage(), usage()]), "twice", StopReason.END_TURN, ["Notice"]),
+        ("end_turn", TurnBill(usage=[usage(), usage()], complete=False), "twice", StopReason.END_TURN, []),
+        ("end_turn", TurnBill(usage=[usage(), usage()], finish_reason="STOP"), "once", StopReason.END_TURN, []),
         ("end_turn", TurnBill(finish_reason="MALFORMED_FUNCTION_CALL"), "", StopReason.ERROR, ["Error"]),
         ("max_tokens", TurnBill(), "x", StopReason.MAX_TOKENS, []),
         ("max_turn_requests", TurnBill(), "x", StopReason.MAX_TURN_REQUESTS, []),

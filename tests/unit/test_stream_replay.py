@@ -161,6 +161,37 @@ def test_prompts_that_overlap_end_in_their_own_order() -> None:
     assert ends == [("turn-1", "cancelled"), ("turn-2", "end_turn")]
 
 
+def test_a_prompt_that_overtakes_one_that_waits_for_a_person_has_its_own_text() -> None:
+    tool = {"toolCallId": "run_shell_command__1", "title": "touch y"}
+    options = [{"optionId": "proceed_once", "name": "Allow", "kind": "allow_once"}]
+    asks = {"sessionId": "s1", "toolCall": tool, "options": options}
+    update = {"sessionUpdate": "tool_call_update", "toolCallId": "run_shell_command__1", "status": "completed"}
+    records = [
+        record("c2a", prompt(1, "one")),
+        record("a2c", {"id": 0, "method": "session/request_permission", "params": asks}),
+        record("c2a", prompt(2, "two")),
+        record("a2c", chunk("for two")),
+        record("a2c", end(2)),
+        record("c2a", {"id": 0, "result": {"outcome": {"outcome": "selected", "optionId": "proceed_once"}}}),
+        record("a2c", {"method": "session/update", "params": {"sessionId": "s1", "update": update}}),
+        record("a2c", end(1, "cancelled")),
+    ]
+
+    events = list(replay([b"".join(records)]))
+
+    assert [(event["turn"], event["kind"]) for event in events] == [
+        ("turn-1", "turn_started"),
+        ("turn-1", "tool_call"),
+        ("turn-1", "permission_request"),
+        ("turn-2", "turn_started"),
+        ("turn-2", "text"),
+        ("turn-2", "turn_completed"),
+        ("turn-1", "permission_answered"),
+        ("turn-1", "tool_output"),
+        ("turn-1", "turn_completed"),
+    ]
+
+
 def load(session: str = "s1") -> bytes:
     params = {"sessionId": session, "cwd": "/w", "mcpServers": []}
     return record("c2a", {"jsonrpc": "2.0", "id": 7, "method": "session/load", "params": params})

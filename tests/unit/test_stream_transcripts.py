@@ -12,7 +12,7 @@ from sandboxd.stream.codec import decode_body
 from sandboxd.stream.headless.machine import HeadlessDialect
 from sandboxd.stream.headless.observer import HeadlessObserver
 from sandboxd.stream.replay import replay
-from tests.recordings import ACP, ROOT, STREAM_JSON, Play, byte_by_byte, play, segments, summary, whole
+from tests.recordings import ACP, OWN, ROOT, STREAM_JSON, Play, byte_by_byte, play, segments, summary, whole
 
 EXPECTED = json.loads((ROOT / "expected.json").read_text())
 acp = pytest.mark.parametrize("path", ACP, ids=lambda path: path.stem)
@@ -20,7 +20,7 @@ stream_json = pytest.mark.parametrize("path", STREAM_JSON, ids=lambda path: path
 
 
 def test_every_recording_has_its_expectation() -> None:
-    names = {f"acp/{path.name}" for path in ACP} | {f"stream-json/{path.name}" for path in STREAM_JSON}
+    names = {f"{path.parent.name}/{path.name}" for path in (*ACP, *STREAM_JSON, *OWN)}
 
     assert names == set(EXPECTED)
     assert len(names) > 40
@@ -29,6 +29,17 @@ def test_every_recording_has_its_expectation() -> None:
 @acp
 def test_an_acp_recording_means_what_is_written_down(path: Path) -> None:
     assert summary(play(path).events) == EXPECTED[f"acp/{path.name}"]
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_a_recording_of_our_own_means_what_is_written_down_in_any_cut(path: Path) -> None:
+    data = path.read_bytes()
+
+    events = list(replay([data]))
+
+    assert summary((event["session"], event["turn"], event) for event in events) == EXPECTED[f"own/{path.name}"]
+    assert list(replay(data[at : at + 4099] for at in range(0, len(data), 4099))) == events
+    assert [event["why"] for event in events if event["kind"] == "unparsed"] in ([], ["SENT_NOT_JSON"])
 
 
 @stream_json

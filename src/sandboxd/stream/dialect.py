@@ -217,7 +217,7 @@ class Dialect(Protocol):
         ...
 
     def exited(self, *, exit_code: int | None, signal: int | None, stderr_tail: str = "") -> None:
-        """The process has ended, and all its output was fed: every turn that it was given goes FINISHING as interrupted.
+        """The process has ended, and all its output was fed: turns that it was given go FINISHING as interrupted.
 
         A turn that it was not given (QUEUED) is forgotten: give it to the next process.
         """

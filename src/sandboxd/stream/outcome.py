@@ -29,6 +29,10 @@ REFUSING_FINISHES = frozenset(
 MALFORMED_FINISHES = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL"})
 """Finish reasons that mean: the model tried to call a tool and failed to write the call."""
 
+_OK = 200
+_REPEATED = 2
+"""Calls of a turn from which on the last one can be a repetition."""
+
 
 def conclude(stop: StopReason, *, said: bool, bill: TurnBill) -> tuple[StopReason, Sequence[EventBody]]:
     """The last events of a turn.
@@ -48,7 +52,7 @@ def _judge(stop: StopReason, *, said: bool, bill: TurnBill) -> tuple[StopReason,
     if bill.finish_reason == "MAX_TOKENS":
         return StopReason.MAX_TOKENS, ()
     if said:
-        return stop, ()
+        return stop, _repeated(bill)
     why = bill.block_reason or (bill.finish_reason if bill.finish_reason in REFUSING_FINISHES else "")
     if why:
         return StopReason.REFUSAL, [Notice(code="ANSWER_REFUSED", message=f"The model gave no answer: {why}.")]
@@ -58,6 +62,15 @@ def _judge(stop: StopReason, *, said: bool, bill: TurnBill) -> tuple[StopReason,
     if bill.usage:
         return stop, [Notice(code="ANSWER_EMPTY", message="The model gave an empty answer. Send the prompt again.")]
     return stop, ()
+
+
+def _repeated(bill: TurnBill) -> Sequence[EventBody]:
+    """Whether the CLI has tried a broken answer again: it sends the text of every attempt, and nothing marks them."""
+    attempts = [row for row in bill.usage if row.http_status in (None, _OK) and not row.estimated]
+    if not bill.complete or bill.finish_reason or len(attempts) < _REPEATED:
+        return ()
+    message = "The model broke its answer off and the CLI asked again: the text above may stand there several times."
+    return [Notice(code="ANSWER_REPEATED", message=message)]
 
 
 def _completed(stop: StopReason, bill: TurnBill) -> TurnCompleted:

@@ -219,10 +219,18 @@ class AcpSession:
         )
 
     def current(self) -> AcpTurn | None:
-        """The turn that output belongs to: the oldest one that runs, else the newest that is finishing."""
+        """The turn that output belongs to: the oldest one that runs, else the newest that is finishing.
+
+        Only another client lets prompts overlap; the CLI cancels the older one then, but not before its tool has ended
+        or its permission request is answered. Until then it says nothing, and what is said is the newer one's.
+        """
+        busy = {call.turn for call in self.calls} | {permission.turn for permission in self.permissions}
         running = [turn for turn in self.turns if turn.state is TurnState.RUNNING]
         ended = [turn for turn in self.turns if turn.state is TurnState.FINISHING]
-        return running[0] if running else ended[-1] if ended else None
+        for turn in running[:-1]:
+            if turn.id not in busy:
+                return turn
+        return running[-1] if running else ended[-1] if ended else None
 
     def find_turn(self, turn: TurnId | None) -> AcpTurn | None:
         """The unfinished turn with this id."""
