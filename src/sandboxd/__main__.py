@@ -6,12 +6,16 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sandboxd import __version__
+
+if TYPE_CHECKING:
+    from sandboxd.settings import Settings
 
 app = typer.Typer(
     name="sandboxd",
@@ -50,9 +54,7 @@ def serve(with_parent: WithParent = False) -> None:
 
     Example: SANDBOXD_DATABASE_URL=postgresql://… SANDBOXD_GATEWAY_URL=http://127.0.0.1:8082 sandboxd serve
     """
-    from sandboxd.bootstrap.serve import serve as role  # noqa: PLC0415  only this role needs it
-
-    _run_role("serve", role, with_parent=with_parent)
+    _run_role("serve", with_parent=with_parent)
 
 
 @app.command()
@@ -61,9 +63,7 @@ def gateway(with_parent: WithParent = False) -> None:
 
     Example: SANDBOXD_DATABASE_URL=postgresql://… SANDBOXD_GEMINI_KEYS_DIR=/run/keys sandboxd gateway
     """
-    from sandboxd.bootstrap.gateway import gateway as role  # noqa: PLC0415  only this role needs it
-
-    _run_role("gateway", role, with_parent=with_parent)
+    _run_role("gateway", with_parent=with_parent)
 
 
 @app.command()
@@ -72,9 +72,7 @@ def migrate() -> None:
 
     Example: SANDBOXD_DATABASE_URL=postgresql://… sandboxd migrate
     """
-    from sandboxd.bootstrap.migrate import migrate as role  # noqa: PLC0415  only this role needs it
-
-    _run_role("migrate", role)
+    _run_role("migrate")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
@@ -150,12 +148,8 @@ def token(
     raise typer.Exit(mint_token(data_dir=data_dir, client=client, subject=subject, role=role, hours=hours))
 
 
-def _run_role(
-    name: str, role: Callable[[Any], Coroutine[Any, Any, object]], *, with_parent: bool = False
-) -> None:  # Any: settings are not imported here
-    import uvloop  # noqa: PLC0415  only roles need it
-
-    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415
+def _run_role(name: str, *, with_parent: bool = False) -> None:
+    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415  only roles need it
     from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
     from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
     from sandboxd.settings import SettingsError, load_settings  # noqa: PLC0415
@@ -165,6 +159,11 @@ def _run_role(
     try:
         settings = load_settings()
         configure_logging(role=name, style=settings.log_format, level=settings.log_level)
+        # After the settings: a bad one is told at once, and not after seconds of imports.
+        role: Callable[[Settings], Coroutine[Any, Any, object]] = getattr(
+            import_module(f"sandboxd.bootstrap.{name}"), name
+        )
+        uvloop = import_module("uvloop")
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(role(settings))
     except SettingsError as error:
