@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tools import settings_page
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
 VERBS = re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE)
@@ -49,6 +51,16 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
     ]
 
     assert lost == []
+
+
+def test_the_page_of_settings_says_what_the_settings_say() -> None:
+    assert settings_page.PAGE.read_text() == settings_page.render(), "run .venv/bin/python tools/settings_page.py"
+
+
+def test_every_decision_is_in_the_list_of_decisions() -> None:
+    pages = {path.name for path in (REPOSITORY / "docs" / "adr").glob("0*.md")}
+
+    assert set(re.findall(r"\]\((0[^)]+)\)", (REPOSITORY / "docs" / "adr" / "README.md").read_text())) == pages
 
 
 def test_every_dependency_is_locked_by_hash() -> None:
