@@ -31,6 +31,7 @@ from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
 from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
+from sandboxd.persistence.retention import forget_commands
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.settings import Settings, SettingsError, redact, unknown_variables
@@ -49,6 +50,9 @@ log = structlog.get_logger("sandboxd.bootstrap")
 
 MIN_GRACE: Final = timedelta(seconds=1)
 _HINT_RETRY_SECONDS: Final = 1.0
+RETENTION_SECONDS: Final = 3600.0
+"""How often request ids of streams that are older than their 30 days are forgotten."""
+RETENTION_BATCH: Final = 1000
 
 
 async def serve(settings: Settings) -> None:
@@ -208,6 +212,7 @@ async def _background(rooms: _Rooms) -> None:
         tasks.create_task(rooms.custody.run(), name="custody")
         tasks.create_task(rooms.manager.run(), name="manager")
         tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
+        tasks.create_task(_forget_old_commands(rooms.database), name="retention")
 
 
 async def _usage_hints(wakeups: Wakeups, bills: TurnBills) -> None:
@@ -218,6 +223,16 @@ async def _usage_hints(wakeups: Wakeups, bills: TurnBills) -> None:
         except UnavailableError as error:
             log.warning("usage.hints_interrupted", error=error.message)
         await asyncio.sleep(_HINT_RETRY_SECONDS)
+
+
+async def _forget_old_commands(database: Database) -> None:
+    while True:
+        try:
+            while await forget_commands(database, limit=RETENTION_BATCH) == RETENTION_BATCH:
+                await asyncio.sleep(0)
+        except UnavailableError as error:
+            log.warning("retention.interrupted", error=error.message)
+        await asyncio.sleep(RETENTION_SECONDS)
 
 
 async def _drain(rooms: _Rooms, *, grace: timedelta) -> None:
