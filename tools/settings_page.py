@@ -7,11 +7,14 @@ from sandboxd.settings import PREFIX, Settings
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every role reads environment variables, or the TOML file that `SANDBOXD_CONFIG` names (the names below in lower case without the prefix). Strongest first: the command line, the environment, `…_FILE` for secrets
-(`SANDBOXD_DATABASE_URL_FILE`, `SANDBOXD_GEMINI_API_KEY_FILE`), the TOML file, the defaults. What is in force is logged at start, secrets only as `(set)`; a misspelt variable is named.
+Every role reads environment variables, or the TOML file that `SANDBOXD_CONFIG` names (there the names below stand in
+lower case, without the prefix). Strongest first: the command line, the environment, `…_FILE` for secrets
+(`SANDBOXD_DATABASE_URL_FILE`, `SANDBOXD_GEMINI_API_KEY_FILE`), the TOML file, the defaults. What is in force is logged
+at start, secrets only as `(set)`; a misspelt variable is named.
 
-Read elsewhere: `GEMINI_API_KEY` (as `SANDBOXD_GEMINI_API_KEY`), `SANDBOXD_CACHE_DIR` (where `make setup` keeps downloads, `~/.cache/sandboxd`).
-The agent has no such settings: it is configured by a file ([why](adr/0006-agent-in-python.md)).
+Read elsewhere: `GEMINI_API_KEY` (as `SANDBOXD_GEMINI_API_KEY`) and `SANDBOXD_CACHE_DIR` (where `make setup` keeps what
+it downloads, `~/.cache/sandboxd`). The agent has no such settings: a file configures it
+([why](adr/0006-agent-in-python.md)).
 
 This page is made by `.venv/bin/python tools/settings_page.py`.
 
