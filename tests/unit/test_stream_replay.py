@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandboxd.stream.replay import replay
-from tests.recordings import ROOT
+from tests.recordings import ACP, ROOT
 
 
 def record(dir_: str, msg: Any, **more: Any) -> bytes:
@@ -140,6 +140,45 @@ def test_raw_json_rpc_lines_are_told_apart_by_their_methods() -> None:
     lines = [json.dumps(message).encode() + b"\n" for message in (prompt(1), chunk("x"), end(1))]
 
     assert kinds(*lines) == ["turn_started", "text", "turn_completed"]
+
+
+def test_raw_output_alone_has_its_sessions_and_turns() -> None:
+    greeting = {"jsonrpc": "2.0", "id": 0, "result": {"agentInfo": {"version": "0.61.0"}}}
+    made = {"jsonrpc": "2.0", "id": 1, "result": {"sessionId": "s1", "modes": {"currentModeId": "default"}}}
+    refused = {"jsonrpc": "2.0", "id": 5, "error": {"code": 402, "message": "spent"}}
+    lines = [greeting, made, chunk("x"), end(2), chunk("of another", "s2"), refused, chunk("cut")]
+
+    events = list(replay([b"".join(json.dumps(line).encode() + b"\n" for line in lines)]))
+
+    assert [(event["session"], event["turn"], event["kind"]) for event in events] == [
+        ("s1", None, "session_ready"),
+        ("s1", "turn-1", "turn_started"),
+        ("s1", "turn-1", "text"),
+        ("s1", "turn-1", "turn_completed"),
+        ("s2", "turn-2", "turn_started"),
+        ("s2", "turn-2", "text"),
+        ("s2", "turn-2", "error"),
+        ("s2", "turn-2", "turn_completed"),
+        ("s1", "turn-3", "turn_started"),
+        ("s1", "turn-3", "text"),
+        ("s1", "turn-3", "error"),
+        ("s1", "turn-3", "turn_completed"),
+    ]
+    assert events[0]["cli_version"] == "0.61.0"
+
+
+@pytest.mark.parametrize("path", ACP, ids=lambda path: path.stem)
+def test_the_output_of_a_recording_alone_loses_nothing(path: Path) -> None:
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    raw = b"".join(json.dumps(entry["msg"]).encode() + b"\n" for entry in records if entry["dir"] == "a2c")
+    loads = any('"session/load"' in json.dumps(entry) for entry in records)
+
+    alone, whole = list(replay([raw])), list(replay([path.read_bytes()]))
+
+    def texts(events: list[dict[str, Any]]) -> list[str]:
+        return [event["text"] for event in events if event["kind"] in ("text", "thought")]
+
+    assert texts(alone) == texts(whole) or loads
 
 
 def test_prompts_that_overlap_end_in_their_own_order() -> None:

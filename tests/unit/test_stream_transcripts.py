@@ -28,7 +28,10 @@ def test_every_recording_has_its_expectation() -> None:
 
 @acp
 def test_an_acp_recording_means_what_is_written_down(path: Path) -> None:
+    replayed = [(event["session"], event["turn"], event) for event in replay([path.read_bytes()])]
+
     assert summary(play(path).events) == EXPECTED[f"acp/{path.name}"]
+    assert summary(replayed) == EXPECTED[f"acp/{path.name}"]
 
 
 @pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
@@ -40,6 +43,9 @@ def test_a_recording_of_our_own_means_what_is_written_down_in_any_cut(path: Path
     assert summary((event["session"], event["turn"], event) for event in events) == EXPECTED[f"own/{path.name}"]
     assert list(replay(data[at : at + 4099] for at in range(0, len(data), 4099))) == events
     assert [event["why"] for event in events if event["kind"] == "unparsed"] in ([], ["SENT_NOT_JSON"])
+    if b"session/load" not in data:
+        chunks = data.count(b"agent_message_chunk") - data.count(b"[MODE_UPDATE]")
+        assert [event["kind"] for event in events].count("text") == chunks
 
 
 @stream_json

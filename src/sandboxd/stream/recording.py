@@ -42,6 +42,8 @@ class Record:
     """The line as it was, without its line feed."""
     time: float | None = None
     """Seconds since the recording began; None where it does not say."""
+    raw: bool = False
+    """Output without a recording around it: what the client sent may be missing."""
 
 
 _CLIENT_METHODS = frozenset(
@@ -79,7 +81,7 @@ def read_record(line: bytes) -> Record | Rejection:
     if isinstance(value, Rejection):
         return value
     if _is_rpc(value):
-        return Record(direction=_guess(value), line=line, time=None)
+        return Record(direction=_guess(value), line=line, raw=True)
     time = value.get("t")
     seconds = float(time) if isinstance(time, (int, float)) and not isinstance(time, bool) else None
     direction = _DIRECTIONS.get(text(value, "dir"))

@@ -7,9 +7,10 @@ Reads bytes, yields dictionaries; the command around it is `__main__.py`. Tolera
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Protocol
 
+from sandboxd.stream.acp.guessing import AcpGuesser
 from sandboxd.stream.acp.machine import AcpDialect
 from sandboxd.stream.acp.observer import AcpObserver
 from sandboxd.stream.codec import encode_body
@@ -35,7 +36,7 @@ def replay(chunks: Iterable[bytes], *, format_: RecordingFormat | None = None) -
     lines = _lines(chunks)
     first: list[bytes | LongLine] = []
     if format_ is None:
-        first = [line for line, _ in zip(lines, range(SNIFFED_LINES), strict=False)]
+        first = list(islice(lines, SNIFFED_LINES))
         format_ = sniff(line for line in first if isinstance(line, bytes))
     player: _Player = _AcpPlayer() if format_ is RecordingFormat.ACP else _HeadlessPlayer()
     for line in chain(first, lines):
@@ -64,6 +65,7 @@ class _AcpPlayer:
     def __init__(self) -> None:
         self._machine = AcpDialect(observing=True)
         self._observer = AcpObserver(self._machine)
+        self._guesser = AcpGuesser(self._machine, self._observer)
         self._ended = False
 
     @property
@@ -74,6 +76,7 @@ class _AcpPlayer:
         if self._ended:
             self._machine = AcpDialect(observing=True)
             self._observer = AcpObserver(self._machine, turns=self._observer.turns)
+            self._guesser = AcpGuesser(self._machine, self._observer)
             self._ended = False
         record = read_record(line)
         if isinstance(record, Rejection):
@@ -87,7 +90,7 @@ class _AcpPlayer:
                 else:
                     self._observer.sent(message)
             case Direction.CLI:
-                self._machine.feed(record.line + b"\n")
+                self._machine.feed((self._guesser.prepare(record.line) if record.raw else record.line) + b"\n")
             case Direction.END:
                 self.end()
         return record.time

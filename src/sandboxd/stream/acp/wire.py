@@ -59,6 +59,10 @@ class Wire:
         """The request that an answer belongs to; it is forgotten. None where nothing has this id."""
         return self._pending.pop(_key(rpc), None)
 
+    def knows(self, rpc: Any) -> bool:
+        """Tell whether a request with this id is unanswered."""
+        return _key(rpc) in self._pending
+
     def awaits(self, kind: RequestKind, session: SessionId, value: str) -> bool:
         """Tell whether such a request is unanswered."""
         return any(
