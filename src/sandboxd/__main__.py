@@ -123,7 +123,8 @@ def demo(
     """
     if output not in {"text", "json"}:
         raise typer.BadParameter("must be text or json", param_hint="--output")
-    from sandboxd.dev.demo import DemoOptions, run_demo  # noqa: PLC0415  only this role needs it
+    from sandboxd.dev.demo import run_demo  # noqa: PLC0415  only this role needs it
+    from sandboxd.dev.demo_options import DemoOptions  # noqa: PLC0415
 
     options = DemoOptions(
         prompts=tuple(prompt or ()), as_json=output == "json", data_dir=data_dir, keep=keep, model=model

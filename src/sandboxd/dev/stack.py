@@ -54,7 +54,7 @@ class DevStack:
     def __init__(self, settings: Settings, options: StackOptions, *, say: Callable[[str], None]) -> None:
         self._settings = settings
         self._options = options
-        self._home = options.home
+        self.home = options.home
         self._say = say
         self._stack = AsyncExitStack()
         self.practice = settings.gemini_api_key is None and settings.gemini_url == DEFAULT_GEMINI_URL
@@ -73,8 +73,8 @@ class DevStack:
     async def __aenter__(self) -> Self:
         """Start everything; what failed on the way is taken down again."""
         async with AsyncExitStack() as stack:
-            self._home.make()
-            stack.enter_context(self._home.held())
+            self.home.make()
+            stack.enter_context(self.home.held())
             await self._start(stack)
             self._stack = stack.pop_all()
         return self
@@ -88,7 +88,7 @@ class DevStack:
         token = DevIssuer.open(self._settings).mint(
             client=DEV_CLIENT, subject=DEV_SUBJECT, role=DEV_ROLE, seconds=TOKEN_SECONDS
         )
-        write_private(self._home.token, token + "\n")
+        write_private(self.home.token, token + "\n")
         return token
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -115,10 +115,10 @@ class DevStack:
         await database.ready
         await gateway.wait_ready(self.ports.gateway_web, seconds=READY_SECONDS)
         await serve.wait_ready(self.ports.web, seconds=READY_SECONDS)
-        self._home.announce(
+        self.home.announce(
             {
                 "address": self.address,
-                "token_file": self._home.token.name,
+                "token_file": self.home.token.name,
                 "web": f"http://127.0.0.1:{self.ports.web}",
                 "gateway": f"http://127.0.0.1:{self.ports.gateway}",
                 "gateway_web": f"http://127.0.0.1:{self.ports.gateway_web}",
@@ -136,7 +136,7 @@ class DevStack:
             url = self._settings.database_url.get_secret_value()
             start = None
         else:
-            embedded = EmbeddedPostgres(self._home.postgres)
+            embedded = EmbeddedPostgres(self.home.postgres)
             url = embedded.url()
             stack.push_async_callback(embedded.stop)
             start = embedded.start
@@ -153,12 +153,12 @@ class DevStack:
         self.gemini_url = practice.url
 
     def _child(self, name: str, environment: dict[str, str]) -> Child:
-        return Child(name, [name], environment=environment, log=self._home.logs / f"{name}.log", say=self._say)
+        return Child(name, [name], environment=environment, log=self.home.logs / f"{name}.log", say=self._say)
 
     def _variables(self, cli: GeminiCli, database_url: str) -> dict[str, str]:
         local = "127.0.0.1"
         return {
-            "SANDBOXD_DATA_DIR": str(self._home.path),
+            "SANDBOXD_DATA_DIR": str(self.home.path),
             "SANDBOXD_DATABASE_URL": database_url,
             "SANDBOXD_GRPC_LISTEN": f"{local}:{self.ports.grpc}",
             "SANDBOXD_WEB_LISTEN": f"{local}:{self.ports.web}",
@@ -178,7 +178,7 @@ class DevStack:
 
         settings = self._settings.model_copy(
             update={
-                "data_dir": self._home.path,
+                "data_dir": self.home.path,
                 "node": self._settings.node or cli.node,
                 "gemini_cli": self._settings.gemini_cli or cli.entry,
             }
