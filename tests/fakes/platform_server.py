@@ -201,7 +201,7 @@ class FakePlatform(
         sandbox = self._sandbox(request.name, context)
         open_turn = any(each.session.open_turn for each in self.sessions.values())
         if open_turn and not request.force:
-            refuse(context, "FAILED_PRECONDITION", "TURN_OPEN", "A turn is open.", sandbox=request.name)
+            refuse(context, "FAILED_PRECONDITION", "TURN_IN_PROGRESS", "A turn is open.", sandbox=request.name)
         self._set_state(sandbox, sandbox_pb2.SANDBOX_STATE_PAUSED)
         self._leave(context)
         return sandbox_pb2.PauseResponse(sandbox=sandbox)

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from sandboxd.ctl.advice import advise
-from sandboxd.ctl.asking import understand
 from sandboxd.ctl.backoff import Backoff, RetryPolicy
 from sandboxd.ctl.commands.prompt import exit_code
 from sandboxd.ctl.commands.usage import moment
@@ -16,6 +15,7 @@ from sandboxd.ctl.exits import Exit, of_status
 from sandboxd.ctl.figures import ago, money, span
 from sandboxd.ctl.jsonlines import to_dict, to_line
 from sandboxd.ctl.options import asks_for_json, hoist
+from sandboxd.ctl.permissions import understand
 from sandboxd.ctl.shell import UsageError
 from sandboxd.ctl.target import SetupError, TargetOptions, find
 from sandboxd.v1 import sandbox_pb2, stream_pb2
@@ -132,9 +132,9 @@ def test_the_end_of_a_turn_decides_the_exit_code(
 )
 def test_answers_are_understood_or_asked_for_again(said: str, option: str | None) -> None:
     kind = stream_pb2.PermissionOption
-    options = [
-        kind(option="once", label="Allow once", kind=kind.KIND_ALLOW_ONCE),
+    options = [  # in the order of Gemini CLI, which is not the one that people are shown
         kind(option="always", label="Always allow", kind=kind.KIND_ALLOW_ALWAYS),
+        kind(option="once", label="Allow once", kind=kind.KIND_ALLOW_ONCE),
         kind(option="no", label="Reject", kind=kind.KIND_REJECT_ONCE),
     ]
 
@@ -216,7 +216,8 @@ def test_advice_names_what_it_is_about() -> None:
     advice = advise("FAILED_PRECONDITION", "SANDBOX_PAUSED", {"sandbox": "sandboxes/sbx-1"})
 
     assert advice == "Bring it back with: sandboxctl resume sbx-1"
-    assert "SESSION" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {})
+    assert "--force" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {"sandbox": "sandboxes/a"})
+    assert "history ses-1 --follow" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {"session": "ses-1"})
 
 
 def test_figures_are_short() -> None:

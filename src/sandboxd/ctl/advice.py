@@ -12,7 +12,6 @@ _BY_REASON = {
     ),
     "SANDBOX_NOT_FOUND": "See which there are: sandboxctl ls",
     "SESSION_NOT_FOUND": "See which there are: sandboxctl sessions SANDBOX",
-    "TURN_OPEN": "Wait for the turn to end, or give --force.",
 }
 _BY_CODE = {
     "UNAUTHENTICATED": "Give a valid token: SANDBOXCTL_TOKEN, --token-file FILE or --token TOKEN.",
@@ -39,6 +38,8 @@ def advise(code: str, reason: str, metadata: Mapping[str, str], *, address: str 
         metadata: Facts of the error, by name; they fill the advice.
         address: Of the service.
     """
+    if reason == "TURN_IN_PROGRESS" and "session" not in metadata:  # the sandbox is what is refused, not a prompt
+        return "Wait for the turn to end, cancel it with Ctrl-C in `sandboxctl chat`, or give --force."
     advice = _BY_REASON.get(reason) or _BY_CODE.get(code, "")
     facts = _Facts({name: value.removeprefix("sandboxes/") for name, value in metadata.items()})
     facts["address"] = address

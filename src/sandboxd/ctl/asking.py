@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import sys
 import termios
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
 from sandboxd.ctl.conversation import Asker
+from sandboxd.ctl.permissions import ALLOW, REJECT, first_of, understand
 from sandboxd.v1 import stream_pb2
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
     from prompt_toolkit.output import Output
-
-Kind = stream_pb2.PermissionOption.Kind
-ALLOW = (stream_pb2.PermissionOption.KIND_ALLOW_ONCE, stream_pb2.PermissionOption.KIND_ALLOW_ALWAYS)
-REJECT = (stream_pb2.PermissionOption.KIND_REJECT_ONCE, stream_pb2.PermissionOption.KIND_REJECT_ALWAYS)
-
-
-def first_of(request: stream_pb2.PermissionRequest, kinds: Iterable[Kind.ValueType]) -> str:
-    """Return the id of the first option of one of these kinds, best kind first; empty where there is none."""
-    for kind in kinds:
-        for option in request.options:
-            if option.kind == kind:
-                return option.option
-    return ""
 
 
 class AlwaysYes(Asker):
@@ -81,22 +68,6 @@ class AskPerson(Asker):
             option = understand(said, request)
             if option is not None:
                 return option
-
-
-def understand(said: str, request: stream_pb2.PermissionRequest) -> str | None:
-    """Return the option that a person's word means, None where it means none."""
-    word = said.strip().lower()
-    if word.isascii() and word.isdigit():
-        number = int(word)
-        return request.options[number - 1].option if 1 <= number <= len(request.options) else None
-    if word in ("y", "yes"):
-        return first_of(request, ALLOW[:1]) or None
-    if word in ("n", "no"):
-        return first_of(request, REJECT)
-    for option in request.options:
-        if word and word in (option.option.lower(), option.label.lower()):
-            return option.option
-    return None
 
 
 def has_terminal() -> bool:

@@ -13,9 +13,8 @@ from typing import Protocol
 
 from sandboxd.ctl.client import ApiError, SessionStream
 from sandboxd.ctl.errors import from_command_failed
+from sandboxd.ctl.permissions import REJECT
 from sandboxd.v1 import stream_pb2
-
-_REJECTS = (stream_pb2.PermissionOption.KIND_REJECT_ONCE, stream_pb2.PermissionOption.KIND_REJECT_ALWAYS)
 
 
 class View(Protocol):
@@ -40,6 +39,10 @@ class Conversation:
         """The turn that is going on; empty where none is."""
         self.refused = False
         """True where a permission was refused since the last prompt."""
+        self.mode = ""
+        """Present approval mode, once it was told."""
+        self.model = ""
+        """Present model, once it was told."""
         self.modes: Sequence[str] = ()
         """Modes that can be set, once the session is ready."""
         self.models: Sequence[str] = ()
@@ -154,6 +157,11 @@ class Conversation:
                     self._failed[event.command_failed.request_id] = from_command_failed(event.command_failed)
             case "session_ready":
                 self.modes, self.models = [*event.session_ready.modes], [*event.session_ready.models]
+                self.mode, self.model = event.session_ready.mode, event.session_ready.model
+            case "mode_changed":
+                self.mode = event.mode_changed.mode
+            case "model_changed":
+                self.model = event.model_changed.model
             case "turn_started":
                 self.open_turn = event.turn
                 if event.turn_started.request_id in self._waiting:
@@ -192,7 +200,7 @@ class Conversation:
             self.cancel()
             return
         kinds = {each.option: each.kind for each in request.options}
-        self.refused = self.refused or not option or kinds.get(option) in _REJECTS
+        self.refused = self.refused or not option or kinds.get(option) in REJECT
         self._stream.answer(request.permission, option)
         self._ask_next()
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from sandboxd.ctl.diffs import unified
 from sandboxd.ctl.figures import count, money, span
+from sandboxd.ctl.permissions import ALLOW, in_order
 from sandboxd.ctl.sanitize import clean, clean_line
 from sandboxd.v1 import stream_pb2
 
@@ -36,7 +37,6 @@ _STOPPED = {
     stream_pb2.STOP_REASON_ERROR: ("failed", "red"),
     stream_pb2.STOP_REASON_INTERRUPTED: ("interrupted: the next prompt continues the conversation", "red"),
 }
-_ALLOW = (stream_pb2.PermissionOption.KIND_ALLOW_ONCE, stream_pb2.PermissionOption.KIND_ALLOW_ALWAYS)
 
 
 class EventRenderer:
@@ -112,7 +112,10 @@ class EventRenderer:
     def _bar(self, lines: Iterable[Text], style: str = "dim") -> None:
         self.end_line()
         for line in lines:
-            self._console.print(Text.assemble(("  │ ", style), line), overflow="fold")
+            # A pipe gets lines as they are; at a terminal each row of a long one stands behind the bar.
+            rows = line.wrap(self._console, self._console.width - 4) if self._console.is_terminal else [line]
+            for row in rows or [line]:
+                self._console.print(Text.assemble(("  │ ", style), row))
 
     def _text(self, piece: stream_pb2.Text) -> None:
         text = clean(piece.text)
@@ -183,8 +186,8 @@ class EventRenderer:
             body.append(Text(f"… {len(lines) - 20} more lines", style="yellow"))
         for diff in request.diffs:
             body += unified(diff)
-        for number, option in enumerate(request.options, start=1):
-            style = "green" if option.kind in _ALLOW else "red"
+        for number, option in enumerate(in_order(request), start=1):
+            style = "green" if option.kind in ALLOW else "red"
             body.append(Text.assemble((f"  {number} ", f"bold {style}"), clean_line(option.label)))
         if self._console.is_terminal:
             title = Text(f"May {clean_line(request.tool) or 'a tool'} run?", style="bold yellow")

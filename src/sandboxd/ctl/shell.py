@@ -140,6 +140,8 @@ def _fail(
         return
     err.print(Text.assemble(("✗ ", "bold red"), (clean(message), "red")))
     for each in violations:
+        if each.description in message:  # the service tells a single one in its message, too
+            continue
         err.print(Text(f"  {clean_line(each.field)}: {clean_line(each.description)}", style="red"))
     for line in advice.splitlines():
         err.print(Text(f"  {clean_line(line)}", style="yellow"))

@@ -16,6 +16,9 @@ from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean, clean_line
 from sandboxd.v1 import sandbox_pb2, session_pb2, usage_pb2
 
+GAP = 3
+"""Columns between two cells, where the terminal is measured."""
+
 _Row = tuple[str | Text, ...]
 
 _STATE_STYLES = {
@@ -42,7 +45,8 @@ def sandbox_table(sandboxes: Iterable[sandbox_pb2.Sandbox], console: Console) ->
         )
         for each in sandboxes
     ]
-    return _filled(console, ("SANDBOX", "NAME", "STATE", "FREELANCER", "TIER", "LAST USE", "LABELS"), rows)
+    columns = ("SANDBOX", "NAME", "STATE", "FREELANCER", "TIER", "LAST USE", "LABELS")
+    return _filled(console, columns, rows, spare=("TIER", "FREELANCER", "LABELS", "LAST USE"))
 
 
 def session_table(sessions: Iterable[session_pb2.Session], console: Console) -> Table:
@@ -60,7 +64,8 @@ def session_table(sessions: Iterable[session_pb2.Session], console: Console) -> 
         )
         for each in sessions
     ]
-    return _filled(console, ("SESSION", "TITLE", "TURNS", "EVENTS", "MODE", "MODEL", "LAST EVENT", "NOW"), rows)
+    columns = ("SESSION", "TITLE", "TURNS", "EVENTS", "MODE", "MODEL", "LAST EVENT", "NOW")
+    return _filled(console, columns, rows, spare=("EVENTS", "MODE", "MODEL", "TURNS"))
 
 
 def sum_table(
@@ -158,14 +163,26 @@ def _table(console: Console, *columns: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
-def _filled(console: Console, columns: Sequence[str], rows: Sequence[_Row]) -> Table:
-    """Make a table of the columns that hold anything; the first one, of ids, is never cut."""
-    used = [number for number, name in enumerate(columns) if any(str(row[number]) for row in rows)]
-    table = _table(console, *(columns[number] for number in used))
+def _filled(console: Console, columns: Sequence[str], rows: Sequence[_Row], *, spare: Sequence[str] = ()) -> Table:
+    """Make a table of the columns that hold anything.
+
+    The first column, of ids, is never cut. Where the terminal is too narrow, spare columns are left out, first first,
+    before the others are cut.
+    """
+    widths = {
+        name: max(len(name), *(len(str(row[number])) for row in rows), 0)
+        for number, name in enumerate(columns)
+        if any(str(row[number]) for row in rows)
+    }
+    for name in spare:
+        if sum(widths.values()) + GAP * len(widths) <= console.width:
+            break
+        widths.pop(name, None)
+    table = _table(console, *widths)
     if rows:
-        table.columns[0].min_width = max(len(str(row[0])) for row in rows)
+        table.columns[0].min_width = widths[columns[0]]
     for row in rows:
-        table.add_row(*(row[number] for number in used))
+        table.add_row(*(cell for name, cell in zip(columns, row, strict=True) if name in widths))
     return table
 
 

@@ -223,3 +223,15 @@ def usage(
         model=model,
     )
     execute(context, output, lambda shell: command.usage(shell, options))
+
+
+@app.command(help=help_text("Say how the shell learns to complete commands and names.", "sandboxctl completion"))
+def completion() -> None:
+    """Tell how to install completion."""
+    typer.echo(
+        "Once, for the shell you are in (it adds a line to its start file):\n"
+        "  sandboxctl --install-completion\n"
+        "Or by hand, for example for bash:\n"
+        "  sandboxctl --show-completion bash >> ~/.bashrc\n"
+        "Then open a new shell. Names of sandboxes and sessions are completed, too, where the service answers."
+    )

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,17 +154,21 @@ class _Talk:
             case "/session":
                 self._shell.say(self._conversation.session)
             case "/mode":
-                self._set("mode", rest.strip(), self._conversation.modes, stream)
+                self._set("mode", rest.strip(), stream)
             case "/model":
-                self._set("model", rest.strip(), self._conversation.models, stream)
+                self._set("model", rest.strip(), stream)
             case "/attach":
                 self._attach(rest)
             case _:
                 await self._prompt(text)
 
-    def _set(self, what: str, value: str, choices: Sequence[str], stream: SessionStream) -> None:
+    def _set(self, what: str, value: str, stream: SessionStream) -> None:
+        talk = self._conversation
+        present, choices = (talk.mode, talk.modes) if what == "mode" else (talk.model, talk.models)
         if not value:
-            self._shell.say(f"{what}s: {', '.join(choices) or 'known after the first prompt'}")
+            self._shell.say(f"{what} is {present or 'known after the next prompt'}")
+            if choices:
+                self._shell.say(f"/{what} sets it: {', '.join(choices)}", "dim")
         elif what == "mode":
             stream.set_mode(value)
         else:

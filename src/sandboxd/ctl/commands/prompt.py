@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.text import Text
+
 from sandboxd.ctl.asking import AlwaysNo, AlwaysYes, AskPerson, has_terminal
 from sandboxd.ctl.client import SessionStream, attachment
 from sandboxd.ctl.conversation import Asker, Conversation
@@ -78,6 +80,9 @@ async def prompt(shell: Shell, options: PromptOptions) -> Exit:
             interrupted = leave()
     if renderer is not None:
         shell.say(f"  session {bare(conversation.session)}", "dim")
+    if conversation.refused and options.permissions is None and isinstance(asker, AlwaysNo):
+        words = "There was no terminal to ask at, so permissions were refused. --yes allows them."
+        shell.err.print(Text(words, style="yellow"))
     return exit_code(done, interrupted=interrupted, refused=conversation.refused)
 
 
