@@ -208,6 +208,9 @@ def test_a_greeting_that_is_refused_fails_every_opening() -> None:
     assert [error.reason for error in talk.of(Error)] == ["CLI_ERROR", "CLI_ERROR"]
     assert not talk.machine.is_open(A)
     assert not talk.machine.is_open(B)
+    talk.restart()
+    talk.machine.open(A, cli_session="", cwd="/w", mode="", model="", hint="h")
+    assert not talk.machine.is_open(A), "nobody waits for a process that will not talk"
 
 
 def test_a_session_without_an_id_is_no_session() -> None:

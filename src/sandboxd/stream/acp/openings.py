@@ -20,6 +20,7 @@ from sandboxd.model.ids import SessionId
 from sandboxd.stream.acp.content import names
 from sandboxd.stream.acp.state import AcpSession, Opening, Pending, Phase, RequestKind
 from sandboxd.stream.acp.wire import Wire
+from sandboxd.stream.codec import decode_error, encode_body
 from sandboxd.stream.cutting import shorten
 from sandboxd.stream.failures import (
     CLI_AUTH_REQUIRED,
@@ -65,6 +66,7 @@ class Openings:
         self._failed = failed
         self._queue: list[Opening] = []
         self._greeted = False
+        self._refusal: Error | None = None
         self._cli_version = ""
 
     def start(self) -> None:
@@ -80,7 +82,9 @@ class Openings:
     def add(self, opening: Opening) -> None:
         """Queue an opening; it begins at once where nothing is before it."""
         self._queue.append(opening)
-        if self._greeted and len(self._queue) == 1:
+        if self._refusal is not None:
+            self._fail(self._refusal)
+        elif self._greeted and len(self._queue) == 1:
             self._begin()
 
     def greeted(self, result: Mapping[str, Any]) -> None:
@@ -94,7 +98,8 @@ class Openings:
         self._cli_version = shorten(text(obj(result, "agentInfo"), "version"), MAX_NAME_BYTES)
 
     def refused(self, error: Error) -> None:
-        """The agent did not answer the greeting: nothing can be opened."""
+        """The agent refused the greeting: nothing can be opened in this process."""
+        self._refusal = error
         while self._queue:
             self._fail(error)
 
@@ -169,12 +174,14 @@ class Openings:
     def to_json(self) -> dict[str, Any]:
         """As the snapshot has it."""
         queue = [opening.to_json() for opening in self._queue]
-        return {"queue": queue, "greeted": self._greeted, "cli_version": self._cli_version}
+        refusal = encode_body(self._refusal) if self._refusal is not None else None
+        return {"queue": queue, "greeted": self._greeted, "refusal": refusal, "cli_version": self._cli_version}
 
     def load_json(self, value: Mapping[str, Any]) -> None:
         """From the snapshot."""
         self._queue = [Opening.from_json(item) for item in objects(value, "queue")]
         self._greeted = value.get("greeted") is True
+        self._refusal = decode_error(obj(value, "refusal"))
         self._cli_version = text(value, "cli_version")
 
     def _begin(self) -> None:
