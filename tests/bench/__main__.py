@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import shutil
 import sys
 import tempfile
 import time
@@ -71,6 +72,7 @@ async def main() -> int:
     parser.add_argument("--chunks", type=int, default=20, help="text chunks of a turn (default %(default)s)")
     parser.add_argument("--rate", type=float, default=5.0, help="chunks a second of a stream (default %(default)s)")
     parser.add_argument("--calls", type=int, default=2, help="model calls of a turn (default %(default)s)")
+    parser.add_argument("--logs", type=Path, help="keep the stack's logs in this directory")
     parser.add_argument("--dry", action="store_true", help="print only, leave docs/benchmarks.md as it is")
     given = parser.parse_args()
     plan = Plan(chunks=given.chunks, interval=1 / given.rate, calls=given.calls)
@@ -80,9 +82,14 @@ async def main() -> int:
         for cli, numbers in ((STAND_IN, given.streams), (REAL, given.real)):
             if numbers:
                 with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as directory:
-                    async with stack(Path(directory) / "data", upstream=url, stand_in=cli == STAND_IN) as running:
-                        for streams in map(int, numbers.split(",")):
-                            runs += [await measure(running, streams, plan, turns=given.turns, cli=cli)]
+                    data = Path(directory) / "data"
+                    try:
+                        async with stack(data, upstream=url, stand_in=cli == STAND_IN) as running:
+                            for streams in map(int, numbers.split(",")):
+                                runs += [await measure(running, streams, plan, turns=given.turns, cli=cli)]
+                    finally:
+                        if given.logs:
+                            shutil.copytree(data / "logs", given.logs / cli, dirs_exist_ok=True)
     tables = render(runs, without=without, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}")
     print(tables)
     if not given.dry:

@@ -16,6 +16,7 @@ CREATE_AT_ONCE = 2
 MODEL = "gemini-2.5-flash"
 """A fixed model: no routing call before the one that is measured."""
 TURN_SECONDS = 300
+RESEND_SECONDS = 0.5
 MILLISECOND = 1e6
 """In nanoseconds."""
 
@@ -46,6 +47,8 @@ class Samples:
     whole_call: list[float] = field(default_factory=list)
     """What they add until its end; the ledger's settlement is in it."""
     turns: int = 0
+    resent: int = 0
+    """Prompts that were sent again, because the service asked for it."""
     failures: list[str] = field(default_factory=list)
 
     def take(self, line: str, received: int) -> None:
@@ -95,7 +98,8 @@ class Client:
         """Open a session, take a turn that is not counted, wait for the others, take the turns that are."""
         call = self._stub.Stream(metadata=self._metadata)
         await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), open=stream_pb2.Open(sandbox=sandbox)))
-        await self._turn(call, Plan(chunks=1, interval=0, calls=0), Samples())
+        await self._turn(call, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
+        samples.resent += warm_up.resent
         await ready.wait()
         for _ in range(turns):
             await self._turn(call, plan, samples)
@@ -108,8 +112,8 @@ class Client:
         plan: Plan,
         samples: Samples,
     ) -> None:
-        prompt = stream_pb2.Prompt(text=plan.prompt)
-        await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), prompt=prompt))
+        prompt = stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), prompt=stream_pb2.Prompt(text=plan.prompt))
+        await call.write(prompt)
         text = ""
         async with asyncio.timeout(TURN_SECONDS):
             while True:
@@ -130,6 +134,11 @@ class Client:
                         return
                     case "error":
                         samples.failures.append(event.error.message)
+                    case "command_failed" if event.command_failed.reason == "UNAVAILABLE":
+                        # What every client does: the same request again, which is done once.
+                        samples.resent += 1
+                        await asyncio.sleep(RESEND_SECONDS)
+                        await call.write(prompt)
                     case "command_failed":
                         raise RuntimeError(f"refused: {event.command_failed.message}")
                     case _:

@@ -30,7 +30,7 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
     load += " (with the real CLI: one model call, whose answer has that many chunks)"
     baseline = "The same model calls without agent and gateway, alone on the machine: first byte "
     baseline += f"{_both(without.first_byte)}, whole call {_both(without.whole_call)}"
-    heads = ["CLI", "Streams", "Turns", "Failures", "Events", "Event P50", "P99", "max"]
+    heads = ["CLI", "Streams", "Turns", "Failures", "Resent", "Events", "Event P50", "P99", "max"]
     heads += ["Calls", "First byte P50", "P99", "Whole call P50", "P99"]
     lines = [
         f"Measured {day}: {machine}, Python {platform.python_version()}. Each stream: {load}.",
@@ -42,7 +42,7 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
     ]
     for run in runs:
         samples = run.samples
-        counts = [run.streams, samples.turns, len(samples.failures), len(samples.event)]
+        counts = [run.streams, samples.turns, len(samples.failures), samples.resent, len(samples.event)]
         cells = [run.cli, *map(str, counts)]
         cells += [_ms(samples.event, share) for share in (0.5, 0.99, 1.0)]
         cells += [str(len(samples.whole_call))]

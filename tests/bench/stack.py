@@ -40,7 +40,7 @@ async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[S
         "SANDBOXD_DATA_DIR": str(data),
         "SANDBOXD_GEMINI_URL": upstream,
         "SANDBOXD_GEMINI_API_KEY": "bench",
-        "SANDBOXD_LOG_LEVEL": "warning",
+        "SANDBOXD_LOG_LEVEL": "warning",  # a line for each call would be measured, too
         "SANDBOXD_GRPC_LISTEN": "127.0.0.1:0",
         "SANDBOXD_WEB_LISTEN": "127.0.0.1:0",
     }
