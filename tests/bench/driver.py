@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -100,8 +101,10 @@ class Client:
         await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), open=stream_pb2.Open(sandbox=sandbox)))
         await self._turn(call, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
         samples.resent += warm_up.resent
+        samples.failures += [f"in the turn before: {failure}" for failure in warm_up.failures]
         await ready.wait()
         for _ in range(turns):
+            await asyncio.sleep(random.uniform(0, plan.chunks * plan.interval / 2))
             await self._turn(call, plan, samples)
         await ready.wait()
         await call.done_writing()

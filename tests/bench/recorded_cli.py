@@ -8,6 +8,7 @@ the moments it began and ended; the clock is the machine's monotonic one, the sa
 import http.client
 import json
 import os
+import random
 import sys
 import threading
 import time
@@ -69,7 +70,8 @@ def take_turn(request: int, session: str, prompt: str, key: str) -> None:
     for _ in range(plan.get("calls", 0)):
         say(session, {"call": call_model(os.environ["GOOGLE_GEMINI_BASE_URL"], key)})
     for _ in range(plan.get("chunks", 1)):
-        time.sleep(plan.get("interval", 0.0))
+        # Real streams do not beat in time with one another.
+        time.sleep(plan.get("interval", 0.0) * random.uniform(0.5, 1.5))
         say(session, {})
     send({"id": request, "result": {"stopReason": "end_turn"}})
 

@@ -5,6 +5,7 @@ Where the conversation holds a plan (the real CLI passes the prompt on), it stre
 
 import asyncio
 import json
+import random
 import re
 import time
 from collections.abc import AsyncIterator
@@ -29,7 +30,7 @@ async def _answer(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     for number in range(count):
         if number:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         chunk = json.dumps(_chunk(arrived, last=number == count - 1))
         await response.write(f"data: {chunk}\r\n\r\n".encode())
     await response.write_eof()
