@@ -87,7 +87,7 @@ def test_a_megabyte_in_single_bytes_takes_no_time() -> None:
     for _ in range(1 << 20):
         list(framer.feed(b"x"))
 
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60, "quadratic time would take hours"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_lines_made_to_be_slow_are_refused_quickly(line: bytes) -> None:
 
     assert isinstance(decode_line(line), Rejection)
 
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60, "quadratic time would take hours"
 
 
 def test_empty_lines_and_carriage_returns_are_nothing() -> None:
