@@ -45,6 +45,8 @@ async def test_the_demo_shows_a_session_and_proves_that_it_outlives_a_pause(home
         "what to try next",
     ):
         assert words in outcome.out, words
+    # No turn of it went wrong, so nothing is said about repeated answers, errors or missing usage.
+    assert "asked again" not in outcome.out
 
 
 async def test_the_ledger_of_the_demo_is_what_the_upstream_counted(home: Path) -> None:

@@ -86,7 +86,6 @@ _ORPHANS: Final = """
 """
 _ONE: Final = "SELECT * FROM usage_events WHERE id = $1"
 _OF_TURN: Final = "SELECT * FROM usage_events WHERE turn = $1 ORDER BY id"
-_PLAIN: Final = frozenset({None, "", "STOP", "FINISH_REASON_UNSPECIFIED"})
 
 
 class PostgresUsageLedger(UsageLedger):
@@ -235,7 +234,8 @@ class PostgresTurnLedger(TurnLedger):
         return TurnUsage(
             calls=[_usage(row) for row in ended],
             open_calls=len(rows) - len(ended),
-            block_reason=_block_reason(answers[-1]) if answers else "",
+            finish_reason=(answers[-1].finish_reason or "") if answers else "",
+            block_reason=(answers[-1].block_reason or "") if answers else "",
         )
 
 
@@ -254,12 +254,6 @@ def _usage(row: UsageEvent) -> Usage:
         http_status=row.http_status,
         estimated=row.state is UsageState.ESTIMATED,
     )
-
-
-def _block_reason(row: UsageEvent) -> str:
-    if row.block_reason:
-        return row.block_reason
-    return "" if row.finish_reason in _PLAIN else row.finish_reason or ""
 
 
 def _escaped(text: str | None) -> str | None:
