@@ -319,12 +319,18 @@ class LiveConversation:
         row = self.book.session(session)
         self._machine.open(
             session,
-            cli_session=row.cli_session,
+            cli_session=row.cli_session if self._was_prompted(session) else "",
             cwd=self._workspace,
             mode=row.mode,
             model=row.model,
             hint=f"sbxd-{session}",
         )
+
+    def _was_prompted(self, session: SessionId) -> bool:
+        """Whether the CLI ever got a prompt in a session: it keeps nothing of one in which it did not."""
+        turn = self.book.turn_of(session)
+        waiting = turn is not None and turn.state is TurnState.QUEUED
+        return self.book.session(session).turns > (1 if waiting else 0)
 
     def _set(self, session: SessionId, change: Callable[[Dialect], None]) -> bool:
         if self._machine is None or not self._up or not self._machine.is_open(session):
