@@ -20,7 +20,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from sandboxd.api.grpc.server import ApiServer, ServerLimits
+from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.api.tokens import BearerTokens, KeySet
 from sandboxd.v1 import sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
@@ -57,6 +57,7 @@ class Issuer:
 class World:
     server: ApiServer
     port: int
+    tls_port: int
     channel: grpc.aio.Channel
     issuer: Issuer
     registry: CollectorRegistry
@@ -83,7 +84,9 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(path: Path, *, limits: ServerLimits | None = None) -> AsyncIterator[World]:
+async def a_world(
+    path: Path, *, limits: ServerLimits | None = None, tls: TlsFiles | None = None
+) -> AsyncIterator[World]:
     manager = FakeManager()
     hub = FakeHub(manager=manager)
     directory = FakeDirectory(hub=hub)
@@ -101,11 +104,13 @@ async def a_world(path: Path, *, limits: ServerLimits | None = None) -> AsyncIte
         limits=limits or ServerLimits(),
     )
     port = server.listen("127.0.0.1:0", tls=None)
+    tls_port = server.listen("localhost:0", tls=tls) if tls else 0
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield World(
             server=server,
             port=port,
+            tls_port=tls_port,
             channel=channel,
             issuer=issuer,
             registry=registry,

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,20 @@ import grpc
 import grpc.aio
 import jwt
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from sandboxd.api.grpc.errors import CODES
-from sandboxd.api.grpc.server import SERVICES, ServerLimits
+from sandboxd.api.grpc.server import SERVICES, ServerLimits, TlsFiles
 from sandboxd.manager.reading import ChangeKind, SandboxChange
 from sandboxd.model.errors import ErrorKind, ExhaustedError, QuotaViolation, SandboxdError, UnavailableError
 from sandboxd.v1 import sandbox_pb2 as pb
-from sandboxd.v1 import session_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import sandbox_pb2_grpc, session_pb2, stream_pb2, usage_pb2
 from tests.eventually import eventually
 from tests.fakes.api import a_sandbox
 from tests.integration.api_world import Issuer, World, a_world, refusal_of, refused
@@ -435,3 +440,41 @@ async def test_a_message_above_the_limit_is_refused(world: World) -> None:
     error = await refused(world.sandboxes.Create(request, metadata=world.metadata()))
 
     assert error.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_with_tls_the_server_proves_who_it_is_and_plain_text_is_refused(tmp_path: Path) -> None:
+    certificate, key = a_certificate(tmp_path)
+    trusted = grpc.ssl_channel_credentials(root_certificates=certificate.read_bytes())
+
+    async with a_world(tmp_path, tls=TlsFiles(certificate=certificate, key=key)) as world:
+        address, metadata = f"localhost:{world.tls_port}", world.metadata()
+        async with grpc.aio.secure_channel(address, trusted) as channel:
+            stub: Any = sandbox_pb2_grpc.SandboxServiceStub(channel)
+            answer = await stub.List(pb.ListRequest(), metadata=metadata)
+        async with grpc.aio.insecure_channel(address) as plain:
+            stub = sandbox_pb2_grpc.SandboxServiceStub(plain)
+            error = await refused(stub.List(pb.ListRequest(), metadata=metadata, timeout=5))
+
+    assert answer == pb.ListResponse()
+    assert error.code is grpc.StatusCode.UNAVAILABLE
+
+
+def a_certificate(folder: Path) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    files = folder / "server.pem", folder / "server.key"
+    files[0].write_bytes(made.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.schema import wait_for_schema
@@ -42,6 +42,8 @@ async def gateway(settings: Settings) -> None:
     url = settings.database_url.get_secret_value()
     log.info("role.settings", **redact(settings))
     clock = SystemClock()
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     keys = KeyFiles(home=settings.home)
     keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(
@@ -61,7 +63,7 @@ async def gateway(settings: Settings) -> None:
                 keys=_api_keys(settings),
                 verifier=SandboxTokenVerifier(keys=DirectoryVerifyingKeys(keys.sandbox_token_public), clock=clock),
                 clock=clock,
-                registry=CollectorRegistry(),
+                registry=registry,
                 stop=stop,
             )
         finally:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.api.tokens import BearerTokens, KeySet, KeySetError
@@ -124,6 +124,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
     clock = SystemClock()
     ids = RandomIds(clock)
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     keys = KeyFiles(home=settings.home)
     # A new name for every life: the lock of an earlier life says nothing about this one.
     replica = f"{settings.replica}.{ids.new('rep')[-10:]}"

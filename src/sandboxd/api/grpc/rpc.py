@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -71,6 +71,17 @@ _current: ContextVar[Rpc] = ContextVar("sandboxd_rpc")
 def current_rpc() -> Rpc:
     """Return the RPC that this task serves."""
     return _current.get()
+
+
+@asynccontextmanager
+async def closed_at_end(source: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Close an async generator when its reader stops, and not when it happens to be collected. Any: of any items."""
+    try:
+        yield
+    finally:
+        close = getattr(source, "aclose", None)
+        if close is not None:
+            await close()
 
 
 Handler = Callable[[Any, Any], Any]

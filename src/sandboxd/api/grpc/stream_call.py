@@ -16,7 +16,7 @@ from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
 from sandboxd.api.grpc.interceptors.failures import make_error_id
 from sandboxd.api.grpc.names import session_name, turn_name
 from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
-from sandboxd.api.grpc.rpc import Rpc, Undecodable
+from sandboxd.api.grpc.rpc import Rpc, Undecodable, closed_at_end
 from sandboxd.api.grpc.validation import UNDECODABLE, RequestRules, refusal
 from sandboxd.model.errors import FieldViolation, InvalidRequestError, SandboxdError
 from sandboxd.model.events import TurnCompleted
@@ -145,13 +145,15 @@ class _Call:
     async def _send_events(self) -> None:
         sent = 0
         try:
-            async for event in self._handle.events():
-                await self._write(encode_event(event, sandbox=self._sandbox))
-                sent += 1
-                self._sent = event.sequence
-                if isinstance(event.body, TurnCompleted) and event.turn is not None:
-                    self._completed.add(event.turn)
-                self._progress.set()
+            events = self._handle.events()
+            async with closed_at_end(events):
+                async for event in events:
+                    await self._write(encode_event(event, sandbox=self._sandbox))
+                    sent += 1
+                    self._sent = event.sequence
+                    if isinstance(event.body, TurnCompleted) and event.turn is not None:
+                        self._completed.add(event.turn)
+                    self._progress.set()
         finally:
             self._rpc.facts["events"] = sent
         raise draining()
