@@ -103,7 +103,8 @@ def open_channel(target: Target) -> grpc.aio.Channel:
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.max_send_message_length", MESSAGE_BYTES),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # Despite its name this is the time that one attempt may take, TLS included.
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.max_reconnect_backoff_ms", 2000),
         # A proxy of the environment cannot reach this machine's loopback.
         ("grpc.enable_http_proxy", 0 if local else 1),
