@@ -54,7 +54,7 @@ OPTIONS: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # Despite its name this is the time that one attempt may take, TLS included; a loaded machine needs more than 100 ms.
+    # Despite its name this is the time that one attempt may take, TLS included; 100 ms are too few on a loaded machine.
     ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.enable_http_proxy", 0),
