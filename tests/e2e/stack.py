@@ -186,7 +186,7 @@ class Stack:
             assert all(row.state != usage_pb2.USAGE_STATE_OPEN for row in rows), "rows are open"
             return rows
 
-        return await eventually(settled, within=20.0)
+        return await eventually(settled, within=60.0)  # a dead gateway's calls are settled after 30 s of silence
 
 
 @dataclass(kw_only=True)

@@ -206,7 +206,8 @@ class Client:
             mode=mode,
             model=model,
         )
-        return SessionStream(self.connection, opening, reconnect=self._reconnect, on_link=on_link)
+        retry, reconnect = self.connection.retry, self._reconnect
+        return SessionStream(self.connection, opening, retry=retry, reconnect=reconnect, on_link=on_link)
 
 
 @asynccontextmanager

@@ -48,7 +48,7 @@ class Connection:
     def __init__(self, target: Target, *, retry: RetryPolicy = UNARY) -> None:
         self.target = target
         self.channel = open_channel(target)
-        self._retry = retry
+        self.retry = retry
 
     async def close(self) -> None:
         """Close the channel; open calls end."""
@@ -71,7 +71,7 @@ class Connection:
         Raises:
             ApiError: It was refused, failed, or the service stayed away.
         """
-        backoff = Backoff(self._retry)
+        backoff = Backoff(self.retry)
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
             left = deadline - asyncio.get_running_loop().time()
