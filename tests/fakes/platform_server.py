@@ -390,6 +390,8 @@ class FakePlatform(
 
         stop = stream_pb2.STOP_REASON_END_TURN
         say(thought=stream_pb2.Thought(subject="Planning", text="What do they want?"))
+        if "permission" in text:
+            self._ask(session, turn, f"prm-{session.session.turns}")
         if "slow" in text:
             say(text=stream_pb2.Text(text="working on it"))
             self._wait(lambda: session.cancelled)
@@ -398,9 +400,7 @@ class FakePlatform(
         elif "fail" in text:
             say(error=stream_pb2.Error(reason="MODEL_UNAVAILABLE", message="It failed.", http_status=503))
             stop = stream_pb2.STOP_REASON_ERROR
-        elif "permission" in text:
-            self._ask(session, turn, f"prm-{session.session.turns}")
-        else:
+        elif "permission" not in text:
             say(tool_call=stream_pb2.ToolCall(call="c1", tool="replace", title="a.txt", kind=stream_pb2.TOOL_KIND_EDIT))
             diff = stream_pb2.Diff(path="a.txt", old_text="one\n", new_text="two\n", kind="modify")
             done = stream_pb2.TOOL_STATUS_COMPLETED

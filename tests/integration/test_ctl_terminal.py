@@ -146,7 +146,10 @@ def test_a_chat_from_the_first_prompt_to_the_last(platform: FakePlatform, chat: 
     chat.expect("Alt-Enter")
 
     # Ctrl-C clears the line; twice on an empty one leaves
-    chat.send("half a though\x03")
+    chat.expect("> ")
+    chat.send("half a though")
+    chat.expect("half a though")
+    chat.send("\x03")
     chat.send("\x03")
     chat.expect("Ctrl-C again")
     chat.send("\x03")
@@ -165,6 +168,28 @@ def test_a_question_that_is_answered_with_ctrl_c_cancels_the_turn(platform: Fake
 
     chat.expect("> ")
     chat.send("\x04")
+
+    assert chat.end() == 0
+
+
+def test_ctrl_c_after_a_question_cancels_the_turn(platform: FakePlatform, chat: Terminal) -> None:
+    chat.send("permission slow\r")
+    chat.expect("Answer 1-3")
+    chat.send("y\r")
+    chat.expect("working on it")
+    chat.send("\x03")
+    chat.expect("■ cancelled")
+
+    assert chat.process.poll() is None
+
+
+def test_a_burst_of_ctrl_c_while_nothing_runs_is_no_crash(platform: FakePlatform, chat: Terminal) -> None:
+    chat.send("/session\r")
+    chat.expect("sandboxes/")
+    chat.send("\x03")
+    chat.expect("Ctrl-C again")
+    chat.send("\x03")
+    chat.expect("Come back with")
 
     assert chat.end() == 0
 

@@ -28,6 +28,7 @@ class ChatInput:
 
     def __init__(self, history_file: Path | None) -> None:
         self._draft = ""
+        self._interrupted = False
         self._session: PromptSession[str] = PromptSession(
             history=_history(history_file),
             key_bindings=_bindings(),
@@ -46,15 +47,20 @@ class ChatInput:
             KeyboardInterrupt: Ctrl-C on an empty line.
             EOFError: Ctrl-D on an empty line.
         """
+        if self._interrupted:
+            self._interrupted = False
+            raise TypingInterruptedError
         draft, self._draft = self._draft, ""
         self._session.app.erase_when_done = False
         with patch_stdout(raw=True):
             return await self._session.prompt_async(FormattedText([("ansicyan bold", prompt)]), default=draft)
 
     def interrupt(self) -> None:
-        """Make `read` give way, and keep what was typed."""
+        """Make `read` give way, or the next one that begins, and keep what was typed."""
         application = self._session.app
-        if application.is_running:
+        if not application.is_running:
+            self._interrupted = True
+        elif application.future is not None and not application.future.done():
             self._draft = self._session.default_buffer.text
             application.erase_when_done = True  # it comes back below what is about to be shown
             application.exit(exception=TypingInterruptedError())

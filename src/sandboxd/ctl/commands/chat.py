@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from sandboxd.ctl.client import ApiError, Client, SessionStream
 from sandboxd.ctl.commands.prompt import adjust, find_place, read_attachments
 from sandboxd.ctl.conversation import Conversation
 from sandboxd.ctl.exits import Exit
+from sandboxd.ctl.interrupts import on_interrupt
 from sandboxd.ctl.names import bare
 from sandboxd.ctl.render import EventRenderer
 from sandboxd.ctl.shell import Shell, UsageError
@@ -77,7 +77,8 @@ async def chat(shell: Shell, options: ChatOptions) -> Exit:
         if session:
             adjust(stream, mode=options.mode, model=options.model)
         talk = _Talk(shell, conversation, renderer, ChatInput(history_file()))
-        await talk.go_on(stream)
+        with on_interrupt(talk.press):
+            await talk.go_on(stream)
     shell.say(f"Come back with: sandboxctl chat {bare(sandbox)} --session {bare(conversation.session)}", "dim")
     return Exit.OK
 
@@ -112,7 +113,12 @@ class _Talk:
         self._keyboard = keyboard
         self._attached: list[stream_pb2.Attachment] = []
         self._leaving = False
+        self._task = asyncio.current_task()
+        self._in_turn = False
+        self._pressed = 0
+        """How often Ctrl-C was pressed in this turn."""
         self._pressed_at = 0.0
+        """When it was pressed outside of turns."""
 
     async def go_on(self, stream: SessionStream) -> None:
         while not self._leaving:
@@ -124,7 +130,7 @@ class _Talk:
             except TypingInterruptedError:
                 continue
             except KeyboardInterrupt:
-                self._press()
+                self._press_at_rest()
                 continue
             except EOFError:
                 return
@@ -134,11 +140,12 @@ class _Talk:
     async def _read(self) -> str:
         """Read a line; give way when somebody else starts a turn, or the service is gone for good."""
         watching = asyncio.create_task(self._conversation.turn_opened(), name="chat-watch")
-        watching.add_done_callback(lambda _: self._keyboard.interrupt())
+        watching.add_done_callback(lambda task: None if task.cancelled() else self._keyboard.interrupt())
         try:
             return await self._keyboard.read(PROMPT)
         except TypingInterruptedError:
-            await watching  # raises what ended the stream
+            if watching.done():
+                await watching  # raises what ended the stream
             raise
         finally:
             watching.cancel()
@@ -183,7 +190,7 @@ class _Talk:
         self._shell.say(f"goes with the next prompt: {names}", "dim")
 
     async def _prompt(self, text: str) -> None:
-        with self._interruptible(), quiet_keyboard():
+        with self._turn():
             try:
                 turn = await self._conversation.prompt(text, self._attached)
             except ApiError as error:
@@ -195,37 +202,38 @@ class _Talk:
         self._renderer.end_line()
 
     async def _follow(self, turn: str) -> None:
-        with self._interruptible(), quiet_keyboard():
+        with self._turn():
             await self._conversation.end_of(turn)
         self._renderer.end_line()
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C cancel the turn and not the program; a turn that does not end is left by the third."""
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        pressed = 0
-
-        def interrupt() -> None:
-            nonlocal pressed
-            pressed += 1
-            if pressed == 1:
-                self._renderer.note("Ctrl-C: cancelling the turn …", "yellow")
-                self._conversation.cancel()
-            elif pressed == 2:
-                self._renderer.note("Still cancelling. Ctrl-C again leaves; the turn goes on without you.", "yellow")
-            elif task is not None:
-                task.cancel()
-
-        loop.add_signal_handler(signal.SIGINT, interrupt)
+    def _turn(self) -> Iterator[None]:
+        self._in_turn, self._pressed = True, 0
         try:
-            yield
+            with quiet_keyboard():
+                yield
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            self._in_turn = False
 
-    def _press(self) -> None:
+    def press(self) -> None:
+        """Take a Ctrl-C: cancel the turn that runs, not the program; a turn that does not end is left by the third."""
+        if not self._in_turn:
+            self._press_at_rest()
+            return
+        self._pressed += 1
+        if self._pressed == 1:
+            self._renderer.note("Ctrl-C: cancelling the turn …", "yellow")
+            self._conversation.cancel()
+        elif self._pressed == 2:
+            self._renderer.note("Still cancelling. Ctrl-C again leaves; the turn goes on without you.", "yellow")
+        elif self._task is not None:
+            self._task.cancel()
+
+    def _press_at_rest(self) -> None:
         now = time.monotonic()
         if now - self._pressed_at <= TWICE_SECONDS:
             self._leaving = True
+            self._keyboard.interrupt()
         else:
             self._shell.say("Ctrl-C again, or Ctrl-D, leaves.", "dim")
         self._pressed_at = now

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from sandboxd.ctl.asking import AlwaysNo, AlwaysYes, AskPerson, has_terminal
 from sandboxd.ctl.client import SessionStream, attachment
 from sandboxd.ctl.conversation import Asker, Conversation
 from sandboxd.ctl.exits import Exit, of_stop_reason
+from sandboxd.ctl.interrupts import on_interrupt
 from sandboxd.ctl.names import bare, find_sandbox, find_session, sandbox_of
 from sandboxd.ctl.render import EventRenderer
 from sandboxd.ctl.shell import Shell, UsageError
@@ -66,24 +66,23 @@ async def prompt(shell: Shell, options: PromptOptions) -> Exit:
     view = JsonView() if renderer is None else TextView(renderer, is_mine=bool)
     conversation = Conversation(stream, view=view, asker=asker)
     async with stream, conversation.followed():
-        leave = _cancel_on_interrupt(shell, conversation, renderer)
+        interrupts = _Interrupts(shell, conversation, renderer)
         try:
-            if session:
-                adjust(stream, mode=options.mode, model=options.model)
-            turn = await conversation.prompt(options.text, attachments)
-            done = await conversation.end_of(turn)
+            with on_interrupt(interrupts.press):
+                if session:
+                    adjust(stream, mode=options.mode, model=options.model)
+                turn = await conversation.prompt(options.text, attachments)
+                done = await conversation.end_of(turn)
         except asyncio.CancelledError:
             shell.say("Left; the turn goes on without you. Follow it with:")
             shell.say(f"  sandboxctl history {conversation.session} --follow")
             raise
-        finally:
-            interrupted = leave()
     if renderer is not None:
         shell.say(f"  session {bare(conversation.session)}", "dim")
     if conversation.refused and options.permissions is None and isinstance(asker, AlwaysNo):
         words = "There was no terminal to ask at, so permissions were refused. --yes allows them."
         shell.err.print(Text(words, style="yellow"))
-    return exit_code(done, interrupted=interrupted, refused=conversation.refused)
+    return exit_code(done, interrupted=interrupts.pressed > 0, refused=conversation.refused)
 
 
 def adjust(stream: SessionStream, *, mode: str, model: str) -> None:
@@ -159,27 +158,22 @@ def _asker(shell: Shell, wanted: Permissions | None) -> Asker:
             return AskPerson()
 
 
-def _cancel_on_interrupt(
-    shell: Shell, conversation: Conversation, renderer: EventRenderer | None
-) -> Callable[[], bool]:
-    """Let the first Ctrl-C cancel the turn and the second leave; the returned function undoes it and tells."""
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    pressed = 0
+class _Interrupts:
+    """The first Ctrl-C cancels the turn, the second leaves."""
 
-    def interrupt() -> None:
-        nonlocal pressed
-        pressed += 1
-        if pressed > 1 and task is not None:
-            task.cancel()
+    def __init__(self, shell: Shell, conversation: Conversation, renderer: EventRenderer | None) -> None:
+        self.pressed = 0
+        self._shell = shell
+        self._conversation = conversation
+        self._renderer = renderer
+        self._task = asyncio.current_task()
+
+    def press(self) -> None:
+        self.pressed += 1
+        if self.pressed > 1 and self._task is not None:
+            self._task.cancel()
             return
-        if renderer is not None:
-            renderer.end_line()
-        shell.say("Cancelling the turn; Ctrl-C again leaves without waiting.", "yellow")
-        conversation.cancel()
-
-    def leave() -> bool:
-        loop.remove_signal_handler(signal.SIGINT)
-        return pressed > 0
-
-    loop.add_signal_handler(signal.SIGINT, interrupt)
-    return leave
+        if self._renderer is not None:
+            self._renderer.end_line()
+        self._shell.say("Cancelling the turn; Ctrl-C again leaves without waiting.", "yellow")
+        self._conversation.cancel()
