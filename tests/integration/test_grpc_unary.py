@@ -145,6 +145,24 @@ async def test_all_violations_of_a_request_come_at_once_with_their_paths(world: 
     assert world.manager.sandboxes.keys() == {"sbx-1"}
 
 
+@pytest.mark.parametrize("method", ["List", "Watch"])
+async def test_a_state_that_the_contract_does_not_know_is_refused(world: World, method: str) -> None:
+    request = {"List": pb.ListRequest, "Watch": pb.WatchRequest}[method]()
+    request.filter.states.extend([pb.SANDBOX_STATE_ACTIVE, 99])
+
+    error = await refused(getattr(world.sandboxes, method)(request, metadata=world.metadata()))
+
+    assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["filter.states[1]"])
+
+
+async def test_a_dimension_that_the_contract_does_not_know_is_refused(world: World) -> None:
+    request = usage_pb2.SummarizeUsageRequest(group_by=[77])  # type: ignore[list-item]  # what a newer client might send
+
+    error = await refused(world.usage.SummarizeUsage(request, metadata=world.metadata()))
+
+    assert (error.code, error.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["group_by[0]"])
+
+
 async def test_an_update_of_fields_that_cannot_change_is_refused_field_by_field(world: World) -> None:
     request = pb.UpdateRequest(request_id="request-1", sandbox=pb.Sandbox(name="sandboxes/sbx-1"))
     request.update_mask.paths.extend(["tier", "model", "state"])

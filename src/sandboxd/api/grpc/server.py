@@ -88,7 +88,8 @@ class ApiServer:
         limits: ServerLimits,
         reflect: bool = True,
     ) -> None:
-        rules = RequestRules()
+        self.rules = rules = RequestRules()
+        """What requests are checked against; `load` it in a quiet moment."""
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
