@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Self
 
+from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.schema import read_revision
 from sandboxd.dev.child import Child, child_environment
 from sandboxd.dev.gemini_cli import GeminiCli, ensure_gemini_cli
 from sandboxd.dev.home import DevHome, write_private
-from sandboxd.dev.identity import DevIssuer
 from sandboxd.persistence.scripts import newest_revision
 from sandboxd.settings import DEFAULT_GEMINI_URL, Settings
 
@@ -46,6 +46,7 @@ class Ports:
     web: int
     gateway: int
     gateway_web: int
+    practice: int
 
 
 class DevStack:
@@ -60,7 +61,7 @@ class DevStack:
         self.practice = settings.gemini_api_key is None and settings.gemini_url == DEFAULT_GEMINI_URL
         """True where the practice model answers, because there is neither a key nor another API."""
         self.ports = _choose_ports(settings, fixed=options.fixed_ports)
-        self.gemini_url = settings.gemini_url
+        self.gemini_url = f"http://127.0.0.1:{self.ports.practice}" if self.practice else settings.gemini_url
         self.cli_version = ""
         self.database = ""
         self.start_seconds = 0.0
@@ -85,6 +86,8 @@ class DevStack:
 
     def renew_token(self) -> str:
         """Write a fresh token beside the data, and return it."""
+        from sandboxd.dev.identity import DevIssuer  # noqa: PLC0415  slow to import, and needed later than the children
+
         token = DevIssuer.open(self._settings).mint(
             client=DEV_CLIENT, subject=DEV_SUBJECT, role=DEV_ROLE, seconds=TOKEN_SECONDS
         )
@@ -96,8 +99,8 @@ class DevStack:
         cli = asyncio.create_task(asyncio.to_thread(ensure_gemini_cli, self._say), name="gemini-cli")
         try:
             database = await self._start_database(stack)
-            await self._start_practice(stack)
-            self.renew_token()
+            if not KeyFiles(home=self.home.path).caller_keys.exists():
+                self.renew_token()  # serve reads the public key when it starts
             found = await cli
         finally:
             cli.cancel()
@@ -109,9 +112,11 @@ class DevStack:
         stack.push_async_callback(gateway.stop, grace=30)
         stack.push_async_callback(self._end_agents, found)
         stack.push_async_callback(serve.stop, grace=self._settings.drain_seconds + 5)
-        # The children import and wait for the schema while PostgreSQL starts and is migrated here.
-        await gateway.start()
+        # The children import and wait for the schema while PostgreSQL starts, and the rest is made ready here.
         await serve.start()
+        await gateway.start()
+        await self._start_practice(stack)
+        await asyncio.to_thread(self.renew_token)
         await database.ready
         await gateway.wait_ready(self.ports.gateway_web, seconds=READY_SECONDS)
         await serve.wait_ready(self.ports.web, seconds=READY_SECONDS)
@@ -147,10 +152,8 @@ class DevStack:
     async def _start_practice(self, stack: AsyncExitStack) -> None:
         if not self.practice:
             return
-        from sandboxd.practice.server import PracticeServer  # noqa: PLC0415  not always needed
-
-        practice = await stack.enter_async_context(PracticeServer())
-        self.gemini_url = practice.url
+        practice = await asyncio.to_thread(import_module, "sandboxd.practice.server")
+        await stack.enter_async_context(practice.PracticeServer(port=self.ports.practice))
 
     def _child(self, name: str, environment: dict[str, str]) -> Child:
         return Child(name, [name], environment=environment, log=self.home.logs / f"{name}.log", say=self._say)
@@ -215,8 +218,8 @@ def _choose_ports(settings: Settings, *, fixed: bool) -> Ports:
             settings.gateway_web_listen,
         )
     ]
-    grpc, web, gateway, gateway_web = _free_ports(wanted)
-    return Ports(grpc=grpc, web=web, gateway=gateway, gateway_web=gateway_web)
+    grpc, web, gateway, gateway_web, practice = _free_ports([*wanted, 0])
+    return Ports(grpc=grpc, web=web, gateway=gateway, gateway_web=gateway_web, practice=practice)
 
 
 def _free_ports(wanted: list[int]) -> list[int]:
