@@ -42,7 +42,7 @@ class Terminal:
     def send(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
 
-    def expect(self, text: str, *, within: float = 20) -> str:
+    def expect(self, text: str, *, within: float = 40) -> str:
         """Wait until the text was written after what was expected before, and return what came up to it."""
         deadline = time.monotonic() + within
         while True:
@@ -55,7 +55,7 @@ class Terminal:
                 raise AssertionError(f"{text!r} was not written within {within} s; this was:\n{plain[self._seen :]}")
             self._read(0.1)
 
-    def end(self, *, within: float = 20) -> int:
+    def end(self, *, within: float = 40) -> int:
         """Wait for the end of the program and return its exit code."""
         deadline = time.monotonic() + within
         while self.process.poll() is None:
