@@ -50,7 +50,6 @@ log = structlog.get_logger("sandboxd.bootstrap")
 
 MIN_GRACE: Final = timedelta(seconds=1)
 _HINT_RETRY_SECONDS: Final = 1.0
-_QUIET_SECONDS: Final = 15.0
 RETENTION_SECONDS: Final = 3600.0
 """How often request ids of streams that are older than their 30 days are forgotten."""
 RETENTION_BATCH: Final = 1000
@@ -213,15 +212,8 @@ async def _background(rooms: _Rooms) -> None:
         tasks.create_task(rooms.commit.run(), name="group-commit")
         tasks.create_task(rooms.custody.run(), name="custody")
         tasks.create_task(rooms.manager.run(), name="manager")
-        tasks.create_task(_load_rules(rooms.api), name="load-rules")
         tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
         tasks.create_task(_forget_old_commands(rooms.database), name="retention")
-
-
-async def _load_rules(api: ApiServer) -> None:
-    # Not while everything starts: only requests that break rules need it, and then they would wait for it.
-    await asyncio.sleep(_QUIET_SECONDS)
-    await asyncio.to_thread(api.rules.load)
 
 
 async def _usage_hints(wakeups: Wakeups, bills: TurnBills) -> None:

@@ -88,8 +88,7 @@ class ApiServer:
         limits: ServerLimits,
         reflect: bool = True,
     ) -> None:
-        self.rules = rules = RequestRules()
-        """What requests are checked against; `load` it in a quiet moment."""
+        rules = RequestRules()
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(

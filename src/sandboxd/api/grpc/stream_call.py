@@ -62,7 +62,7 @@ class StreamCalls:
                 raise refusal([FieldViolation(field="", description=UNDECODABLE)])
             if first is None:
                 raise InvalidRequestError("The first request of a stream must be `open`; none came.")
-            if violations := self._rules.violations(first):
+            if violations := await self._rules.violations(first):
                 raise refusal(violations)
             if not first.HasField("open"):
                 raise refusal([FieldViolation(field="command", description="the first request must be `open`")])
@@ -194,7 +194,7 @@ class _Call:
         if isinstance(message, Undecodable):
             return _refused(refusal([FieldViolation(field="", description=UNDECODABLE)]), request_id="")
         try:
-            if violations := self._calls.rules.violations(message):
+            if violations := await self._calls.rules.violations(message):
                 raise refusal(violations)
             if message.HasField("ping"):
                 return pb.StreamResponse(pong=pb.Pong(payload=message.ping.payload))

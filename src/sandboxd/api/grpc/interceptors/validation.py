@@ -25,5 +25,5 @@ class ValidationInterceptor(CallInterceptor):
         if rpc.undecodable:
             raise refusal([FieldViolation(field="", description=UNDECODABLE)])
         if rpc.request is not None:
-            self._rules.check(rpc.request)
+            await self._rules.check(rpc.request)
         yield
