@@ -42,8 +42,8 @@ from sandboxd.stream.agent_port import (
     StaleEpochError,
     StdinClosedError,
 )
-from sandboxd.stream.inputs import Exited, Input, Lost, Output
 from sandboxd.stream.ports import Journal, Sandboxes, StdinRecord
+from sandboxd.stream.reports import Exited, Lost, Output, Report
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +70,7 @@ class CliProcess:
         consumed: int,
         journal: Journal,
         sandboxes: Sandboxes,
-        put: Callable[[Input], Awaitable[None]],
+        put: Callable[[Report], Awaitable[None]],
     ) -> None:
         self.process = ProcessId(process)
         self._agent = agent

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import IncarnationId, TurnId
+from sandboxd.stream.cli_process import CliProcess
 from sandboxd.stream.dialect import TurnBill
-
-if TYPE_CHECKING:  # the process puts inputs, and one input brings a process
-    from sandboxd.stream.cli_process import CliProcess
+from sandboxd.stream.reports import Report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,24 +21,6 @@ class Act:
     run: Callable[[], Any]
     done: asyncio.Future[Any]
     """Gets the result when it is durable."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Output:
-    """Bytes that the CLI wrote."""
-
-    process: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exited:
-    """The CLI has ended, and all its output was taken; or its sandbox's life is over."""
-
-    process: str
-    exit_code: int | None
-    signal: int | None
-    stderr_tail: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,9 +77,4 @@ class Billed:
     bill: TurnBill
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """Somebody else owns the conversation now."""
-
-
-Input = Act | Output | Exited | Waking | Planned | Started | Prepared | Spawned | StartFailed | Billed | Lost
+Input = Act | Report | Waking | Planned | Started | Prepared | Spawned | StartFailed | Billed

@@ -28,10 +28,7 @@ from sandboxd.stream.group_commit import GroupCommit
 from sandboxd.stream.inputs import (
     Act,
     Billed,
-    Exited,
     Input,
-    Lost,
-    Output,
     Planned,
     Prepared,
     Spawned,
@@ -40,6 +37,7 @@ from sandboxd.stream.inputs import (
     Waking,
 )
 from sandboxd.stream.ports import Appended, Journal, Sandboxes, Sessions
+from sandboxd.stream.reports import Exited, Lost, Output
 from sandboxd.stream.starting import CliStarter, Launcher
 
 log = structlog.get_logger(__name__)

@@ -18,8 +18,9 @@ from sandboxd.model.sources import IdSource
 from sandboxd.stream.cli_process import CliProcess
 from sandboxd.stream.conversation import CLI_PREFIX, HEADLESS, Machines
 from sandboxd.stream.dialect import Spawn
-from sandboxd.stream.inputs import Exited, Input, Planned, Prepared, Spawned, Started, StartFailed, Waking
+from sandboxd.stream.inputs import Input, Planned, Prepared, Spawned, Started, StartFailed, Waking
 from sandboxd.stream.ports import ActiveSandbox, Conversation, Journal, Sandboxes
+from sandboxd.stream.reports import Exited
 
 log = structlog.get_logger(__name__)
 
