@@ -24,14 +24,14 @@ def make_stack() -> StackMaker:
 
     @asynccontextmanager
     async def make(
-        database_url: str, *, api_key: str = "", settings: dict[str, str] | None = None
+        database_url: str, *, api_key: str = "", settings: dict[str, str] | None = None, failpoints: str = ""
     ) -> AsyncIterator[Stack]:
         await asyncio.to_thread(ensure_gemini_cli, lambda _: None)
         home = Path(tempfile.mkdtemp(prefix="sandboxd-e2e-"))
         with FakeGemini(key=api_key or None) as model:
             made = Stack(home=home, database_url=database_url, model=model, api_key=api_key, settings=settings or {})
             try:
-                await asyncio.gather(made.start("gateway"), made.start("serve"))
+                await asyncio.gather(made.start("gateway"), made.start("serve", failpoints=failpoints))
                 yield made
             finally:
                 await made.stop()

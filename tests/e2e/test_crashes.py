@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from sandboxd.v1 import sandbox_pb2, stream_pb2
+from tests.e2e.conftest import StackMaker
 from tests.e2e.stack import Stack, Transcript
 from tests.eventually import eventually
 
@@ -63,12 +64,13 @@ async def test_the_service_is_killed_in_the_middle_of_a_turn(stack: Stack, at: s
         "conversation.after_acquire=exit9",
         "conversation.process_planned=exit9",
         "conversation.process_started=exit9",
-        *(f"conversation.{where}_append=exit9@{number}" for number in (1, 2, 3, 5, 8) for where in ("before", "after")),
+        *(f"conversation.{where}_append=exit9@{number}" for number in (1, 2, 4, 8) for where in ("before", "after")),
     ],
 )
-async def test_the_service_dies_at_a_step_of_a_turn(stack: Stack, failpoint: str) -> None:
-    await stack.restart("serve", failpoints=failpoint)
-    async with stack.client() as client:
+async def test_the_service_dies_at_a_step_of_a_turn(
+    postgres_url: str, make_stack: StackMaker, failpoint: str
+) -> None:
+    async with make_stack(postgres_url, failpoints=failpoint) as stack, stack.client() as client:
         sandbox = await client.create(model="gemini-2.5-flash")
         async with client.stream(sandbox.name) as stream:
             seen = Transcript(stream=stream)
