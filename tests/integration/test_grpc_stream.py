@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sandboxd.api.grpc.server import ServerLimits
+from sandboxd.model.events import Text
 from sandboxd.v1 import stream_pb2 as pb
 from tests.eventually import eventually
 from tests.fakes.api import a_sandbox
@@ -99,6 +100,45 @@ async def test_a_client_that_vanishes_leaves_uncleanly(world: World) -> None:
     call.cancel()
 
     await eventually(lambda: world.hub.left == [("ses-1", False)])
+
+
+async def test_a_client_that_vanishes_in_a_torrent_of_events_is_no_error_of_ours(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = world.stream()
+    await call.write(opening())
+    await call.write(prompt("wait"))
+    await next_event(call, "turn_started")
+    (conversation,) = world.hub.conversations.values()
+
+    async def pour() -> None:
+        while not world.hub.left:
+            await conversation.emit(Text(text="x" * 20_000))
+            await asyncio.sleep(0)
+
+    pouring = asyncio.create_task(pour())
+    await next_event(call, "text")
+    call.cancel()
+    await asyncio.wait_for(pouring, timeout=10)
+
+    await eventually(lambda: world.hub.left == [("ses-1", False)])
+    lines = capsys.readouterr().out
+    assert "failed_unexpectedly" not in lines
+    assert await eventually(
+        lambda: (
+            world.registry.get_sample_value(
+                "sandboxd_grpc_handled_total", {"method": "sandboxd.v1.SandboxService/Stream", "code": "CANCELLED"}
+            )
+            == 1
+        )
+    )
+
+
+async def test_a_stream_that_says_nothing_is_ended(tmp_path: Path) -> None:
+    async with a_world(tmp_path, limits=ServerLimits(first_request_within=timedelta(milliseconds=50))) as world:
+        error = await refused(world.stream())
+
+    assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_catching_up_begins_after_the_last_sequence_that_was_seen(world: World) -> None:

@@ -145,6 +145,22 @@ class CallInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
         return wrapped
 
 
+class ClientGoneError(Exception):
+    """The client vanished while something was written to it."""
+
+
+async def write(context: grpc.aio.ServicerContext[Any, Any], message: Message) -> None:
+    """Write one response. grpc.aio raises an internal error of its own where the client is gone.
+
+    Raises:
+        ClientGoneError: Nobody is there to read it.
+    """
+    try:
+        await context.write(message)
+    except grpc.aio.InternalError as error:
+        raise ClientGoneError from error
+
+
 class Undecodable:
     """Stands for a request whose bytes are no message, until the frame refuses it."""
 

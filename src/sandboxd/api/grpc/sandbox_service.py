@@ -23,7 +23,7 @@ from sandboxd.api.grpc.codec_sandbox import (
 )
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.ports import SandboxManager
-from sandboxd.api.grpc.rpc import Rpc, closed_at_end, current_rpc
+from sandboxd.api.grpc.rpc import Rpc, closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.manager.reading import SandboxChange
 from sandboxd.model.caller import Request
@@ -153,7 +153,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def _send(self, changes: AsyncIterator[SandboxChange], context: Context) -> None:
         async with closed_at_end(changes):
             async for change in changes:
-                await context.write(encode_change(change, backend=self._backend))
+                await write(context, encode_change(change, backend=self._backend))
 
     def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
         return encode_sandbox(sandbox, backend=self._backend)

@@ -68,6 +68,8 @@ class ServerLimits:
     """Of a unary call whose caller gave none."""
     max_concurrent_rpcs: int = 2000
     """Calls at the same time, streams included; more are refused with RESOURCE_EXHAUSTED."""
+    first_request_within: timedelta = timedelta(seconds=30)
+    """How long a stream may wait with its first request."""
     max_streams: int = 1000
     max_streams_per_client: int = 500
 
@@ -105,7 +107,14 @@ class ApiServer:
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         )
         slots = StreamSlots(total=limits.max_streams, per_client=limits.max_streams_per_client)
-        streams = StreamCalls(hub=hub, sessions=sessions, rules=rules, slots=slots, drain=self._drain)
+        streams = StreamCalls(
+            hub=hub,
+            sessions=sessions,
+            rules=rules,
+            slots=slots,
+            drain=self._drain,
+            first_within=limits.first_request_within,
+        )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
             SandboxServicer(manager=manager, streams=streams, slots=slots, drain=self._drain, backend=backend),
             self._server,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any, cast
 
 import grpc.aio
@@ -16,9 +17,9 @@ from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
 from sandboxd.api.grpc.interceptors.failures import make_error_id
 from sandboxd.api.grpc.names import session_name, turn_name
 from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
-from sandboxd.api.grpc.rpc import Rpc, Undecodable, closed_at_end
+from sandboxd.api.grpc.rpc import ClientGoneError, Rpc, Undecodable, closed_at_end, write
 from sandboxd.api.grpc.validation import UNDECODABLE, RequestRules, refusal
-from sandboxd.model.errors import FieldViolation, InvalidRequestError, SandboxdError
+from sandboxd.model.errors import DeadlineError, FieldViolation, InvalidRequestError, SandboxdError
 from sandboxd.model.events import TurnCompleted
 from sandboxd.model.ids import RequestId, TurnId
 from sandboxd.stream.opening import Accepted
@@ -46,7 +47,9 @@ class StreamCalls:
         rules: RequestRules,
         slots: StreamSlots,
         drain: Drain,
+        first_within: timedelta,
     ) -> None:
+        self._first_within = first_within
         self._hub = hub
         self._sessions = sessions
         self._rules = rules
@@ -57,7 +60,7 @@ class StreamCalls:
         """Serve one call until it ends."""
         self._drain.refuse()
         with self._slots.take(rpc.caller.client):
-            first = await _read(context)
+            first = await self._first(context)
             if isinstance(first, Undecodable):
                 raise refusal([FieldViolation(field="", description=UNDECODABLE)])
             if first is None:
@@ -75,6 +78,14 @@ class StreamCalls:
             rpc.facts["sandbox"], rpc.facts["session"] = handle.session.sandbox, handle.session.id
             call = _Call(rpc=rpc, context=context, handle=handle, opening=first.open, calls=self)
             await call.run()
+
+    async def _first(self, context: StreamContext) -> pb.StreamRequest | Undecodable | None:
+        try:
+            async with asyncio.timeout(self._first_within.total_seconds()):
+                return await _read(context)
+        except TimeoutError as error:
+            # A call that says nothing must not hold a slot for ever.
+            raise DeadlineError("The first request of the stream, `open`, did not come in time.") from error
 
     @property
     def rules(self) -> RequestRules:
@@ -117,30 +128,37 @@ class _Call:
         self._half_closed = False
 
     async def run(self) -> None:
-        clean = False
+        vanished = False
         try:
-            await self._write(
-                pb.StreamResponse(
-                    stream_ready=pb.StreamReady(
-                        session=self._name,
-                        head_sequence=self._handle.head,
-                        open_turn=self._turn(self._handle.open_turn),
-                        created=self._handle.created,
-                    )
+            await self._serve()
+        except (asyncio.CancelledError, ClientGoneError):
+            vanished = not self._half_closed
+            raise
+        finally:
+            await asyncio.shield(self._handle.leave(clean=not vanished))
+
+    async def _serve(self) -> None:
+        await self._write(
+            pb.StreamResponse(
+                stream_ready=pb.StreamReady(
+                    session=self._name,
+                    head_sequence=self._handle.head,
+                    open_turn=self._turn(self._handle.open_turn),
+                    created=self._handle.created,
                 )
             )
+        )
+        try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send_events(), name=f"stream-events {self._session}")
                 tasks.create_task(self._take_commands(), name=f"stream-commands {self._session}")
                 tasks.create_task(self._calls.drain.end(), name=f"stream-drain {self._session}")
-        except* _AllSentError:
-            clean = True
-        except* SandboxdError:
-            # The server stops, or the session's owner is out of reach: the client did not vanish.
-            clean = True
-            raise
-        finally:
-            await asyncio.shield(self._handle.leave(clean=clean or self._half_closed))
+        except BaseExceptionGroup as group:
+            if group.subgroup(ClientGoneError) is not None:
+                raise ClientGoneError from group
+            _, rest = group.split(_AllSentError)
+            if rest is not None:
+                raise rest from None
 
     async def _send_events(self) -> None:
         sent = 0
@@ -248,7 +266,7 @@ class _Call:
 
     async def _write(self, response: pb.StreamResponse) -> None:
         async with self._writing:
-            await self._context.write(response)
+            await write(self._context, response)
 
     def _turn(self, turn: TurnId | None) -> str:
         return turn_name(self._sandbox, self._session, turn)

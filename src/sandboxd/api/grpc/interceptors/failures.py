@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import NoReturn
 
 import grpc
 import grpc.aio
@@ -15,7 +16,7 @@ from grpc_status import rpc_status
 from typing_extensions import override
 
 from sandboxd.api.grpc.errors import status_of, status_of_bug
-from sandboxd.api.grpc.rpc import CallInterceptor, Rpc
+from sandboxd.api.grpc.rpc import CallInterceptor, ClientGoneError, Rpc
 from sandboxd.model.errors import SandboxdError
 
 log = structlog.get_logger("sandboxd.api")
@@ -39,9 +40,13 @@ class FailureInterceptor(CallInterceptor):
             raise
         except SandboxdError as error:
             await _end(rpc, status_of(error, request_id=request_id_of(rpc)), error.reason)
+        except ClientGoneError:
+            _client_gone(rpc)
         except BaseExceptionGroup as group:
             ours, rest = group.split(SandboxdError)
-            if ours is not None and rest is None:
+            if group.subgroup(ClientGoneError) is not None:
+                _client_gone(rpc)
+            elif ours is not None and rest is None:
                 first = first_of(ours)
                 await _end(rpc, status_of(first, request_id=request_id_of(rpc)), first.reason)
             else:
@@ -69,6 +74,12 @@ def request_id_of(rpc: Rpc) -> str:
 def make_error_id() -> str:
     """Make an id by which a bug is found in the log."""
     return f"err-{secrets.token_hex(8)}"
+
+
+def _client_gone(rpc: Rpc) -> NoReturn:
+    """End a call that nobody waits for, as grpc.aio itself does when it notices first."""
+    rpc.code, rpc.reason = grpc.StatusCode.CANCELLED, "CLIENT_GONE"
+    raise asyncio.CancelledError
 
 
 async def _end_bug(rpc: Rpc, error: BaseException) -> None:
