@@ -23,7 +23,7 @@ class Outcome:
 
 async def sandboxd(*arguments: str, home: Path, within: float = 150, **variables: str) -> Outcome:
     """Run a command to its end."""
-    process = await _start(*arguments, home=home, **variables)
+    process = await start(*arguments, home=home, **variables)
     try:
         async with asyncio.timeout(within):
             out, err = await process.communicate()
@@ -53,7 +53,7 @@ class Dev:
 @asynccontextmanager
 async def a_dev(data: Path, *, home: Path, **variables: str) -> AsyncIterator[Dev]:
     """`sandboxd dev` that is up."""
-    process = await _start("dev", "--data-dir", str(data), home=home, **variables)
+    process = await start("dev", "--data-dir", str(data), home=home, **variables)
     assert process.stdout is not None
     lines: list[str] = []
     try:
@@ -72,7 +72,7 @@ async def a_dev(data: Path, *, home: Path, **variables: str) -> AsyncIterator[De
                 await process.communicate()
 
 
-async def _start(*arguments: str, home: Path, **variables: str) -> asyncio.subprocess.Process:
+async def start(*arguments: str, home: Path, **variables: str) -> asyncio.subprocess.Process:
     # The caches stay those of the machine: nothing is downloaded again.
     cache = os.environ.get("SANDBOXD_CACHE_DIR") or str(Path.home() / ".cache" / "sandboxd")
     return await asyncio.create_subprocess_exec(

@@ -13,7 +13,9 @@ import pytest
 import pytest_asyncio
 
 from sandboxd.ctl.client import ApiError, Client, connect
-from tests.e2e.commands import Dev, a_dev, sandboxd
+from sandboxd.dev.identity import DevIssuer
+from sandboxd.settings import load_settings
+from tests.e2e.commands import Dev, a_dev, sandboxd, start
 from tests.eventually import eventually
 
 # One stack for the module, and one event loop with it: a start costs seconds.
@@ -144,3 +146,26 @@ async def _answers(client: Client) -> bool:
     except ApiError:
         return False
     return True
+
+
+@pytest.mark.parametrize("role", ["serve", "gateway"])
+async def test_a_role_that_waits_for_its_database_ends_at_the_first_signal(home: Path, role: str) -> None:
+    variables = {
+        "SANDBOXD_DATABASE_URL": f"postgresql://nobody@/nothing?host={home}",
+        "SANDBOXD_DATA_DIR": str(home / "data"),
+        "SANDBOXD_GRPC_LISTEN": "127.0.0.1:0",
+        "SANDBOXD_WEB_LISTEN": "127.0.0.1:0",
+        "SANDBOXD_NODE": "/bin/true",
+        "SANDBOXD_GEMINI_CLI": "/bin/true",
+        "SANDBOXD_GEMINI_URL": "http://127.0.0.1:9",
+        "SANDBOXD_LOG_LEVEL": "info",
+    }
+    DevIssuer.open(load_settings(data_dir=home / "data"))
+    process = await start(role, home=home, **variables)
+    assert process.stderr is not None
+    while b"role.settings" not in await asyncio.wait_for(process.stderr.readline(), timeout=60):
+        pass
+
+    process.send_signal(signal.SIGTERM)
+
+    assert await asyncio.wait_for(process.wait(), timeout=10) == 0

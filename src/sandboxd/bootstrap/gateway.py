@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.schema import wait_for_schema
 from sandboxd.bootstrap.sources import SystemClock
-from sandboxd.bootstrap.stopping import stop_signals
+from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.gateway.config import GatewayConfig, TlsFiles
 from sandboxd.gateway.key_files import DirectoryApiKeys, DirectoryVerifyingKeys, StaticApiKeys
 from sandboxd.gateway.ports import ApiKeys
@@ -40,11 +40,11 @@ async def gateway(settings: Settings) -> None:
     if settings.database_url is None:
         raise SettingsError("The settings cannot be used:\n  SANDBOXD_DATABASE_URL: the gateway needs a PostgreSQL")
     url = settings.database_url.get_secret_value()
-    log.info("role.settings", **redact(settings))
     clock = SystemClock()
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     keys = KeyFiles(home=settings.home)
+    config, api_keys = _config(settings), _api_keys(settings)
     keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(
         make_engine(
@@ -52,15 +52,17 @@ async def gateway(settings: Settings) -> None:
         )
     )
     with stop_signals() as stop:
+        log.info("role.settings", **redact(settings))
         try:
-            await wait_for_schema(url)
+            if not await unless_stopped(stop, wait_for_schema(url)):
+                return
             prices = PostgresPriceBookStore(database)
             await prices.add(list_prices())
             await run_gateway(
-                config=_config(settings),
+                config=config,
                 ledger=PostgresUsageLedger(database),
                 prices=prices,
-                keys=_api_keys(settings),
+                keys=api_keys,
                 verifier=SandboxTokenVerifier(keys=DirectoryVerifyingKeys(keys.sandbox_token_public), clock=clock),
                 clock=clock,
                 registry=registry,

@@ -19,7 +19,7 @@ from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.places import make_connector, make_local_backend
 from sandboxd.bootstrap.schema import wait_for_schema
 from sandboxd.bootstrap.sources import RandomIds, SystemClock
-from sandboxd.bootstrap.stopping import stop_signals
+from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.metrics import ManagerMetrics
@@ -65,10 +65,10 @@ async def serve(settings: Settings) -> None:
     """
     if settings.database_url is None:
         raise SettingsError("The settings cannot be used:\n  SANDBOXD_DATABASE_URL: serve needs a PostgreSQL")
-    log.info("role.settings", **redact(settings))
-    if unknown := unknown_variables(os.environ):
-        log.warning("role.unknown_settings", names=unknown)
     with stop_signals() as stop:
+        log.info("role.settings", **redact(settings))
+        if unknown := unknown_variables(os.environ):
+            log.warning("role.unknown_settings", names=unknown)
         await _run(settings, settings.database_url.get_secret_value(), stop)
 
 
@@ -97,7 +97,8 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
         rooms.api.listen(settings.grpc_listen, tls=tls)
         web_port = await rooms.web.start(settings.web_listen)
         cleanup.push_async_callback(rooms.web.stop)
-        await wait_for_schema(url)
+        if not await unless_stopped(stop, wait_for_schema(url)):
+            return
         if warning := rooms.manager.backend().warning:
             log.warning("backend.warning", backend=rooms.manager.backend().name, warning=warning)
         running = asyncio.create_task(_background(rooms), name="rooms")
