@@ -27,43 +27,44 @@ class Use:
 
 
 class Parts:
-    """The processes of the stack by part, told by words of their command lines, watched from `begin` to `end`."""
+    """The processes of the stack by part, told by words of their command lines, watched from the first look on."""
 
     def __init__(self, words: dict[str, str], *, within: str) -> None:
-        """Look the processes up.
+        """Look for the first time.
 
         Args:
             words: What a command line contains, by the part's name; the first that fits counts.
             within: What command line, working directory or environment of all of them contains: the data directory.
         """
-        self._members: dict[str, list[psutil.Process]] = {part: [] for part in words}
-        for process in psutil.process_iter():
-            try:
-                line = " ".join(process.cmdline())
-                if within not in " ".join([line, process.cwd(), *process.environ().values()]):
-                    continue
-            except psutil.Error:
-                continue
-            if part := next((part for part, word in words.items() if word in line), None):
-                self._members[part].append(process)
-        self._began = self._cpu()
-
-    def _cpu(self) -> dict[str, float]:
-        return {part: sum(map(_cpu_seconds, members)) for part, members in self._members.items()}
+        self._words = words
+        self._within = within
+        self._began = {part: sum(map(_cpu_seconds, members)) for part, members in self._look().items()}
 
     def used(self, seconds: float) -> dict[str, Use]:
-        """Return what was used since the look-up."""
-        ended = self._cpu()
+        """Return what was used since the first look."""
         uses = {}
-        for part, members in self._members.items():
+        for part, members in self._look().items():
             sizes = [_memory(process) for process in members]
             uses[part] = Use(
                 processes=len(members),
-                cores=(ended[part] - self._began[part]) / seconds,
+                cores=(sum(map(_cpu_seconds, members)) - self._began[part]) / seconds,
                 memory=sum(proportional for proportional, _ in sizes),
                 largest=max((resident for _, resident in sizes), default=0),
             )
         return uses
+
+    def _look(self) -> dict[str, list[psutil.Process]]:
+        members: dict[str, list[psutil.Process]] = {part: [] for part in self._words}
+        for process in psutil.process_iter():
+            try:
+                line = " ".join(process.cmdline())
+                part = next((part for part, word in self._words.items() if word in line), None)
+                if part and self._within in " ".join([line, process.cwd(), *process.environ().values()]):
+                    members[part].append(process)
+            except psutil.Error:
+                continue
+        members["this bench"] = [psutil.Process()]
+        return members
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
@@ -71,7 +72,8 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
     except psutil.Error:
         return 0.0
-    return float(times.user + times.system)
+    # With what its ended children used: PostgreSQL's connections come and go.
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 def _memory(process: psutil.Process) -> tuple[int, int]:
