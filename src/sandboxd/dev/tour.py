@@ -19,7 +19,8 @@ SECOND_PROMPT: Final = "Do you remember my first prompt in this session? Read he
 TURN_SECONDS: Final = 900.0
 LEDGER_SECONDS: Final = 20.0
 """How long to wait until no call of the sandbox is open."""
-_POLL_SECONDS: Final = 0.1
+_QUIET_SECONDS: Final = 0.3
+"""The CLI may still ask for a title after a turn: the sum has to stay the same this long."""
 _GOOD_ENDS: Final = frozenset(
     {"STOP_REASON_END_TURN", "STOP_REASON_MAX_TOKENS", "STOP_REASON_MAX_TURN_REQUESTS", "STOP_REASON_REFUSAL"}
 )
@@ -103,17 +104,16 @@ class Tour:
         self._show.say(f"resumed after {time.monotonic() - began:.1f} s: another incarnation, the same files")
 
     async def ledger(self) -> tuple[list[Json], Json]:
-        """The rows and the sum of the sandbox, once no call of it is open."""
+        """The rows and the sum of the sandbox, once no call of it is open and the CLI begins no more."""
         wanted = usage_filter(sandbox=self.sandbox)
         deadline = time.monotonic() + LEDGER_SECONDS
-        while True:
-            total = to_dict((await self._client.usage_summary(wanted)).total)
-            if not total["open_calls"]:
-                break
+        before: Json = {}
+        while (total := to_dict((await self._client.usage_summary(wanted)).total)) != before or total["open_calls"]:
             if time.monotonic() > deadline:
                 self.problems.append(f"{total['open_calls']} calls are still open in the ledger")
                 break
-            await asyncio.sleep(_POLL_SECONDS)
+            before = total
+            await asyncio.sleep(_QUIET_SECONDS)
         rows = [to_dict(row) async for row in self._client.usage_events(wanted)]
         return rows, total
 
