@@ -67,9 +67,7 @@ async def test_the_service_is_killed_in_the_middle_of_a_turn(stack: Stack, at: s
         *(f"conversation.{where}_append=exit9@{number}" for number in (1, 2, 4, 8) for where in ("before", "after")),
     ],
 )
-async def test_the_service_dies_at_a_step_of_a_turn(
-    postgres_url: str, make_stack: StackMaker, failpoint: str
-) -> None:
+async def test_the_service_dies_at_a_step_of_a_turn(postgres_url: str, make_stack: StackMaker, failpoint: str) -> None:
     async with make_stack(postgres_url, failpoints=failpoint) as stack, stack.client() as client:
         sandbox = await client.create(model="gemini-2.5-flash")
         async with client.stream(sandbox.name) as stream:
