@@ -1,6 +1,7 @@
 """What every test gets: nothing global, no outside address, no key of the person who runs it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from tests.postgres import database, postgres_server, postgres_url  # noqa: F401
 from tools.grpcurl import ensure_grpcurl
 
 KEPT = ("SANDBOXD_CACHE_DIR",)
+
+
+def pytest_configure() -> None:
+    """Let programs that the tests start be interrupted, also where we run in the background of a shell.
+
+    A shell without job control starts background commands with SIGINT ignored, and children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
