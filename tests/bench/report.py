@@ -71,7 +71,7 @@ def write(page: Path, tables: str) -> None:
 
 
 def _ms(values: list[float], share: float) -> str:
-    return f"{percentile(values, share):.1f}" if values else "–"
+    return f"{percentile(values, share):.1f}" if values else "-"
 
 
 def _both(values: list[float]) -> str:
