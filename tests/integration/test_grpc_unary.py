@@ -259,6 +259,25 @@ async def test_a_sandbox_of_another_client_is_not_found(world: World) -> None:
     assert (error.code, error.reason) == (grpc.StatusCode.NOT_FOUND, "SANDBOX_NOT_FOUND")
 
 
+async def test_a_role_that_may_not_call_is_told_which_may(world: World) -> None:
+    error = await refused(
+        world.sandboxes.Pause(
+            # Not even the rules of the request are looked at.
+            pb.PauseRequest(name="not a name"),
+            metadata=world.metadata(role="auditor"),
+        )
+    )
+
+    assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "ROLE_FORBIDDEN")
+    assert dict(error.info.metadata) == {
+        "method": "sandboxd.v1.SandboxService/Pause",
+        "role": "auditor",
+        "allowed_roles": "platform, client_admin, freelancer",
+    }
+    assert "platform, client_admin, freelancer" in error.message
+    assert await world.sandboxes.Get(pb.GetRequest(name="sandboxes/sbx-1"), metadata=world.metadata(role="auditor"))
+
+
 async def test_a_new_key_set_file_is_read_without_a_restart(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         new = Issuer(tmp_path / "keys.json", key_id="two")

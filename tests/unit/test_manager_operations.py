@@ -287,17 +287,6 @@ async def test_what_belongs_to_somebody_else_does_not_exist(world: ManagerWorld,
     assert world.row(sandbox.id) == sandbox
 
 
-async def test_an_auditor_reads_and_changes_nothing(world: ManagerWorld) -> None:
-    sandbox = await world.given_active()
-    auditor = a_caller(subject="eve", role=Role.AUDITOR)
-
-    assert (await world.manager.get(auditor, sandbox.id)).id == sandbox.id
-    with pytest.raises(ForbiddenError):
-        await world.manager.create(a_request(auditor), NewSandbox(), timeout=SOON)
-    with pytest.raises(ForbiddenError):
-        await world.manager.pause(a_request(auditor), sandbox.id, timeout=SOON)
-
-
 async def test_a_freelancer_creates_for_itself_only(world: ManagerWorld) -> None:
     ada = a_caller(subject="ada", role=Role.FREELANCER)
 

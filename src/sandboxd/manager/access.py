@@ -1,8 +1,8 @@
-"""Who may see and change which sandbox. The full matrix comes later; tenancy holds from the first day."""
+"""Whose sandbox is whose. Which role may call what is decided before, by the table of `api/grpc/permissions.py`."""
 
 from __future__ import annotations
 
-from sandboxd.model.caller import Caller, Role
+from sandboxd.model.caller import Caller
 from sandboxd.model.errors import ForbiddenError, SandboxNotFoundError
 from sandboxd.model.ids import FreelancerId
 from sandboxd.model.sandbox import Sandbox
@@ -17,16 +17,6 @@ def require_visible(sandbox: Sandbox, caller: Caller) -> Sandbox:
     if sandbox.client != caller.client or caller.freelancer not in (None, sandbox.freelancer):
         raise SandboxNotFoundError(sandbox.id)
     return sandbox
-
-
-def require_writer(caller: Caller) -> None:
-    """Let pass whoever may change things.
-
-    Raises:
-        ForbiddenError: The caller only reads.
-    """
-    if caller.role is Role.AUDITOR:
-        raise ForbiddenError("An auditor reads and changes nothing.", role=caller.role.value)
 
 
 def choose_freelancer(caller: Caller, wanted: FreelancerId | None) -> FreelancerId:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from sandboxd.manager.access import choose_freelancer, require_writer
+from sandboxd.manager.access import choose_freelancer
 from sandboxd.manager.intents import Intents
 from sandboxd.manager.operations import Operations
 from sandboxd.manager.ports import RequestRecord, UnitOfWork
@@ -56,13 +56,12 @@ class Creation:
         """Make a sandbox and answer when its agent answers.
 
         Raises:
-            ForbiddenError: The caller only reads, or is a freelancer who names another.
+            ForbiddenError: The caller is a freelancer and names another.
             RequestIdReusedError: The request id was used with another body.
             UnavailableError: It could not be started; the sandbox is FAILED.
             DeadlineError: It is not done within `timeout`; the work goes on.
         """
         caller = request.caller
-        require_writer(caller)
         now = self._clock.now()
         sandbox, incarnation = self._startup.new_life(
             Sandbox(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from sandboxd.manager.access import require_visible, require_writer
+from sandboxd.manager.access import require_visible
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.ports import RequestOutcome, RequestRecord, UnitsOfWork
 from sandboxd.manager.requests import Requests
@@ -64,7 +64,6 @@ class Editing:
             StaleEtagError: Somebody else has changed it since.
             InvalidTransitionError: It is terminated.
         """
-        require_writer(request.caller)
         claim = self._requests.record(request, "Update", sandbox)
         changed = await self._change(claim, request.caller, edit, etag)
         if isinstance(changed, RequestRecord):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from sandboxd.manager.access import require_visible, require_writer
+from sandboxd.manager.access import require_visible
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import Intent, Intents, Plan
 from sandboxd.manager.operations import Operations, Settled, Work
@@ -127,7 +127,6 @@ class Resting:
     async def _run(
         self, request: Request, method: str, sandbox: SandboxId, plan: Plan, work: Work, timeout: timedelta
     ) -> Settled:
-        require_writer(request.caller)
         claim = self._requests.record(request, method, sandbox)
         failpoint(f"{method.lower()}.before_commit")
         began = self._clock.monotonic()

@@ -16,6 +16,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from typing_extensions import override
 
+from sandboxd.api.grpc.permissions import Permission
 from sandboxd.model.caller import Caller
 from sandboxd.model.errors import UnauthenticatedError
 
@@ -40,6 +41,8 @@ class Rpc:
     """True where the request's bytes are no message; the frame refuses it."""
     began: float = field(default_factory=time.monotonic)
     checked_caller: Caller | None = None
+    permission: Permission | None = None
+    """The RPC's row of the permission table, once the caller was let through."""
     expires: float | None = None
     """Moment on the monotonic clock at which the budget is spent; None for none."""
     facts: dict[str, str | int | float | bool] = field(default_factory=dict)

@@ -21,7 +21,9 @@ from sandboxd.api.grpc.interceptors.callers import CallerInterceptor, TokenCheck
 from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
 from sandboxd.api.grpc.interceptors.failures import FailureInterceptor
 from sandboxd.api.grpc.interceptors.metrics import MetricsInterceptor
+from sandboxd.api.grpc.interceptors.permissions import PermissionInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
+from sandboxd.api.grpc.permissions import without_row
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, StreamHub
 from sandboxd.api.grpc.sandbox_service import SandboxServicer
 from sandboxd.api.grpc.session_service import SessionServicer
@@ -40,11 +42,12 @@ from sandboxd.v1 import (
 
 log = structlog.get_logger("sandboxd.api")
 
-SERVICES: Final = (
-    sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"].full_name,
-    session_pb2.DESCRIPTOR.services_by_name["SessionService"].full_name,
-    usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name,
+_SERVED: Final = (
+    sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"],
+    session_pb2.DESCRIPTOR.services_by_name["SessionService"],
+    usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
 )
+SERVICES: Final = tuple(service.full_name for service in _SERVED)
 MAX_REQUEST_BYTES: Final = 16 << 20
 """A prompt holds 1 MiB of text and 14 MiB of attachments."""
 MAX_RESPONSE_BYTES: Final = 16 << 20
@@ -90,6 +93,8 @@ class ApiServer:
         limits: ServerLimits,
         reflect: bool = True,
     ) -> None:
+        if missing := without_row(_SERVED):
+            raise TypeError(f"RPCs without a row in the permission table: {', '.join(missing)}")
         rules = RequestRules()
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
@@ -101,6 +106,7 @@ class ApiServer:
                 FailureInterceptor(),
                 DeadlineInterceptor(default=limits.default_deadline),
                 CallerInterceptor(tokens=tokens),
+                PermissionInterceptor(),
                 ValidationInterceptor(rules=rules),
             ],
             options=_options(),

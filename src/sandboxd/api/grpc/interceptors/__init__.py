@@ -1,1 +1,1 @@
-"""The frame around every RPC: log, metrics, errors, deadline, caller, validation, in this order from outside."""
+"""The frame around every RPC. From outside: log, metrics, errors, deadline, caller, permission, validation."""

@@ -1,0 +1,137 @@
+"""Who may call which RPC: one row for every RPC of `sandboxd.v1`, and nothing else decides about roles.
+
+Whoever adds an RPC adds its row; a test, and the start of the server, fail where one is missing. What the row cannot
+know is whether a thing is the caller's own: that stays in the middle, and somebody else's thing does not exist.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from sandboxd.model.caller import Caller, Role
+from sandboxd.model.errors import ForbiddenError
+
+
+class Scope(enum.Enum):
+    """Whose things an RPC touches."""
+
+    OWN = "own"
+    """Things that belong to one freelancer: a freelancer reaches its own, everybody else all of their client's."""
+    CLIENT = "client"
+    """Things of the caller's client as a whole."""
+    PLATFORM = "platform"
+    """Things beside or above clients, or a client that the request names: a platform caller needs no client of its own,
+    and reaches all; callers of other roles, where the row has any, reach their own client."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Permission:
+    """The row of one RPC."""
+
+    roles: frozenset[Role]
+    """Who may call it."""
+    mutating: bool
+    """True where one request changes something: it is audited, and idempotent by its request id."""
+    scope: Scope
+
+
+class RoleForbiddenError(ForbiddenError):
+    """The caller's role may not call this RPC."""
+
+    reason = "ROLE_FORBIDDEN"
+
+    def __init__(self, method: str, *, role: Role, allowed: Iterable[Role]) -> None:
+        names = ", ".join(one.value for one in Role if one in set(allowed))
+        super().__init__(
+            f"A caller with the role {role.value} may not call {method}. "
+            f"Call it with a token of one of these roles: {names}.",
+            method=method,
+            role=role.value,
+            allowed_roles=names,
+        )
+
+
+class ClientMissingError(ForbiddenError):
+    """A platform caller asked for a client's things and said no client."""
+
+    reason = "CLIENT_MISSING"
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"{method} works on the things of one client, and this call is for none. "
+            "Use a token with the claim `client`, or name the client in metadata `x-sandboxd-client`.",
+            method=method,
+        )
+
+
+EVERYONE: Final = frozenset(Role)
+WRITERS: Final = EVERYONE - {Role.AUDITOR}
+ADMINS: Final = frozenset({Role.PLATFORM, Role.CLIENT_ADMIN})
+PLATFORM_ONLY: Final = frozenset({Role.PLATFORM})
+
+
+def reads(scope: Scope, roles: frozenset[Role] = EVERYONE) -> Permission:
+    """Make the row of an RPC that only reads."""
+    return Permission(roles=roles, mutating=False, scope=scope)
+
+
+def changes(scope: Scope, roles: frozenset[Role] = WRITERS) -> Permission:
+    """Make the row of an RPC that changes something."""
+    return Permission(roles=roles, mutating=True, scope=scope)
+
+
+_SANDBOXES: Final = "sandboxd.v1.SandboxService"
+_SESSIONS: Final = "sandboxd.v1.SessionService"
+_USAGE: Final = "sandboxd.v1.UsageService"
+
+PERMISSIONS: Final[Mapping[str, Permission]] = {
+    f"{_SANDBOXES}/Create": changes(Scope.OWN),
+    f"{_SANDBOXES}/Get": reads(Scope.OWN),
+    f"{_SANDBOXES}/List": reads(Scope.OWN),
+    f"{_SANDBOXES}/Watch": reads(Scope.OWN),
+    f"{_SANDBOXES}/Update": changes(Scope.OWN),
+    f"{_SANDBOXES}/Pause": changes(Scope.OWN),
+    f"{_SANDBOXES}/Resume": changes(Scope.OWN),
+    f"{_SANDBOXES}/Commit": changes(Scope.OWN),
+    f"{_SANDBOXES}/Terminate": changes(Scope.OWN),
+    f"{_SANDBOXES}/Restore": changes(Scope.OWN),
+    # The call itself changes nothing; its commands do, one by one, and an auditor may watch only (stream/hub.py).
+    f"{_SANDBOXES}/Stream": reads(Scope.OWN),
+    f"{_SESSIONS}/ListSessions": reads(Scope.OWN),
+    f"{_SESSIONS}/GetSession": reads(Scope.OWN),
+    f"{_SESSIONS}/GetHistory": reads(Scope.OWN),
+    f"{_SESSIONS}/DeleteSession": changes(Scope.OWN),
+    f"{_USAGE}/ListUsageEvents": reads(Scope.OWN),
+    f"{_USAGE}/SummarizeUsage": reads(Scope.OWN),
+}
+"""Full method name, without the leading slash, to its row."""
+
+
+def permit(method: str, caller: Caller, *, table: Mapping[str, Permission] = PERMISSIONS) -> Permission:
+    """Return the row of an RPC, if the caller may call it.
+
+    Raises:
+        RoleForbiddenError: Its role may not, or the RPC has no row.
+        ClientMissingError: It must act for a client, and names none.
+    """
+    row = table.get(method)
+    if row is None or caller.role not in row.roles:
+        raise RoleForbiddenError(method, role=caller.role, allowed=row.roles if row else ())
+    if not caller.client and (row.scope is not Scope.PLATFORM or caller.role is not Role.PLATFORM):
+        raise ClientMissingError(method)
+    return row
+
+
+def without_row(services: Iterable[ServiceDescriptor]) -> list[str]:
+    """Return the RPCs of these services that have no row."""
+    return sorted(
+        name
+        for service in services
+        for method in service.methods
+        if (name := f"{service.full_name}/{method.name}") not in PERMISSIONS
+    )
