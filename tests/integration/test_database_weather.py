@@ -89,6 +89,26 @@ async def test_connections_that_are_cut_at_any_moment_lose_and_double_nothing(
     assert await texts(journal, session) == [str(number) for number in range(60)]
 
 
+async def test_a_read_is_not_troubled_by_a_connection_that_was_cut_just_before(
+    database: Database, postgres_url: str
+) -> None:
+    journal = PostgresJournal(database)
+    _, session = await begun(database)
+    other = Database(make_engine(DatabaseSettings(url=postgres_url, application_name="cutter")))
+    cuts = 0
+
+    for _ in range(100):
+        async with other.raw() as connection:
+            cuts += await connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE application_name = 'tests' AND datname = current_database()"
+            )
+        assert await journal.head(session.id) == 1
+    await other.close()
+
+    assert cuts >= 100, "not every read met a connection that had been cut"
+
+
 async def test_of_two_owners_only_the_later_one_writes(database: Database) -> None:
     journal = PostgresJournal(database)
     first, session = await begun(database)

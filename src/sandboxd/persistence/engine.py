@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,12 +20,14 @@ import sqlalchemy.exc
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from sandboxd.model.errors import ConflictError
-from sandboxd.persistence.errors import is_clean, translated
+from sandboxd.model.errors import ConflictError, DatabaseUnavailableError
+from sandboxd.persistence.errors import is_clean, is_cut, translated
 from sandboxd.persistence.escape import dump_json, load_json
 
 ATTEMPTS: Final = 5
 """How often a transaction that collides is begun."""
+READ_ATTEMPTS: Final = 3
+"""How often a read is tried on connections that turn out to be cut."""
 _FIRST_WAIT_SECONDS: Final = 0.005
 _DRIVER: Final = "postgresql+asyncpg"
 
@@ -130,6 +132,26 @@ class Database:
                     if not is_clean(error):
                         await connection.invalidate()
                     raise
+
+    async def fetch(self, statement: str, *values: Any) -> Sequence[Any]:
+        """Read rows, outside any transaction; again on another connection where the one from the pool was cut.
+
+        The server may end a connection a moment before we use it, and only the use tells. A read that was cut has done
+        nothing, so nobody has to hear of it. Any: parameters of a statement, and records.
+        """
+        for _ in range(1, READ_ATTEMPTS):
+            try:
+                async with self.raw() as connection:
+                    return await connection.fetch(statement, *values)
+            except DatabaseUnavailableError as error:
+                if not is_cut(error.__cause__):
+                    raise
+        async with self.raw() as connection:
+            return await connection.fetch(statement, *values)
+
+    async def fetch_one(self, statement: str, *values: Any) -> Any:
+        """Read the first row, as `fetch` does; None where there is none. Any: parameters of a statement."""
+        return next(iter(await self.fetch(statement, *values)), None)
 
     async def run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Do work in a transaction; begin it again, a few times, where it collides with another one."""

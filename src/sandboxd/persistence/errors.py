@@ -17,6 +17,8 @@ _AWAY: Final = ("08", "53", "57", "58")
 statement timeout), system error. 55P03 is added below: a lock was not free within the lock timeout."""
 _COLLISIONS: Final = frozenset({"40001", "40P01"})
 """Serialisation failure and deadlock: the transaction was undone and may be begun again."""
+_ENDED: Final = frozenset({"57P01", "57P02", "57P05"})
+"""The server ended the session: an administrator's command, a crash of another session, its idle timeout."""
 IDLE_TIMEOUTS: Final = frozenset({"25P03", "25P04"})
 """The server ended a session that sat idle in a transaction, or a transaction that took too long."""
 
@@ -52,6 +54,16 @@ def is_away(error: BaseException) -> bool:
         | asyncpg.InternalClientError  # a connection that was cut at an unlucky moment leaves the driver confused
         | sqlalchemy.exc.TimeoutError,
     )
+
+
+def is_cut(error: BaseException | None) -> bool:
+    """Tell whether the connection was lost, and not the server slow or busy: another connection may do better."""
+    if error is None or isinstance(error, TimeoutError):  # a kind of OSError
+        return False
+    state = sqlstate(error)
+    if state:
+        return state.startswith("08") or state in _ENDED
+    return isinstance(error, OSError | asyncpg.InterfaceError | asyncpg.InternalClientError)
 
 
 def is_clean(error: BaseException) -> bool:

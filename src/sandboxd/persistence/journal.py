@@ -115,15 +115,13 @@ class PostgresJournal(Journal):
 
     @override
     async def unattended(self, *, limit: int) -> Sequence[SandboxId]:
-        async with self._database.raw() as connection:
-            return [SandboxId(row["sandbox"]) for row in await connection.fetch(_UNATTENDED, limit)]
+        return [SandboxId(row["sandbox"]) for row in await self._database.fetch(_UNATTENDED, limit)]
 
     @override
     async def pending_stdin(
         self, sandbox: SandboxId, *, incarnation: IncarnationId, process: str
     ) -> Sequence[StdinRecord]:
-        async with self._database.raw() as connection:
-            rows = await connection.fetch(_PENDING, sandbox, incarnation, process)
+        rows = await self._database.fetch(_PENDING, sandbox, incarnation, process)
         return [StdinRecord(offset=row["start"], data=row["data"]) for row in rows]
 
     @override
@@ -133,8 +131,7 @@ class PostgresJournal(Journal):
 
     @override
     async def find_command(self, client: ClientId, request_id: RequestId) -> Command | None:
-        async with self._database.raw() as connection:
-            row = await connection.fetchrow(_COMMAND, client, request_id)
+        row = await self._database.fetch_one(_COMMAND, client, request_id)
         if row is None:
             return None
         return Command(
@@ -149,14 +146,12 @@ class PostgresJournal(Journal):
     async def events(
         self, session: SessionId, *, after: int, limit: int, max_bytes: int = 2 << 20
     ) -> Sequence[SessionEvent]:
-        async with self._database.raw() as connection:
-            rows = await connection.fetch(_EVENTS, session, after, limit, max(max_bytes, 1))
+        rows = await self._database.fetch(_EVENTS, session, after, limit, max(max_bytes, 1))
         return [read_event(session, row) for row in rows]
 
     @override
     async def head(self, session: SessionId) -> int:
-        async with self._database.raw() as connection:
-            head: int | None = await connection.fetchval(_HEAD, session)
-        if head is None:
+        row = await self._database.fetch_one(_HEAD, session)
+        if row is None:
             raise SessionNotFoundError(session)
-        return head
+        return int(row["head_sequence"])

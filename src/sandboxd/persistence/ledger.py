@@ -174,13 +174,11 @@ class PostgresUsageLedger(UsageLedger):
 
     @override
     async def orphaned_calls(self, *, silent_for: timedelta, limit: int) -> Sequence[UsageEvent]:
-        async with self._database.raw() as connection:
-            return [read_usage_event(row) for row in await connection.fetch(_ORPHANS, silent_for, limit)]
+        return [read_usage_event(row) for row in await self._database.fetch(_ORPHANS, silent_for, limit)]
 
     @override
     async def get_event(self, event: UsageEventId) -> UsageEvent:
-        async with self._database.raw() as connection:
-            row = await connection.fetchrow(_ONE, event)
+        row = await self._database.fetch_one(_ONE, event)
         if row is None:
             raise UsageEventNotFoundError(event)
         return read_usage_event(row)
@@ -197,8 +195,7 @@ class PostgresUsageLedger(UsageLedger):
             condition += f" AND id {'<' if newest_first else '>'} ${len(values)}"
         order = "DESC" if newest_first else "ASC"
         statement = f"SELECT * FROM usage_events WHERE {condition} ORDER BY id {order} LIMIT {size + 1}"  # noqa: S608
-        async with self._database.raw() as connection:
-            events = [read_usage_event(row) for row in await connection.fetch(statement, *values)]
+        events = [read_usage_event(row) for row in await self._database.fetch(statement, *values)]
         return UsagePage(events=events[:size], next_after=events[size - 1].id if len(events) > size else None)
 
     @override
@@ -216,8 +213,7 @@ class PostgresUsageLedger(UsageLedger):
 
     @override
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
-        async with self._database.raw() as connection:
-            return [read_usage_event(row) for row in await connection.fetch(_OF_TURN, turn)]
+        return [read_usage_event(row) for row in await self._database.fetch(_OF_TURN, turn)]
 
 
 class PostgresTurnLedger(TurnLedger):

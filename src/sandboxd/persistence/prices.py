@@ -31,8 +31,7 @@ class PostgresPriceBookStore(PriceBookStore):
 
     @override
     async def load(self) -> PriceBook:
-        async with self._database.raw() as connection:
-            rows = await connection.fetch(_LOAD)
+        rows = await self._database.fetch(_LOAD)
         return PriceBook(
             prices=tuple(
                 Price(

@@ -94,16 +94,14 @@ class PostgresSessions(Sessions):
 
     @override
     async def get(self, session: SessionId, *, client: ClientId, freelancer: FreelancerId | None) -> Session:
-        async with self._database.raw() as connection:
-            row = await connection.fetchrow(_LIVING, session)
+        row = await self._database.fetch_one(_LIVING, session)
         if row is None or row["client"] != client or freelancer not in {None, row["freelancer"]}:
             raise SessionNotFoundError(session)
         return read_session(row)
 
     @override
     async def of_sandbox(self, sandbox: SandboxId) -> Sequence[Session]:
-        async with self._database.raw() as connection:
-            return [read_session(row) for row in await connection.fetch(_OF_SANDBOX, sandbox)]
+        return [read_session(row) for row in await self._database.fetch(_OF_SANDBOX, sandbox)]
 
     @override
     async def open_turns(self, sandbox: SandboxId) -> Sequence[Turn]:
@@ -149,8 +147,7 @@ class PostgresSessions(Sessions):
             f"SELECT {SESSION_COLUMNS} FROM sessions WHERE {' AND '.join(conditions)}"  # noqa: S608  constant words
             f" ORDER BY {column} {direction}, id {direction} LIMIT {size + 1}"
         )
-        async with self._database.raw() as connection:
-            rows = await connection.fetch(statement, *values)
+        rows = await self._database.fetch(statement, *values)
         items = [read_session(row) for row in rows[:size]]
         token = make_token(rows[size - 1][column], items[-1].id, of=this) if len(rows) > size else ""
         return Page(items=items, next_token=token)
