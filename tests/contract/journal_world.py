@@ -94,6 +94,7 @@ def a_turn(session: SessionId, *, number: int = 1, prompt: PromptInput = _PROMPT
         state=TurnState.QUEUED,
         prompt=PromptInput(text=prompt.text, attachments=tuple(prompt.attachments)),
         start_time=NOON,
+        traceparent="00-0123456789abcdef0123456789abcdef-0123456789abcdef-01",
     )
 
 

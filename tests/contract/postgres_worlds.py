@@ -152,14 +152,16 @@ class PostgresLedgerWorld:
             deleted=NOON if deleted else None,
         )
 
-    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState) -> None:
+    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState, traceparent: str = "") -> None:
         await self._execute(
-            """INSERT INTO turns SELECT :id, id, sandbox, 1, 'r', :state, NULL, '', :at, NULL FROM sessions
+            """INSERT INTO turns SELECT :id, id, sandbox, 1, 'r', :state, NULL, '', :at, NULL, :traceparent
+            FROM sessions
             WHERE id = :session ON CONFLICT (id) DO UPDATE SET state = excluded.state""",
             id=turn,
             session=session,
             state=state.value,
             at=NOON,
+            traceparent=traceparent,
         )
 
     async def _execute(self, statement: str, **values: Any) -> None:  # Any: parameters of any type

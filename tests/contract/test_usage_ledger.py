@@ -121,11 +121,13 @@ async def test_a_call_joins_the_open_turn_of_the_hinted_session(world: LedgerWor
     identity, session, turn = an_identity(), a_session(), a_turn()
     await world.given_incarnation(identity)
     await world.given_session(session, of=identity)
-    await world.given_turn(turn, session=session, state=state)
+    await world.given_turn(turn, session=session, state=state, traceparent="00-trace")
+    call = a_call(identity, session_hint=session)
 
-    opened = await world.ledger.open_call(a_call(identity, session_hint=session))
+    opened = await world.ledger.open_call(call)
+    repeated = await world.ledger.open_call(call)
 
-    assert opened == OpenedCall(session=session, turn=turn)
+    assert opened == repeated == OpenedCall(session=session, turn=turn, traceparent="00-trace")
 
 
 @pytest.mark.parametrize("state", [TurnState.FINISHING, TurnState.COMPLETED])
@@ -133,7 +135,7 @@ async def test_a_call_does_not_join_a_turn_whose_sum_is_being_made(world: Ledger
     identity, session = an_identity(), a_session()
     await world.given_incarnation(identity)
     await world.given_session(session, of=identity)
-    await world.given_turn(a_turn(), session=session, state=state)
+    await world.given_turn(a_turn(), session=session, state=state, traceparent="00-trace")
 
     opened = await world.ledger.open_call(a_call(identity, session_hint=session))
 

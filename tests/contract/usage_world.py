@@ -43,7 +43,7 @@ class LedgerWorld(Protocol):
 
     async def given_session(self, session: SessionId, *, of: SandboxIdentity, deleted: bool = False) -> None: ...
 
-    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState) -> None:
+    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState, traceparent: str = "") -> None:
         """The session's open turn, in that state; COMPLETED: its last turn, and none is open."""
 
 
@@ -65,8 +65,9 @@ class FakeLedgerWorld:
     async def given_session(self, session: SessionId, *, of: SandboxIdentity, deleted: bool = False) -> None:
         self._ledger.sessions[session] = FakeSession(sandbox=of.sandbox, deleted=deleted)
 
-    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState) -> None:
+    async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState, traceparent: str = "") -> None:
         self._ledger.sessions[session].turn = turn
+        self._ledger.sessions[session].traceparent = traceparent
         self._ledger.sessions[session].turn_state = state
 
 

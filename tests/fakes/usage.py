@@ -37,6 +37,7 @@ class FakeSession:
     deleted: bool = False
     turn: TurnId | None = None
     turn_state: TurnState | None = None
+    traceparent: str = ""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +75,9 @@ class FakeUsageLedger:
                 return CallRefused(reason=CallRefusal.BUDGET_SPENT)
             row = self.rows[call.id] = self._row(call)
         self._lost()
-        return OpenedCall(session=row.session, turn=row.turn)
+        known_session = self.sessions.get(row.session) if row.session and row.turn else None
+        traceparent = known_session.traceparent if known_session else ""
+        return OpenedCall(session=row.session, turn=row.turn, traceparent=traceparent)
 
     def _row(self, call: CallStart) -> UsageEvent:
         session = self.sessions.get(call.session_hint) if call.session_hint else None

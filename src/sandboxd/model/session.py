@@ -102,3 +102,5 @@ class Turn:
     stop_reason: StopReason | None = None
     start_time: datetime
     end_time: datetime | None = None
+    traceparent: str = ""
+    """Trace context of the call that started it (`model/trace.py`); empty where that was not traced."""

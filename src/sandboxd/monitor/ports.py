@@ -54,6 +54,8 @@ class OpenedCall:
 
     session: SessionId | None
     turn: TurnId | None
+    traceparent: str = ""
+    """What the turn keeps of its caller's trace (`model.trace.turn_context`); empty where there is none."""
 
 
 class CallRefusal(enum.Enum):

@@ -64,7 +64,7 @@ _TURNS: Final = f"""
     INSERT INTO turns ({TURN_COLUMNS}, sandbox)
     SELECT t.*, s.sandbox FROM unnest(
         $1::text[], $2::text[], $3::int[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[],
-        $9::timestamptz[]) AS t (id, session)
+        $9::timestamptz[], $10::text[]) AS t (id, session)
         JOIN sessions AS s ON s.id = t.session AND s.delete_time IS NULL
     ON CONFLICT (id) DO UPDATE SET
         state = excluded.state, stop_reason = excluded.stop_reason, end_time = excluded.end_time
@@ -193,7 +193,7 @@ async def _write_turns(connection: Connection, turns: Sequence[Turn]) -> None:
     last = {turn.id: turn for turn in turns}
     if not last:
         return
-    rows = await connection.fetch(_TURNS, *_columns([turn_values(turn) for turn in last.values()], 9))
+    rows = await connection.fetch(_TURNS, *_columns([turn_values(turn) for turn in last.values()], 10))
     attachments = [
         (row["id"], position, escape(attachment.name), escape(attachment.mime_type), attachment.data)
         for row in rows

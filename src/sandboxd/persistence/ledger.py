@@ -46,7 +46,8 @@ _OPEN: Final = """
     ), hint AS (
         SELECT id FROM sessions WHERE id = $7 AND sandbox = $5 AND delete_time IS NULL
     ), newest AS (
-        SELECT t.id, t.state FROM hint JOIN turns AS t ON t.session = hint.id ORDER BY t.number DESC LIMIT 1
+        SELECT t.id, t.state, t.traceparent FROM hint JOIN turns AS t ON t.session = hint.id
+        ORDER BY t.number DESC LIMIT 1
     ), made AS (
         INSERT INTO usage_events (
             id, gateway, client, freelancer, sandbox, incarnation, session, turn, method, model, state,
@@ -56,9 +57,14 @@ _OPEN: Final = """
         FROM life
         ON CONFLICT (id) DO NOTHING RETURNING session, turn
     )
-    SELECT session, turn FROM made UNION ALL SELECT session, turn FROM usage_events WHERE id = $1
+    SELECT session, turn, (SELECT traceparent FROM newest WHERE newest.id = made.turn) AS traceparent FROM made
+    UNION ALL SELECT u.session, u.turn, t.traceparent FROM usage_events AS u LEFT JOIN turns AS t ON t.id = u.turn
+    WHERE u.id = $1
 """
-_OPENED: Final = "SELECT session, turn FROM usage_events WHERE id = $1"
+_OPENED: Final = """
+    SELECT u.session, u.turn, t.traceparent FROM usage_events AS u LEFT JOIN turns AS t ON t.id = u.turn
+    WHERE u.id = $1
+"""
 _TOKENS_SET: Final = ", ".join(f"{name} = ${index}" for index, name in enumerate(TOKEN_COLUMNS, start=2))
 _PROGRESS: Final = f"""
     UPDATE usage_events SET {_TOKENS_SET}, model_version = $8, first_byte_time = $9 WHERE id = $1 AND state = 'OPEN'
@@ -120,6 +126,7 @@ class PostgresUsageLedger(UsageLedger):
         return OpenedCall(
             session=SessionId(row["session"]) if row["session"] else None,
             turn=TurnId(row["turn"]) if row["turn"] else None,
+            traceparent=row["traceparent"] or "",
         )
 
     @override

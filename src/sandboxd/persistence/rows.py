@@ -19,7 +19,7 @@ SESSION_COLUMNS: Final = (
     "id, sandbox, client, freelancer, title, mode, model, cli_session, head_sequence, turns, open_turn,"
     " create_time, update_time, delete_time"
 )
-TURN_COLUMNS: Final = "id, session, number, request_id, state, stop_reason, prompt, start_time, end_time"
+TURN_COLUMNS: Final = "id, session, number, request_id, state, stop_reason, prompt, start_time, end_time, traceparent"
 CONVERSATION_COLUMNS: Final = (
     "sandbox, epoch, owner, incarnation, process, dialect, consumed, written, snapshot::text AS snapshot"
 )
@@ -77,6 +77,7 @@ def turn_values(turn: Turn) -> tuple[Any, ...]:  # Any: one value a column
         escape(turn.prompt.text),
         turn.start_time,
         turn.end_time,
+        turn.traceparent,
     )
 
 
@@ -92,6 +93,7 @@ def read_turn(row: Row, attachments: Sequence[Attachment]) -> Turn:
         stop_reason=StopReason(row["stop_reason"]) if row["stop_reason"] else None,
         start_time=row["start_time"],
         end_time=row["end_time"],
+        traceparent=row["traceparent"],
     )
 
 

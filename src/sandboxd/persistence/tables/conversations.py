@@ -112,6 +112,8 @@ class TurnRow(Base):
     prompt: Mapped[str] = mapped_column(SafeText())
     start_time: Mapped[Moment]
     end_time: Mapped[Moment | None]
+    traceparent: Mapped[str] = mapped_column(server_default="")
+    """Of the call that started it; the gateway reads it with the turn."""
 
     __table_args__ = (
         one_of("state", TurnState),
