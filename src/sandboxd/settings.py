@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     jwt_audience: str = "sandboxd"
     """`aud` of callers' tokens."""
 
+    registration: Literal["first_use", "explicit"] = "first_use"
+    """`first_use`: a client or freelancer with a good token is registered when first needed. `explicit`: who was
+    not created before is refused."""
+
     default_deadline_seconds: float = Field(default=60, gt=0, le=3600)
     """Deadline of a call whose caller gave none."""
     max_concurrent_rpcs: int = Field(default=2000, ge=1)

@@ -19,6 +19,7 @@ from typing import Self
 
 from typing_extensions import override
 
+from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository
 from sandboxd.manager.backend_port import (
     Backend,
     BackendDescription,
@@ -28,7 +29,6 @@ from sandboxd.manager.backend_port import (
 )
 from sandboxd.manager.ports import (
     Conversations,
-    FreelancerRepository,
     IncarnationRepository,
     Life,
     ModelTokens,
@@ -44,6 +44,7 @@ from sandboxd.manager.ports import (
     UnitOfWork,
     UnitsOfWork,
 )
+from sandboxd.model.client import Client, Freelancer
 from sandboxd.model.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -60,6 +61,7 @@ from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxS
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity, SandboxToken
 from sandboxd.stream.ports import CliPlace, Wakeups
+from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -107,7 +109,8 @@ class _Rows:
     incarnations: dict[IncarnationId, Incarnation] = field(default_factory=dict)
     requests: dict[tuple[ClientId, RequestId], RequestRecord] = field(default_factory=dict)
     leases: dict[SandboxId, _Lease] = field(default_factory=dict)
-    freelancers: set[tuple[ClientId, FreelancerId]] = field(default_factory=set)
+    clients: dict[ClientId, Client] = field(default_factory=dict)
+    freelancers: dict[tuple[ClientId, FreelancerId], Freelancer] = field(default_factory=dict)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -115,7 +118,8 @@ class _Rows:
             incarnations=dict(self.incarnations),
             requests=dict(self.requests),
             leases=dict(self.leases),
-            freelancers=set(self.freelancers),
+            clients=dict(self.clients),
+            freelancers=dict(self.freelancers),
         )
 
 
@@ -146,7 +150,8 @@ class FakeUnitOfWork(UnitOfWork):
         self._incarnations = _Incarnations(self)
         self._requests = _Requests(self)
         self._operations = _Operations(self)
-        self._freelancers = _Freelancers(self)
+        self._clients = FakeClientRepository(self)
+        self._freelancers = FakeFreelancerRepository(self)
 
     @property
     @override
@@ -167,6 +172,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def operations(self) -> OperationRepository:
         return self._operations
+
+    @property
+    @override
+    def clients(self) -> ClientRepository:
+        return self._clients
 
     @property
     @override
@@ -387,12 +397,6 @@ class _Operations(_Repository, OperationRepository):
         held = rows.leases.get(sandbox)
         if held is not None and held.operation.id == operation:
             del rows.leases[sandbox]
-
-
-class _Freelancers(_Repository, FreelancerRepository):
-    @override
-    async def ensure(self, client: ClientId, freelancer: FreelancerId, *, at: datetime) -> None:
-        (await self.work.write()).freelancers.add((client, freelancer))
 
 
 def _make_token(last: tuple[datetime, str], where: SandboxFilter, order: SandboxOrder) -> str:

@@ -152,6 +152,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
             metrics=ManagerMetrics(registry),
             clock=clock,
             ids=ids,
+            explicit_registration=settings.registration == "explicit",
             replica=replica,
         )
     )

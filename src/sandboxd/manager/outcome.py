@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -37,6 +38,7 @@ def encode_outcome(outcome: RequestOutcome) -> dict[str, Any]:
     return {
         "sandbox": None if outcome.sandbox is None else _encode_sandbox(outcome.sandbox),
         "kept": outcome.kept,
+        "response": None if outcome.response is None else base64.b64encode(outcome.response).decode(),
         "error": None
         if error is None
         else {
@@ -52,9 +54,11 @@ def decode_outcome(data: Mapping[str, Any]) -> RequestOutcome:
     """Turn back what `encode_outcome` made, by this version or an older one."""
     error = data.get("error")
     sandbox = data.get("sandbox")
+    response = data.get("response")
     return RequestOutcome(
         sandbox=None if sandbox is None else _decode_sandbox(sandbox),
         kept=data.get("kept", ""),
+        response=None if response is None else base64.b64decode(response),
         error=None
         if error is None
         else ErrorRecord(

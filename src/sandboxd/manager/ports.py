@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import NewType, Protocol, Self
 
+from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.paging import Page
@@ -72,11 +73,13 @@ class ErrorRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestOutcome:
-    """What a request came to: a sandbox as it was then, or an error."""
+    """What a request came to: a sandbox as it was then, an encoded response, or an error."""
 
     sandbox: Sandbox | None = None
     kept: str = ""
     """Terminate: where the files were kept."""
+    response: bytes | None = None
+    """The answer as it was sent, of calls that are about no sandbox (`manager/once.py`)."""
     error: ErrorRecord | None = None
 
 
@@ -90,7 +93,7 @@ class RequestRecord:
     subject: str
     body_hash: bytes
     sandbox: SandboxId
-    """The sandbox that it is about."""
+    """The sandbox that it is about; of other calls the resource name of what they are about, or nothing."""
     outcome: RequestOutcome | None = None
     """None while it is in progress."""
     create_time: datetime
@@ -242,14 +245,6 @@ class OperationRepository(Protocol):
         ...
 
 
-class FreelancerRepository(Protocol):
-    """Clients and their freelancers, as far as the manager needs them."""
-
-    async def ensure(self, client: ClientId, freelancer: FreelancerId, *, at: datetime) -> None:
-        """Make the rows of both where they are absent."""
-        ...
-
-
 class UnitOfWork(Protocol):
     """One transaction. Without `commit` everything is undone at the end; a commit ends it.
 
@@ -279,8 +274,13 @@ class UnitOfWork(Protocol):
         ...
 
     @property
+    def clients(self) -> ClientRepository:
+        """Client rows."""
+        ...
+
+    @property
     def freelancers(self) -> FreelancerRepository:
-        """Clients and freelancers."""
+        """Freelancer rows."""
         ...
 
     async def __aenter__(self) -> Self: ...

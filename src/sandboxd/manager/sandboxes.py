@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.backend_port import Backend, BackendDescription
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.creation import Creation, NewSandbox
@@ -50,6 +51,8 @@ class ManagerTools:
     metrics: ManagerMetrics
     clock: Clock
     ids: IdSource
+    explicit_registration: bool = False
+    """True where clients and freelancers must be made before they act."""
     replica: str
     """Id of this replica: the one whose advisory lock is held while it lives."""
 
@@ -61,6 +64,9 @@ class ManagerCore:
         self.tools = tools
         units, clock, backend, connector = tools.units, tools.clock, tools.backend, tools.connector
         self.changes = Changes(wakeups=tools.wakeups)
+        self.accounts = AccountCache(
+            units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
+        )
         self.intents = Intents(units=units, clock=clock, ids=tools.ids, replica=tools.replica, changes=self.changes)
         self.operations = Operations(intents=self.intents, clock=clock, metrics=tools.metrics)
         self.token_keeper = TokenKeeper(
@@ -198,6 +204,7 @@ class SandboxManager:
         """Keep leases, hints and tokens going and repair what crashes left, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._core.changes.run(), name="manager-changes")
+            group.create_task(self._core.accounts.run(), name="manager-accounts")
             group.create_task(self._core.operations.run(), name="manager-leases")
             group.create_task(self._core.token_keeper.run(), name="manager-tokens")
             group.create_task(self.recovery.run(), name="manager-recovery")

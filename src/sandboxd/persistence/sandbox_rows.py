@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from datetime import datetime
 from typing import Any, Final, Protocol
 
@@ -135,8 +136,10 @@ def read_request(row: Row) -> RequestRecord:
 
 
 def outcome_json(outcome: RequestOutcome) -> Values:
-    """An outcome as JSON: a sandbox as it was then, or an error."""
+    """An outcome as JSON: a sandbox as it was then, a response, or an error."""
     written: Values = {"kept": outcome.kept}
+    if outcome.response is not None:
+        written["response"] = base64.b64encode(outcome.response).decode()
     if outcome.sandbox is not None:
         values = sandbox_values(outcome.sandbox)
         moments = {name: values[name].isoformat() if values[name] else None for name in _MOMENTS}
@@ -165,4 +168,10 @@ def read_outcome(written: Values) -> RequestOutcome:
     if sandbox is not None:
         moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox[name] else None for name in _MOMENTS}
         sandbox = read_sandbox(sandbox | moments)
-    return RequestOutcome(sandbox=sandbox, kept=written.get("kept", ""), error=record)
+    response = written.get("response")
+    return RequestOutcome(
+        sandbox=sandbox,
+        kept=written.get("kept", ""),
+        response=None if response is None else base64.b64decode(response),
+        error=record,
+    )

@@ -1,4 +1,4 @@
-"""The rows of sandboxes, their incarnations, and the people they belong to. Used within one transaction."""
+"""The rows of sandboxes and their incarnations. Used within one transaction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Table, and_, func, select, tuple_, update
+from sqlalchemy import ColumnElement, and_, func, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
 
 from sandboxd.manager.ports import (
     MAX_PAGE_SIZE,
-    FreelancerRepository,
     IncarnationRepository,
     Life,
     SandboxFilter,
@@ -21,22 +20,14 @@ from sandboxd.manager.ports import (
     SandboxRepository,
 )
 from sandboxd.model.errors import AlreadyExistsError, ConflictError, SandboxNotFoundError
-from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
+from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import incarnation_values, read_incarnation, read_sandbox, sandbox_values
-from sandboxd.persistence.tables import Base, ClientRow, FreelancerRow, IncarnationRow, SandboxRow
-
-
-def table(of: type[Base]) -> Table:
-    """The Core table behind a class."""
-    made = of.__table__
-    if not isinstance(made, Table):
-        raise TypeError(of)
-    return made
-
+from sandboxd.persistence.tables import IncarnationRow, SandboxRow
+from sandboxd.persistence.tables.base import table
 
 _SANDBOXES: Final = table(SandboxRow)
 _INCARNATIONS: Final = table(IncarnationRow)
@@ -186,25 +177,6 @@ class PostgresIncarnationRepository(IncarnationRepository):
         with translated():
             row = (await self._connection.execute(select(_INCARNATIONS).where(condition))).mappings().one_or_none()
         return read_incarnation(row) if row else None
-
-
-class PostgresFreelancerRepository(FreelancerRepository):
-    """Clients and freelancers of one transaction."""
-
-    def __init__(self, connection: AsyncConnection) -> None:
-        self._connection = connection
-
-    @override
-    async def ensure(self, client: ClientId, freelancer: FreelancerId, *, at: datetime) -> None:
-        with translated():
-            await self._connection.execute(
-                insert(table(ClientRow)).values(id=client, create_time=at).on_conflict_do_nothing()
-            )
-            await self._connection.execute(
-                insert(table(FreelancerRow))
-                .values(client=client, id=freelancer, create_time=at)
-                .on_conflict_do_nothing()
-            )
 
 
 def _words(where: SandboxFilter) -> str:

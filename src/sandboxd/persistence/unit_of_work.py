@@ -23,17 +23,14 @@ from sandboxd.manager.ports import (
     UnitsOfWork,
 )
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
+from sandboxd.persistence.accounts import PostgresClientRepository, PostgresFreelancerRepository
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.sandbox_rows import outcome_json, read_request, request_values
-from sandboxd.persistence.sandboxes import (
-    PostgresFreelancerRepository,
-    PostgresIncarnationRepository,
-    PostgresSandboxRepository,
-    table,
-)
+from sandboxd.persistence.sandboxes import PostgresIncarnationRepository, PostgresSandboxRepository
 from sandboxd.persistence.tables import OperationRow, RequestRow
+from sandboxd.persistence.tables.base import table
 
 _REQUESTS: Final = table(RequestRow)
 _OPERATIONS: Final = table(OperationRow)
@@ -173,6 +170,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def operations(self) -> PostgresOperationRepository:
         return PostgresOperationRepository(self._open())
+
+    @property
+    @override
+    def clients(self) -> PostgresClientRepository:
+        return PostgresClientRepository(self._open())
 
     @property
     @override

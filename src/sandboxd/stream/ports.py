@@ -297,7 +297,7 @@ class Wakeups(Protocol):
     """Coalesced hints between processes. A hint may be lost; whoever waits also looks by itself now and then."""
 
     def listen(self, topic: str) -> AsyncIterator[str]:
-        """Payloads on a topic (`usage`, `events`, `sandboxes`) from now on; coalesced while the reader is busy."""
+        """Payloads on a topic (`usage`, `events`, `sandboxes`, `clients`) from now on; coalesced."""
         ...
 
     async def notify(self, topic: str, payload: str) -> None:

@@ -3,6 +3,7 @@
 What the tables are in the database is said by the migrations (`alembic/`); a test holds that both agree.
 """
 
+from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow
 from sandboxd.persistence.tables.base import Base
 from sandboxd.persistence.tables.conversations import (
     CommandRow,
@@ -13,14 +14,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnAttachmentRow,
     TurnRow,
 )
-from sandboxd.persistence.tables.sandboxes import (
-    ClientRow,
-    FreelancerRow,
-    IncarnationRow,
-    OperationRow,
-    RequestRow,
-    SandboxRow,
-)
+from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
 __all__ = [

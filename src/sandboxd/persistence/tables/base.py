@@ -6,7 +6,7 @@ import enum
 from datetime import datetime
 from typing import Annotated, Any, Final
 
-from sqlalchemy import CheckConstraint, DateTime, Dialect, MetaData, Text, TypeDecorator
+from sqlalchemy import CheckConstraint, DateTime, Dialect, MetaData, Table, Text, TypeDecorator
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB
 from sqlalchemy.orm import DeclarativeBase
 from typing_extensions import override
@@ -65,3 +65,11 @@ def one_of(column: str, words: type[enum.Enum], *, optional: bool = False) -> Ch
     listed = ", ".join(f"'{word.value}'" for word in words)
     text = f"{column} IN ({listed})"
     return CheckConstraint(f"{column} IS NULL OR {text}" if optional else text, name=column)
+
+
+def table(of: type[Base]) -> Table:
+    """The Core table behind a class."""
+    made = of.__table__
+    if not isinstance(made, Table):
+        raise TypeError(of)
+    return made

@@ -1,4 +1,4 @@
-"""Clients, freelancers, sandboxes, their incarnations, and the requests and operations on them."""
+"""Sandboxes, their incarnations, and the requests and operations on them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,6 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from sandboxd.model.sandbox import ApprovalMode, SandboxState, Tier
 from sandboxd.persistence.tables.base import Base, Moment, SafeJson, SafeText, one_of
-
-
-class ClientRow(Base):
-    """A tenant."""
-
-    __tablename__ = "clients"
-
-    id: Mapped[str] = mapped_column(primary_key=True)
-    create_time: Mapped[Moment]
-
-
-class FreelancerRow(Base):
-    """A person who works at a client; the same person at another client is another row."""
-
-    __tablename__ = "freelancers"
-
-    client: Mapped[str] = mapped_column(ForeignKey("clients.id"), primary_key=True)
-    id: Mapped[str] = mapped_column(primary_key=True)
-    create_time: Mapped[Moment]
 
 
 class SandboxRow(Base):

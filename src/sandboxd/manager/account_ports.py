@@ -1,0 +1,105 @@
+"""What the manager needs of the rows of clients and freelancers. Part of the unit of work (`manager/ports.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from sandboxd.model.client import AccountState, Client, Freelancer
+from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.paging import Page
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountFilter:
+    """Which clients, or which freelancers of one client, are meant."""
+
+    states: frozenset[AccountState] = frozenset()
+    """Any of these; empty for all but DELETED."""
+
+
+class ClientRepository(Protocol):
+    """The client rows."""
+
+    async def find(self, client: ClientId, *, for_update: bool = False) -> Client | None:
+        """One client, or None; `for_update` locks the row until the end of the unit of work."""
+        ...
+
+    async def get(self, client: ClientId, *, for_update: bool = False) -> Client:
+        """One client.
+
+        Raises:
+            ClientNotFoundError: There is none.
+        """
+        ...
+
+    async def add(self, client: Client) -> None:
+        """Insert a row.
+
+        Raises:
+            AccountExistsError: The id is taken, also by a deleted client.
+        """
+        ...
+
+    async def save(self, client: Client) -> None:
+        """Write a changed client over the row of version `client.version - 1`.
+
+        Raises:
+            ConflictError: The row has another version: somebody else changed it.
+        """
+        ...
+
+    async def list(self, where: AccountFilter, *, page_size: int, page_token: str) -> Page[Client]:
+        """One page, by create time and id.
+
+        Raises:
+            InvalidRequestError: The token is not one of a list with this filter (violation `page_token`).
+        """
+        ...
+
+
+class FreelancerRepository(Protocol):
+    """The freelancer rows."""
+
+    async def ensure(self, client: ClientId, freelancer: FreelancerId, *, at: datetime) -> None:
+        """Make the rows of both where they are absent."""
+        ...
+
+    async def find(self, client: ClientId, freelancer: FreelancerId, *, for_update: bool = False) -> Freelancer | None:
+        """One freelancer, or None; `for_update` locks the row until the end of the unit of work."""
+        ...
+
+    async def get(self, client: ClientId, freelancer: FreelancerId, *, for_update: bool = False) -> Freelancer:
+        """One freelancer.
+
+        Raises:
+            FreelancerNotFoundError: There is none.
+        """
+        ...
+
+    async def add(self, freelancer: Freelancer) -> None:
+        """Insert a row; its client must be there.
+
+        Raises:
+            AccountExistsError: The id is taken, also by a deleted freelancer.
+        """
+        ...
+
+    async def save(self, freelancer: Freelancer) -> None:
+        """Write a changed freelancer over the row of version `freelancer.version - 1`.
+
+        Raises:
+            ConflictError: The row has another version: somebody else changed it.
+        """
+        ...
+
+    async def list(
+        self, client: ClientId, where: AccountFilter, *, page_size: int, page_token: str
+    ) -> Page[Freelancer]:
+        """One page of a client's freelancers, by create time and id.
+
+        Raises:
+            InvalidRequestError: The token is not one of a list with this filter (violation `page_token`).
+        """
+        ...
