@@ -57,6 +57,21 @@ def test_the_page_of_settings_says_what_the_settings_say() -> None:
     assert settings_page.PAGE.read_text() == settings_page.render(), "run .venv/bin/python tools/settings_page.py"
 
 
+def test_the_migrations_are_one_chain() -> None:
+    told = [
+        (
+            re.findall(r'^revision\b.*"(\w+)"', text, re.MULTILINE),
+            re.findall(r'^down_revision\b.*"(\w+)"', text, re.MULTILINE),
+        )
+        for path in (REPOSITORY / "alembic" / "versions").glob("*.py")
+        for text in [path.read_text()]
+    ]
+
+    numbers = sorted(revision for revisions, _ in told for revision in revisions)
+    assert numbers == [f"{number:04}" for number in range(1, len(told) + 1)]
+    assert all(after == [f"{int(revision) - 1:04}"] for (revision,), after in told if revision != "0001")
+
+
 def test_every_decision_is_in_the_list_of_decisions() -> None:
     pages = {path.name for path in (REPOSITORY / "docs" / "adr").glob("0*.md")}
 
