@@ -20,8 +20,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from sandboxd.api.callers.claims import ClaimRules
+from sandboxd.api.callers.door import Door
+from sandboxd.api.callers.key_set import FileKeys
+from sandboxd.api.callers.tokens import BearerTokens
+from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
-from sandboxd.api.tokens import BearerTokens, KeySet
+from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.v1 import sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
 from tests.fakes.usage import FakeUsageLedger
@@ -85,7 +90,11 @@ class World:
 
 @asynccontextmanager
 async def a_world(
-    path: Path, *, limits: ServerLimits | None = None, tls: TlsFiles | None = None
+    path: Path,
+    *,
+    limits: ServerLimits | None = None,
+    tls: TlsFiles | None = None,
+    standing: Standing | None = None,
 ) -> AsyncIterator[World]:
     manager = FakeManager()
     hub = FakeHub(manager=manager)
@@ -98,10 +107,17 @@ async def a_world(
         hub=hub,
         sessions=directory,
         ledger=ledger,
-        tokens=BearerTokens(keys=KeySet(path / "keys.json"), issuer=ISSUER, audience=AUDIENCE),
+        callers=Door(
+            tokens=BearerTokens(
+                keys=FileKeys(path / "keys.json"),
+                rules=ClaimRules(issuer=ISSUER, audience=AUDIENCE),
+                clock=SystemClock(),
+            )
+        ),
         registry=registry,
         backend="fake",
         limits=limits or ServerLimits(),
+        standing=standing,
     )
     port = server.listen("127.0.0.1:0", tls=None)
     tls_port = server.listen("localhost:0", tls=tls) if tls else 0

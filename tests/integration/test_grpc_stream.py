@@ -1,4 +1,5 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,7 +11,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sandboxd.api.grpc.server import ServerLimits
+from sandboxd.model.caller import Caller
+from sandboxd.model.errors import ForbiddenError, UnavailableError
 from sandboxd.model.events import Text
+from sandboxd.model.ids import SessionId
+from sandboxd.v1 import sandbox_pb2
 from sandboxd.v1 import stream_pb2 as pb
 from tests.eventually import eventually
 from tests.fakes.api import a_sandbox
@@ -361,3 +366,82 @@ async def test_thousands_of_bad_commands_are_answered_one_by_one(world: World) -
     await sending
 
     assert len(failures) == 2_000
+
+
+# ------------------------------------------------------------------------------------------------ who must go
+
+
+async def test_a_stream_is_told_that_its_token_has_expired_and_ends_after_a_grace_while_the_turn_goes_on(
+    tmp_path: Path,
+) -> None:
+    limits = ServerLimits(expired_grace=timedelta(seconds=1))
+    async with a_world(tmp_path, limits=limits) as world:
+        world.manager.sandboxes[a_sandbox().id] = a_sandbox()
+        call = world.stream(exp=int(time.time()) - 5)  # within what clocks may differ by
+        await call.write(opening(cancel_on_disconnect=True))
+        await call.write(prompt("wait"))
+
+        notice = await next_event(call, "notice")
+        error = await refused(call)
+
+        assert (notice.sequence, notice.notice.code) == (0, "TOKEN_EXPIRED")
+        assert "fresh one" in notice.notice.message
+        assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")
+        assert world.hub.left == [("ses-1", True)]
+        assert world.hub.conversations[SessionId("ses-1")].session.open_turn is not None
+
+
+async def test_a_watch_ends_when_its_token_expired_a_grace_ago(tmp_path: Path) -> None:
+    async with a_world(tmp_path, limits=ServerLimits(expired_grace=timedelta(milliseconds=100))) as world:
+        call = world.sandboxes.Watch(
+            sandbox_pb2.WatchRequest(), metadata=world.metadata(exp=int(time.time()) - 5, client="other")
+        )
+
+        error = await refused(call)
+
+    assert (error.code, error.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_EXPIRED")
+
+
+class Suspensions:
+    """A standing that can be lost."""
+
+    def __init__(self) -> None:
+        self.suspended = False
+        self.away = False
+
+    async def check(self, caller: Caller) -> None:
+        if self.away:
+            raise UnavailableError("The database is away.")
+        if self.suspended:
+            raise SuspendedError(f"The client {caller.client} is suspended.")
+
+
+class SuspendedError(ForbiddenError):
+    reason = "CLIENT_SUSPENDED"
+
+
+async def test_a_suspended_client_is_refused_and_its_open_streams_end(tmp_path: Path) -> None:
+    standing = Suspensions()
+    async with a_world(
+        tmp_path, standing=standing, limits=ServerLimits(standing_every=timedelta(seconds=0.05))
+    ) as world:
+        world.manager.sandboxes[a_sandbox().id] = a_sandbox()
+        call = world.stream()
+        await call.write(opening())
+        await next_event(call, "session_opened")
+        watch = world.sandboxes.Watch(sandbox_pb2.WatchRequest(), metadata=world.metadata())
+        await watch.read()
+        # What cannot be told ends nothing.
+        standing.away = True
+        await asyncio.sleep(0.3)
+        await call.write(pb.StreamRequest(ping=pb.Ping(payload="x")))
+        await next_event(call, "pong")
+
+        standing.suspended, standing.away = True, False
+        errors = [
+            await refused(call),
+            await refused(watch),
+            await refused(world.sandboxes.List(sandbox_pb2.ListRequest(), metadata=world.metadata())),
+        ]
+
+    assert {(error.code, error.reason) for error in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "CLIENT_SUSPENDED")}

@@ -12,8 +12,11 @@ from typing import Final
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
+from sandboxd.api.callers.claims import ClaimRules
+from sandboxd.api.callers.door import Door
+from sandboxd.api.callers.key_set import FileKeys, KeySetError
+from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
-from sandboxd.api.tokens import BearerTokens, KeySet, KeySetError
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.places import make_connector, make_local_backend
@@ -179,7 +182,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
         hub=hub,
         sessions=SessionDirectory(services, hub, custody),
         ledger=ledger,
-        tokens=_caller_tokens(settings, keys),
+        callers=_callers(settings, keys, clock),
         registry=registry,
         backend=manager.backend().name,
         limits=ServerLimits(
@@ -261,10 +264,11 @@ async def _drain(rooms: _Rooms, *, grace: timedelta) -> None:
     rooms.commit.close()
 
 
-def _caller_tokens(settings: Settings, keys: KeyFiles) -> BearerTokens:
+def _callers(settings: Settings, keys: KeyFiles, clock: SystemClock) -> Door:
     file = settings.jwt_keys_file or keys.caller_keys
+    rules = ClaimRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience)
     try:
-        return BearerTokens(keys=KeySet(file), issuer=settings.jwt_issuer, audience=settings.jwt_audience)
+        return Door(tokens=BearerTokens(keys=FileKeys(file), rules=rules, clock=clock))
     except KeySetError as error:
         raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_JWT_KEYS_FILE: {error}") from error
 

@@ -22,6 +22,7 @@ ENTROPY_BYTES = 10
 """Random bytes that one id takes: 80 bits."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9_.@]{0,61}[a-z0-9])?")
 _ID = re.compile(r"(sbx|inc|ses|trn|prc|req|prm|tol|evt|use)-[0-7][0-9a-hjkmnp-tv-z]{25}")
 
 
@@ -42,6 +43,11 @@ def make_id(prefix: str, *, at: datetime, entropy: bytes) -> str:
         raise ValueError("the moment of an id must be aware")
     number = (int(at.timestamp() * 1000) << 80) | int.from_bytes(entropy, "big")
     return f"{prefix}-" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -5, -5))
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text can be the name of a client or a freelancer, which their platform chooses."""
+    return _NAME.fullmatch(text) is not None
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -127,6 +127,19 @@ class StreamHub(Protocol):
         ...
 
 
+class Standing(Protocol):
+    """Whether a caller is still welcome: its client and its freelancer are known, and neither suspended nor deleted."""
+
+    async def check(self, caller: Caller) -> None:
+        """Return where they may act. Asked with every call, and every few seconds while a stream is open: from memory.
+
+        Raises:
+            ForbiddenError: One of them is suspended or deleted; it ends open streams, too.
+            UnavailableError: It cannot be told now; no open stream ends for that.
+        """
+        ...
+
+
 class SessionDirectory(Protocol):
     """Finds and deletes sessions (`stream/sessions.py`). A session of another sandbox, or client, is not found."""
 

@@ -16,6 +16,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from typing_extensions import override
 
+from sandboxd.api.callers.proof import Proof
 from sandboxd.api.grpc.permissions import Permission
 from sandboxd.model.caller import Caller
 from sandboxd.model.errors import UnauthenticatedError
@@ -41,6 +42,8 @@ class Rpc:
     """True where the request's bytes are no message; the frame refuses it."""
     began: float = field(default_factory=time.monotonic)
     checked_caller: Caller | None = None
+    proof: Proof | None = None
+    """What proved the caller, and for how long."""
     permission: Permission | None = None
     """The RPC's row of the permission table, once the caller was let through."""
     expires: float | None = None
@@ -182,4 +185,10 @@ class _ForgivingDecoder:
 
 
 def _text_metadata(context: grpc.aio.ServicerContext[Any, Any]) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    found: dict[str, str] = {}
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            # A key that comes twice is one list, as HTTP has it. Whoever stands before us may have looked at the first
+            # and we at the last; joined, neither is a good token or name.
+            found[key] = f"{found[key]},{value}" if key in found else value
+    return found

@@ -24,6 +24,7 @@ from sandboxd.api.grpc.codec_sandbox import (
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.ports import SandboxManager
 from sandboxd.api.grpc.rpc import Rpc, closed_at_end, current_rpc, write
+from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.manager.reading import SandboxChange
 from sandboxd.model.caller import Request
@@ -44,12 +45,20 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     """Serves sandboxes."""
 
     def __init__(
-        self, *, manager: SandboxManager, streams: StreamCalls, slots: StreamSlots, drain: Drain, backend: str
+        self,
+        *,
+        manager: SandboxManager,
+        streams: StreamCalls,
+        slots: StreamSlots,
+        drain: Drain,
+        stay: Stay,
+        backend: str,
     ) -> None:
         self._manager = manager
         self._streams = streams
         self._slots = slots
         self._drain = drain
+        self._stay = stay
         self._backend = backend
 
     @override
@@ -85,12 +94,13 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
         """Send the present sandboxes and every change."""
         self._drain.refuse()
-        caller = current_rpc().caller
-        with self._slots.take(caller.client):
-            changes = self._manager.watch(caller, decode_selection(request.filter))
+        rpc = current_rpc()
+        with self._slots.take(rpc.caller.client):
+            changes = self._manager.watch(rpc.caller, decode_selection(request.filter))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(changes, context), name="watch-send")
                 tasks.create_task(self._drain.end(), name="watch-drain")
+                tasks.create_task(self._stay.end(rpc), name="watch-stay")
 
     @override
     async def Update(self, request: pb.UpdateRequest, context: Context) -> pb.UpdateResponse:

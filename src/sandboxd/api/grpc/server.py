@@ -17,16 +17,17 @@ from prometheus_client import CollectorRegistry
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
-from sandboxd.api.grpc.interceptors.callers import CallerInterceptor, TokenChecker
+from sandboxd.api.grpc.interceptors.callers import CallerChecker, CallerInterceptor
 from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
 from sandboxd.api.grpc.interceptors.failures import FailureInterceptor
 from sandboxd.api.grpc.interceptors.metrics import MetricsInterceptor
 from sandboxd.api.grpc.interceptors.permissions import PermissionInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
 from sandboxd.api.grpc.permissions import without_row
-from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, StreamHub
+from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
 from sandboxd.api.grpc.sandbox_service import SandboxServicer
 from sandboxd.api.grpc.session_service import SessionServicer
+from sandboxd.api.grpc.stay import EverybodyStands, Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
@@ -73,6 +74,10 @@ class ServerLimits:
     """Calls at the same time, streams included; more are refused with RESOURCE_EXHAUSTED."""
     first_request_within: timedelta = timedelta(seconds=30)
     """How long a stream may wait with its first request."""
+    expired_grace: timedelta = timedelta(minutes=5)
+    """How long a stream may go on after its caller's token has expired."""
+    standing_every: timedelta = timedelta(seconds=5)
+    """How often an open stream asks whether its caller is still welcome."""
     max_streams: int = 1000
     max_streams_per_client: int = 500
 
@@ -87,14 +92,17 @@ class ApiServer:
         hub: StreamHub,
         sessions: SessionDirectory,
         ledger: UsageLedger,
-        tokens: TokenChecker,
+        callers: CallerChecker,
         registry: CollectorRegistry,
         backend: str,
         limits: ServerLimits,
         reflect: bool = True,
+        standing: Standing | None = None,
     ) -> None:
         if missing := without_row(_SERVED):
             raise TypeError(f"RPCs without a row in the permission table: {', '.join(missing)}")
+        standing = standing or EverybodyStands()
+        stay = Stay(standing=standing, grace=limits.expired_grace, look_every=limits.standing_every)
         rules = RequestRules()
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
@@ -105,8 +113,8 @@ class ApiServer:
                 MetricsInterceptor(registry=registry),
                 FailureInterceptor(),
                 DeadlineInterceptor(default=limits.default_deadline),
-                CallerInterceptor(tokens=tokens),
-                PermissionInterceptor(),
+                CallerInterceptor(callers=callers),
+                PermissionInterceptor(standing=standing),
                 ValidationInterceptor(rules=rules),
             ],
             options=_options(),
@@ -119,10 +127,13 @@ class ApiServer:
             rules=rules,
             slots=slots,
             drain=self._drain,
+            stay=stay,
             first_within=limits.first_request_within,
         )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
-            SandboxServicer(manager=manager, streams=streams, slots=slots, drain=self._drain, backend=backend),
+            SandboxServicer(
+                manager=manager, streams=streams, slots=slots, drain=self._drain, stay=stay, backend=backend
+            ),
             self._server,
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=sessions), self._server)

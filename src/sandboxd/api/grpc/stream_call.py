@@ -18,8 +18,15 @@ from sandboxd.api.grpc.interceptors.failures import make_error_id
 from sandboxd.api.grpc.names import session_name, turn_name
 from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
 from sandboxd.api.grpc.rpc import ClientGoneError, Rpc, Undecodable, closed_at_end, write
+from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.validation import UNDECODABLE, RequestRules, refusal
-from sandboxd.model.errors import DeadlineError, FieldViolation, InvalidRequestError, SandboxdError
+from sandboxd.model.errors import (
+    DeadlineError,
+    FieldViolation,
+    InvalidRequestError,
+    SandboxdError,
+    UnauthenticatedError,
+)
 from sandboxd.model.events import TurnCompleted
 from sandboxd.model.ids import RequestId, TurnId
 from sandboxd.stream.opening import Accepted
@@ -47,6 +54,7 @@ class StreamCalls:
         rules: RequestRules,
         slots: StreamSlots,
         drain: Drain,
+        stay: Stay,
         first_within: timedelta,
     ) -> None:
         self._first_within = first_within
@@ -55,6 +63,7 @@ class StreamCalls:
         self._rules = rules
         self._slots = slots
         self._drain = drain
+        self._stay = stay
 
     async def serve(self, rpc: Rpc, context: StreamContext) -> None:
         """Serve one call until it ends."""
@@ -101,6 +110,11 @@ class StreamCalls:
     def drain(self) -> Drain:
         """Ends the call when the server stops."""
         return self._drain
+
+    @property
+    def stay(self) -> Stay:
+        """Ends the call when its caller must go."""
+        return self._stay
 
 
 class _AllSentError(Exception):
@@ -153,12 +167,20 @@ class _Call:
                 tasks.create_task(self._send_events(), name=f"stream-events {self._session}")
                 tasks.create_task(self._take_commands(), name=f"stream-commands {self._session}")
                 tasks.create_task(self._calls.drain.end(), name=f"stream-drain {self._session}")
+                tasks.create_task(self._calls.stay.end(self._rpc, self._announce), name=f"stream-stay {self._session}")
         except BaseExceptionGroup as group:
             if group.subgroup(ClientGoneError) is not None:
                 raise ClientGoneError from group
             _, rest = group.split(_AllSentError)
             if rest is not None:
                 raise rest from None
+
+    async def _announce(self, expired: UnauthenticatedError, left: timedelta) -> None:
+        """Say that the stream will end, and why; the turn does not end with it."""
+        notice = pb.Notice(
+            code=expired.reason, message=f"{expired.message} This stream ends in {left.total_seconds():.0f} s."
+        )
+        await self._write(pb.StreamResponse(notice=notice))
 
     async def _send_events(self) -> None:
         sent = 0

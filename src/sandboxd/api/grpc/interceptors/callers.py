@@ -1,4 +1,4 @@
-"""Finds out who calls: checks the bearer token of every RPC of ours."""
+"""Finds out who calls: checks the bearer token, or the client certificate, of every RPC of ours."""
 
 from __future__ import annotations
 
@@ -8,27 +8,33 @@ from typing import Protocol
 
 from typing_extensions import override
 
+from sandboxd.api.callers.proof import CLIENT_METADATA, Proof, Shown, acting_for
 from sandboxd.api.grpc.rpc import CallInterceptor, Rpc
-from sandboxd.model.caller import Caller
 
 
-class TokenChecker(Protocol):
-    """Checks an authorization header."""
+class CallerChecker(Protocol):
+    """Checks what a call shows (`api/callers/door.py`)."""
 
-    def check(self, header: str | None) -> Caller:
-        """Return who it is; raises UnauthenticatedError."""
+    async def check(self, shown: Shown) -> Proof:
+        """Return who it is; raises UnauthenticatedError, or UnavailableError where nobody can tell now."""
         ...
 
 
 class CallerInterceptor(CallInterceptor):
-    """Refuses calls without a good token."""
+    """Refuses calls that do not prove who makes them."""
 
-    def __init__(self, *, tokens: TokenChecker) -> None:
-        self._tokens = tokens
+    def __init__(self, *, callers: CallerChecker) -> None:
+        self._callers = callers
 
     @override
     @asynccontextmanager
     async def around(self, rpc: Rpc) -> AsyncIterator[None]:
         """Check the caller, then run the call."""
-        rpc.checked_caller = self._tokens.check(rpc.metadata.get("authorization"))
+        client = rpc.metadata.get(CLIENT_METADATA)
+        proof = await self._callers.check(
+            Shown(authorization=rpc.metadata.get("authorization"), peer=rpc.context.auth_context)
+        )
+        # Known from here on, also to the log, where the client that it asks for is refused.
+        rpc.proof, rpc.checked_caller = proof, proof.caller
+        rpc.checked_caller = acting_for(proof.caller, client)
         yield

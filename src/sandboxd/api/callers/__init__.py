@@ -1,0 +1,1 @@
+"""Who calls: bearer tokens and client certificates, checked against what the issuers publish. Knows no gRPC."""

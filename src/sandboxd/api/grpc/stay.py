@@ -1,0 +1,72 @@
+"""How long a caller may stay on a stream: until its proof expired a grace ago, or it is not welcome any more."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import NoReturn
+
+from typing_extensions import override
+
+from sandboxd.api.grpc.ports import Standing
+from sandboxd.api.grpc.rpc import Rpc
+from sandboxd.model.caller import Caller
+from sandboxd.model.errors import UnauthenticatedError, UnavailableError
+
+Announce = Callable[[UnauthenticatedError, timedelta], Awaitable[None]]
+"""Tells the caller that its proof has expired, and when its stream will end."""
+
+
+class EverybodyStands(Standing):
+    """Welcomes every caller whose token is good."""
+
+    @override
+    async def check(self, caller: Caller) -> None:
+        """Return."""
+
+
+class Stay:
+    """Watches over open streams."""
+
+    def __init__(
+        self,
+        *,
+        standing: Standing,
+        grace: timedelta,
+        look_every: timedelta,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._standing = standing
+        self._grace = grace.total_seconds()
+        self._look_seconds = look_every.total_seconds()
+        self._monotonic = monotonic
+
+    async def end(self, rpc: Rpc, announce: Announce | None = None) -> NoReturn:
+        """Wait until the caller must go.
+
+        Args:
+            rpc: The call.
+            announce: Called once, at the moment when the proof has expired and the grace begins.
+
+        Raises:
+            UnauthenticatedError: Its token, or its certificate, expired a grace ago.
+            ForbiddenError: It is not welcome any more.
+        """
+        proof = rpc.proof
+        while True:
+            pause = self._look_seconds
+            if proof is not None and proof.ends is not None:
+                left = proof.ends - self._monotonic()
+                if left <= 0 and announce is not None:
+                    told, announce = announce, None
+                    await told(proof.expired(), timedelta(seconds=max(0.0, left + self._grace)))
+                if left + self._grace <= 0:
+                    raise proof.expired()
+                pause = min(pause, left if left > 0 else left + self._grace)
+            await asyncio.sleep(pause)
+            try:
+                await self._standing.check(rpc.caller)
+            except UnavailableError:
+                continue  # a database that is away is told elsewhere, and is no reason to end a conversation
