@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from sandboxd.model.budget import BudgetNotice
 from sandboxd.model.errors import DatabaseUnavailableError, UsageEventNotFoundError
 from sandboxd.model.ids import IncarnationId, SandboxId, SessionId, TurnId
 from sandboxd.model.money import Money
@@ -193,6 +194,10 @@ class FakeUsageLedger:
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
         await self._weather()
         return sorted(self._matching(UsageFilter(turn=turn)), key=lambda row: row.id)
+
+    async def turn_notices(self, turn: TurnId) -> Sequence[BudgetNotice]:
+        await self._weather()
+        return []
 
     def _matching(self, where: UsageFilter) -> list[UsageEvent]:
         exact = ("client", "freelancer", "sandbox", "session", "turn", "model")

@@ -48,6 +48,12 @@ ROWS = {
         reserved_prompt_tokens, reserved_output_tokens, start_time)
         VALUES ('use', 'gateway', 'acme', 'ada', 'sbx', 'inc', 'generateContent', 'gemini', 'OPEN', 1, 1, now())""",
     ),
+    "0004": (
+        """INSERT INTO budgets VALUES ('bdg', 'acme', '', '', 'DAY', 'TOKENS', 1000, '{80}', '2026-11-01', now(),
+        now())""",
+        # Counts in budget_accounts, and passes the threshold.
+        """UPDATE usage_events SET state = 'SETTLED', end_time = now(), total_tokens = 900 WHERE id = 'use'""",
+    ),
 }
 """One row in each table that a revision makes; a new revision that makes a table has to add its own."""
 

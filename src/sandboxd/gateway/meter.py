@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -20,15 +20,16 @@ from sandboxd.gateway.metered_call import MeteredCall
 from sandboxd.gateway.metrics import GatewayMetrics
 from sandboxd.gateway.ports import Clock
 from sandboxd.gateway.refusals import RefusalReason, refuse
+from sandboxd.gateway.spent import SpentBudgets
 from sandboxd.gateway.spool import SettlementSpool
 from sandboxd.model.errors import SandboxdError, UnavailableError, UsageEventNotFoundError
 from sandboxd.model.pricing import PriceBook
 from sandboxd.model.usage import CallError, GatewayId, TokenCounts, UsageEventId
-from sandboxd.monitor.ports import CallRefusal, CallRefused, PriceBookStore, Settlement, UsageLedger
+from sandboxd.monitor.ports import CallRefusal, CallRefused, CallStart, PriceBookStore, Settlement, UsageLedger
 from sandboxd.monitor.sweep import OrphanSweep
 
 _log = structlog.get_logger()
-_PRICES_FRESH: Final = 60.0
+_PRICES_FRESH: Final = 5.0
 """Seconds after which the price book is read again."""
 _WITHDRAWN_LIMIT: Final = 10_000
 _WITHDRAWN_TRIED: Final = 120.0
@@ -72,6 +73,7 @@ class Meter:
         self._metrics = metrics
         self._prices: PriceBook | None = None
         self._prices_read = 0.0
+        self._spent = SpentBudgets(monotonic=time.monotonic)
         self._beaten: float | None = None
         self._open: dict[UsageEventId, MeteredCall] = {}
         self._persisted: dict[UsageEventId, TokenCounts] = {}
@@ -92,11 +94,14 @@ class Meter:
         """
         if self._spool.full:
             raise refuse(RefusalReason.LEDGER_UNAVAILABLE)
+        if (known := self._spent.find(call.start)) is not None:
+            raise refuse(_REFUSALS[known.reason], message=known.message)
         began = time.perf_counter()
         asked = False
         try:
             async with asyncio.timeout(self._timing.open):
                 await self._introduce()
+                call.start = self._priced(call.start)
                 asked = True
                 answer = await self._ledger.open_call(call.start)
         except (SandboxdError, TimeoutError) as error:
@@ -110,6 +115,8 @@ class Meter:
         finally:
             self._metrics.ledger_seconds.labels("open").observe(time.perf_counter() - began)
         if isinstance(answer, CallRefused):
+            if answer.reason is not CallRefusal.INCARNATION_ENDED:
+                self._spent.remember(call.start, answer)
             raise refuse(_REFUSALS[answer.reason], message=answer.message)
         call.session, call.turn = answer.session, answer.turn
         self._open[call.start.id] = call
@@ -217,6 +224,14 @@ class Meter:
         if self._prices is None:
             await self._read_prices()
 
+    def _priced(self, start: CallStart) -> CallStart:
+        """Add what the reservation costs, for budgets in money."""
+        reserved = start.reserved
+        tokens = TokenCounts(prompt=reserved.prompt_tokens, output=reserved.output_tokens, total=reserved.tokens)
+        prices = self._prices or PriceBook()
+        priced = prices.price(tokens, model=start.model, model_version=None, at=start.start_time)
+        return replace(start, reserved_cost=priced.cost if priced else None)
+
     async def _read_prices(self) -> None:
         self._prices = await self._store.load()
         self._prices_read = time.monotonic()
@@ -270,4 +285,5 @@ class Meter:
 _REFUSALS: Final = {
     CallRefusal.INCARNATION_ENDED: RefusalReason.INCARNATION_ENDED,
     CallRefusal.BUDGET_SPENT: RefusalReason.BUDGET_SPENT,
+    CallRefusal.PRICE_UNKNOWN: RefusalReason.PRICE_UNKNOWN,
 }

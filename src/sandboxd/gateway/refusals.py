@@ -30,6 +30,7 @@ class RefusalReason(enum.Enum):
     MODEL_NOT_ALLOWED = "MODEL_NOT_ALLOWED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
     BUDGET_SPENT = "BUDGET_SPENT"
+    PRICE_UNKNOWN = "PRICE_UNKNOWN"
     BODY_INVALID = "BODY_INVALID"
     BODY_TOO_LARGE = "BODY_TOO_LARGE"
     BODY_TOO_SLOW = "BODY_TOO_SLOW"
@@ -78,6 +79,11 @@ _SHAPES: Final = {
     ),
     _R.BUDGET_SPENT: _Shape(
         code=403, status="PERMISSION_DENIED", message="The budget is spent. Ask the client's administrator."
+    ),
+    _R.PRICE_UNKNOWN: _Shape(
+        code=403,
+        status="PERMISSION_DENIED",
+        message="This model has no price, and a budget in money applies. Choose another model.",
     ),
     _R.BODY_INVALID: _Shape(code=400, status="INVALID_ARGUMENT", message="The request's body is not a JSON object."),
     _R.BODY_TOO_LARGE: _Shape(code=400, status="INVALID_ARGUMENT", message="The request is too large."),

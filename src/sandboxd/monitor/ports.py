@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from sandboxd.model.budget import BudgetNotice
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, SessionId, TurnId
 from sandboxd.model.money import Money
 from sandboxd.model.pricing import Price, PriceBook
@@ -45,6 +46,8 @@ class CallStart:
     method: ModelMethod
     model: str
     reserved: Reservation
+    reserved_cost: Money | None = None
+    """The reservation at the model's price; None where the model has none. Budgets in money reserve it."""
     start_time: datetime
 
 
@@ -65,11 +68,13 @@ class CallRefusal(enum.Enum):
     """That life of the sandbox has ended or was revoked, or never was; its tokens are worth nothing."""
     BUDGET_SPENT = "BUDGET_SPENT"
     """A budget of the client, the freelancer or the sandbox does not hold the reservation."""
+    PRICE_UNKNOWN = "PRICE_UNKNOWN"
+    """A budget in money applies, and the model has no price in its currency."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallRefused:
-    """The call must not be made; nothing was written."""
+    """The call must not be made; it left no row, and where a budget was the reason, a notice."""
 
     reason: CallRefusal
     message: str = ""
@@ -192,6 +197,11 @@ class UsageLedger(Protocol):
         is QUEUED or RUNNING; else none (a call that begins while a turn is FINISHING is not added to it any more,
         because its sum is being journalled).
 
+        What the call reserves is counted, in the same transaction, in every budget that applies to it (client,
+        freelancer, sandbox; day and month of `start_time`). Where one of them does not hold it, nothing is counted, and
+        the call is refused; a call that reserves nothing never is. `settle_call` moves the same sums: away what was
+        reserved, and in what was used.
+
         Repeating it with the same id, while the row exists, writes nothing and answers as the first time.
         """
         ...
@@ -246,6 +256,10 @@ class UsageLedger(Protocol):
 
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
         """Return all rows of a turn ordered by id, the OPEN ones too; the caller counts and awaits those."""
+        ...
+
+    async def turn_notices(self, turn: TurnId) -> Sequence[BudgetNotice]:
+        """Return what was said about budgets because of calls of a turn, in the order in which it happened."""
         ...
 
 

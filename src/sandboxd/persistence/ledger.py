@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
+import asyncpg
 import structlog
 from typing_extensions import override
 
+from sandboxd.model.budget import BudgetNotice
 from sandboxd.model.errors import DatabaseUnavailableError, UsageEventNotFoundError
-from sandboxd.model.events import Usage
+from sandboxd.model.events import Notice, Usage
 from sandboxd.model.ids import SessionId, TurnId
 from sandboxd.model.usage import CallError, GatewayId, ModelMethod, UsageEvent, UsageEventId, UsageState
 from sandboxd.monitor.ports import (
@@ -28,6 +30,7 @@ from sandboxd.monitor.ports import (
     UsagePage,
     UsageSummary,
 )
+from sandboxd.persistence.budget_notices import NOTICES_OF_TURN, note_refusal, read_notice
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.escape import escape
 from sandboxd.persistence.presence import channel
@@ -51,9 +54,10 @@ _OPEN: Final = """
     ), made AS (
         INSERT INTO usage_events (
             id, gateway, client, freelancer, sandbox, incarnation, session, turn, method, model, state,
-            reserved_prompt_tokens, reserved_output_tokens, start_time)
+            reserved_prompt_tokens, reserved_output_tokens, start_time, reserved_cost_micros, reserved_currency)
         SELECT $1, $2, $3, $4, $5, $6, (SELECT id FROM hint),
-            (SELECT id FROM newest WHERE state IN ('QUEUED', 'RUNNING')), $8, $9, 'OPEN', $10, $11, $12
+            (SELECT id FROM newest WHERE state IN ('QUEUED', 'RUNNING')), $8, $9, 'OPEN', $10, $11, $12,
+            $13, $14
         FROM life
         ON CONFLICT (id) DO NOTHING RETURNING session, turn
     )
@@ -90,6 +94,8 @@ _ORPHANS: Final = """
     WHERE u.state = 'OPEN' AND (g.id IS NULL OR g.beat_time <= clock_timestamp() - $1::interval)
     ORDER BY u.id LIMIT $2
 """
+_REFUSALS: Final = {"SB001": CallRefusal.BUDGET_SPENT, "SB002": CallRefusal.PRICE_UNKNOWN}
+"""What the trigger that counts budgets raises."""
 _ONE: Final = "SELECT * FROM usage_events WHERE id = $1"
 _OF_TURN: Final = "SELECT * FROM usage_events WHERE turn = $1 ORDER BY id"
 
@@ -102,23 +108,32 @@ class PostgresUsageLedger(UsageLedger):
 
     @override
     async def open_call(self, call: CallStart) -> OpenedCall | CallRefused:
-        identity = call.identity
+        identity, cost = call.identity, call.reserved_cost
         async with self._database.raw() as connection:
-            row = await connection.fetchrow(
-                _OPEN,
-                call.id,
-                call.gateway,
-                identity.client,
-                identity.freelancer,
-                identity.sandbox,
-                identity.incarnation,
-                call.session_hint,
-                call.method.value,
-                escape(call.model),
-                call.reserved.prompt_tokens,
-                call.reserved.output_tokens,
-                call.start_time,
-            )
+            try:
+                row = await connection.fetchrow(
+                    _OPEN,
+                    call.id,
+                    call.gateway,
+                    identity.client,
+                    identity.freelancer,
+                    identity.sandbox,
+                    identity.incarnation,
+                    call.session_hint,
+                    call.method.value,
+                    escape(call.model),
+                    call.reserved.prompt_tokens,
+                    call.reserved.output_tokens,
+                    call.start_time,
+                    cost.micros if cost else None,
+                    cost.currency if cost else None,
+                )
+            except asyncpg.PostgresError as error:
+                reason = _REFUSALS.get(error.sqlstate or "")
+                if reason is None:
+                    raise
+                notice = await note_refusal(connection, call, reason, budget=error.detail or "")
+                return CallRefused(reason=reason, message=notice.message if notice else "")
             # The same call, sent twice at once: the second one waited for the first and does not see its row yet.
             row = row or await connection.fetchrow(_OPENED, call.id)
         if row is None:
@@ -222,6 +237,10 @@ class PostgresUsageLedger(UsageLedger):
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
         return [read_usage_event(row) for row in await self._database.fetch(_OF_TURN, turn)]
 
+    @override
+    async def turn_notices(self, turn: TurnId) -> Sequence[BudgetNotice]:
+        return [read_notice(row) for row in await self._database.fetch(NOTICES_OF_TURN, turn)]
+
 
 class PostgresTurnLedger(TurnLedger):
     """The ledger as the stream reads it."""
@@ -232,6 +251,7 @@ class PostgresTurnLedger(TurnLedger):
     @override
     async def turn_usage(self, turn: TurnId) -> TurnUsage:
         rows = await self._ledger.turn_usage(turn)
+        notices = await self._ledger.turn_notices(turn)
         ended = [row for row in rows if row.state is not UsageState.OPEN]
         answers = [row for row in ended if row.method is not ModelMethod.COUNT_TOKENS]
         return TurnUsage(
@@ -239,6 +259,7 @@ class PostgresTurnLedger(TurnLedger):
             open_calls=len(rows) - len(ended),
             finish_reason=(answers[-1].finish_reason or "") if answers else "",
             block_reason=(answers[-1].block_reason or "") if answers else "",
+            notices=[Notice(code=one.code.value, message=one.message) for one in notices],
         )
 
 

@@ -73,6 +73,7 @@ class TurnBills:
             usage=tuple(usage.calls),
             finish_reason=usage.finish_reason,
             block_reason=usage.block_reason,
+            notices=tuple(usage.notices),
             duration_ms=duration,
             complete=usage.open_calls == 0,
         )

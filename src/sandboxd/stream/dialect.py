@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sandboxd.model.events import Error, EventBody, Usage
+from sandboxd.model.events import Error, EventBody, Notice, Usage
 from sandboxd.model.ids import SessionId, TurnId
 from sandboxd.model.session import PromptInput, StopReason, TurnState
 
@@ -122,6 +122,8 @@ class TurnBill:
     """Of the last model call, as the API says it: `STOP`, `SAFETY`, `MAX_TOKENS` … Empty where not known."""
     block_reason: str = ""
     """`promptFeedback.blockReason` of the last model call; empty where the prompt was not blocked."""
+    notices: Sequence[Notice] = ()
+    """About budgets: a threshold that was passed, a call that was refused."""
     duration_ms: int = 0
     complete: bool = True
     """False where calls of the turn were still open."""

@@ -43,7 +43,7 @@ def conclude(stop: StopReason, *, said: bool, bill: TurnBill) -> tuple[StopReaso
         bill: What the ledger says.
     """
     final, remarks = _judge(stop, said=said, bill=bill)
-    return final, [*bill.usage, *remarks, _completed(final, bill)]
+    return final, [*bill.usage, *remarks, *bill.notices, _completed(final, bill)]
 
 
 def _judge(stop: StopReason, *, said: bool, bill: TurnBill) -> tuple[StopReason, Sequence[EventBody]]:

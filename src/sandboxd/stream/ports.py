@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from sandboxd.model.events import SessionEvent, Usage
+from sandboxd.model.events import Notice, SessionEvent, Usage
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Incarnation, Sandbox
@@ -283,6 +283,8 @@ class TurnUsage:
     """Of the last call, as the API says it: `STOP`, `SAFETY`, `MAX_TOKENS` …; empty where it gave none."""
     block_reason: str = ""
     """`promptFeedback.blockReason` of the last call; empty where the prompt was not blocked."""
+    notices: Sequence[Notice] = ()
+    """What was said about budgets because of these calls."""
 
 
 class TurnLedger(Protocol):

@@ -5,6 +5,7 @@ What the tables are in the database is said by the migrations (`alembic/`); a te
 
 from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow
 from sandboxd.persistence.tables.base import Base
+from sandboxd.persistence.tables.budgets import BudgetAccountRow, BudgetNoticeRow, BudgetRow
 from sandboxd.persistence.tables.conversations import (
     CommandRow,
     ConversationRow,
@@ -19,6 +20,9 @@ from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRo
 
 __all__ = [
     "Base",
+    "BudgetAccountRow",
+    "BudgetNoticeRow",
+    "BudgetRow",
     "ClientRow",
     "CommandRow",
     "ConversationRow",

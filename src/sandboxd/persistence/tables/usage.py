@@ -44,6 +44,8 @@ class UsageEventRow(Base):
     price: Mapped[str | None]
     reserved_prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     reserved_output_tokens: Mapped[int] = mapped_column(BigInteger)
+    reserved_cost_micros: Mapped[int | None] = mapped_column(BigInteger)
+    reserved_currency: Mapped[str | None]
     start_time: Mapped[Moment]
     first_byte_time: Mapped[Moment | None]
     end_time: Mapped[Moment | None]
@@ -54,6 +56,7 @@ class UsageEventRow(Base):
         one_of("state", UsageState),
         one_of("error_reason", CallError, optional=True),
         CheckConstraint("(cost_micros IS NULL) = (currency IS NULL)", name="cost"),
+        CheckConstraint("(reserved_cost_micros IS NULL) = (reserved_currency IS NULL)", name="reserved_cost"),
         CheckConstraint("(state = 'OPEN') = (end_time IS NULL)", name="end"),
         Index(None, "client", "id"),
         Index(None, "client", "start_time"),
