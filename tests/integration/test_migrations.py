@@ -48,7 +48,7 @@ ROWS = {
         reserved_prompt_tokens, reserved_output_tokens, start_time)
         VALUES ('use', 'gateway', 'acme', 'ada', 'sbx', 'inc', 'generateContent', 'gemini', 'OPEN', 1, 1, now())""",
     ),
-    "0004": (
+    "0006": (
         """INSERT INTO budgets VALUES ('bdg', 'acme', '', '', 'DAY', 'TOKENS', 1000, '{80}', '2026-11-01', now(),
         now())""",
         # Counts in budget_accounts, and passes the threshold.

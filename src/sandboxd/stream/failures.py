@@ -41,6 +41,7 @@ _DAILY = re.compile(r"PerDay|daily quota|quota for today", re.IGNORECASE)
 _BAD_KEY = re.compile(r"API_KEY_INVALID|API key not valid|API key expired|API_KEY_EXPIRED", re.IGNORECASE)
 _BUDGET = re.compile(r"budget for this (day|month) is spent", re.IGNORECASE)
 """Of `model/budget.py`, as the gateway says it."""
+_NO_PRICE = re.compile(r"has no price in it", re.IGNORECASE)
 _NO_SESSION = re.compile(r"Session not found", re.IGNORECASE)
 _API_ERROR = re.compile(r"\A\s*\[API Error: (?P<inner>.*?)\](?P<rest>\s.*)?\Z", re.DOTALL)
 _MAX_UNFOLD = 4
@@ -79,6 +80,8 @@ def _reason(status: int | None, said: str) -> tuple[str, bool]:  # a table, firs
         return ("MODEL_QUOTA_SPENT", False) if _DAILY.search(said) else ("MODEL_RATE_LIMITED", True)
     if status == 403 and _BUDGET.search(said):
         return "BUDGET_SPENT", False
+    if status == 403 and _NO_PRICE.search(said):
+        return "PRICE_UNKNOWN", False
     named = _BY_STATUS.get(status or 0)
     if named is not None:
         return named, False
