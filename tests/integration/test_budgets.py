@@ -6,6 +6,7 @@ import asyncio
 import random
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -84,7 +85,9 @@ def sums(found: BudgetStatus) -> tuple[int, int, int]:
     return found.reserved, found.spent, found.remaining
 
 
-def a_small_call(identity: SandboxIdentity, *, start_time: datetime = NOON, **more: object) -> CallStart:
+def a_small_call(
+    identity: SandboxIdentity, *, start_time: datetime = NOON, **more: Any
+) -> CallStart:  # Any: fields of a call
     return replace(a_call(identity, start_time=start_time), reserved=RESERVED, **more)
 
 
@@ -295,7 +298,8 @@ async def test_after_any_history_the_sums_are_what_the_ledger_says(
         tokens = replace(tokens, total=tokens.prompt + tokens.output)
         cost = spent_in_money(tokens.total * 3) if fate.random() < 0.9 else None
         call = a_small_call(identity, start_time=moment, reserved_cost=spent_in_money(600))
-        for _ in range(fate.choice((1, 1, 2))):
+        answer = await world.ledger.open_call(call)
+        if fate.random() < 0.3:
             answer = await world.ledger.open_call(call)
         if isinstance(answer, CallRefused) or fate.random() < 0.2:
             return
