@@ -45,5 +45,5 @@ lock: ## resolve pyproject.toml into requirements.lock anew
 
 clean: ## remove what setup and the tools made in this checkout (caches in ~/.cache/sandboxd stay)
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis \
-		src/buf src/sandboxd/v1 src/sandboxd/agent/v1
+		src/buf src/sandboxd/v1 src/sandboxd/agent/v1 src/sandboxd/internal/v1
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

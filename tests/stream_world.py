@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic
+from typing import Any, cast
+
+from typing_extensions import override
 
 from sandboxd.model.caller import Caller, Role
 from sandboxd.model.errors import SandboxNotFoundError, SandboxPausedError
@@ -19,18 +22,24 @@ from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId,
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.session import PromptInput
 from sandboxd.stream.billing import TurnBills
-from sandboxd.stream.custody import Custody
+from sandboxd.stream.custody import LEASE, Custody
+from sandboxd.stream.desk import ErrandDesk
+from sandboxd.stream.errands import Errand
 from sandboxd.stream.feed import EventFeed
 from sandboxd.stream.group_commit import GroupCommit
+from sandboxd.stream.hints import EventHints
 from sandboxd.stream.hub import SessionHandle, StreamHub
 from sandboxd.stream.launch import CliLauncher
+from sandboxd.stream.moves import MovedError, OwnedElsewhereError, PeerUnavailableError
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.owner import Services
-from sandboxd.stream.ports import ActiveSandbox, CliPlace, TurnUsage
+from sandboxd.stream.ports import ActiveSandbox, CliPlace, Holder, Peers, Replicas, TurnUsage
+from sandboxd.stream.routing import ErrandRouter
 from sandboxd.stream.sessions import SessionDirectory
 from tests.fakes.agent import FakeAgent, FakeAgentConnector, FakeIo
 from tests.fakes.cli import FakeCli
 from tests.fakes.journal import FakeJournal, FakeSessions, FakeStore
+from tests.fakes.manager import FakeWakeups
 
 SANDBOX = SandboxId("sbx-00000000000000000000000001")
 ADA = Caller(client=ClientId("acme"), subject="ada", role=Role.FREELANCER)
@@ -132,6 +141,17 @@ class StreamWorld:
     replicas: int = 0
     acp_broken: bool = False
     """The CLI ends as soon as it is started in ACP mode."""
+    lease: timedelta = LEASE
+    wakeups: FakeWakeups = field(default_factory=FakeWakeups)
+    living: dict[str, Replica] = field(default_factory=dict)
+    cold: set[str] = field(default_factory=set)
+    """Replicas that stand still."""
+    frozen: set[str] = field(default_factory=set)
+    """Replicas that take errands and never answer."""
+    deaf: set[str] = field(default_factory=set)
+    """Replicas that do an errand and whose answer is lost."""
+    errands: list[tuple[str, Errand]] = field(default_factory=list)
+    """What was asked of other replicas."""
     runs: list[str] = field(default_factory=list)
     """What headless runs were given on stdin."""
 
@@ -192,15 +212,71 @@ class StreamWorld:
             await io.write(fresh)
         return 1
 
+    def make_replica(self) -> Replica:
+        """One life of a service, which a test ends by itself."""
+        self.replicas += 1
+        return Replica(self, name=f"replica-{self.replicas}")
+
+    def freeze(self, replica: Replica) -> None:
+        """Let a replica stand still: nothing that it does reaches the journal, and its lease is not renewed."""
+        self.cold.add(replica.name)
+        replica.warm.clear()
+
+    def thaw(self, replica: Replica) -> None:
+        """Let it go on where it stood."""
+        self.cold.discard(replica.name)
+        replica.warm.set()
+
     @asynccontextmanager
     async def replica(self) -> AsyncIterator[Replica]:
         """One life of a service; leaving the block kills it without a word."""
-        self.replicas += 1
-        replica = Replica(self, name=f"replica-{self.replicas}")
+        replica = self.make_replica()
         try:
             yield replica
         finally:
             await replica.die()
+
+
+@dataclass(kw_only=True)
+class FakeReplicas(Replicas):
+    """Who holds what, as the database tells it."""
+
+    world: StreamWorld
+
+    @override
+    async def holder(self, sandbox: SandboxId) -> Holder | None:
+        row = self.world.store.conversations.get(sandbox)
+        return Holder(replica=row.owner, address=row.owner) if row and row.owner in self.world.living else None
+
+    @override
+    async def others(self, *, than: str) -> Sequence[Holder]:
+        return [Holder(replica=name, address=name) for name in self.world.living if name != than]
+
+
+@dataclass(kw_only=True)
+class FakePeers(Peers):
+    """The way to the other replicas of the same process."""
+
+    world: StreamWorld
+
+    @override
+    async def ask(self, peer: Holder, errand: Errand, *, acquire: bool, timeout: timedelta) -> Accepted:
+        self.world.errands.append((peer.replica, errand))
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                while peer.replica in self.world.frozen:
+                    await asyncio.sleep(0.01)
+                if peer.replica not in self.world.living:
+                    raise PeerUnavailableError
+                accepted = await self.world.living[peer.replica].desk.run(errand, acquire=acquire)
+        except TimeoutError as error:
+            raise PeerUnavailableError from error
+        except MovedError as error:
+            raise OwnedElsewhereError(errand.sandbox) from error
+        if peer.replica in self.world.deaf:
+            self.world.deaf.discard(peer.replica)
+            raise PeerUnavailableError
+        return accepted
 
 
 class Replica:
@@ -209,10 +285,19 @@ class Replica:
     def __init__(self, world: StreamWorld, *, name: str) -> None:
         self.world, self.name = world, name
         clock = WallClock()
-        journal = FakeJournal(store=world.store, dead=world.dead)
+        self.warm = asyncio.Event()
+        self.warm.set()
+        journal = _freezable(FakeJournal(store=world.store, dead=world.dead), self.warm)
         sandboxes = world.sandboxes
         self.commit = GroupCommit(journal)
         self.feed = EventFeed(journal)
+        self.hints = EventHints(
+            feed=self.feed,
+            journal=journal,
+            wakeups=world.wakeups,
+            replica=name,
+            register_every=timedelta(seconds=0.5),
+        )
         self.launcher = CliLauncher(connector=sandboxes.connector, sandboxes=sandboxes, journal=journal)
         self.services = Services(
             journal=journal,
@@ -220,15 +305,27 @@ class Replica:
             sandboxes=sandboxes,
             commit=self.commit,
             feed=self.feed,
+            hints=self.hints,
             bills=TurnBills(world.ledger, clock, patience=timedelta(milliseconds=200)),
             launcher=self.launcher,
             clock=clock,
             ids=RandomIds(),
         )
-        self.custody = Custody(self.services, replica=name)
-        self.hub = StreamHub(self.services, self.custody)
-        self.directory = SessionDirectory(self.services, self.hub, self.custody)
-        self._tasks = [asyncio.create_task(self.commit.run()), asyncio.create_task(self.custody.run())]
+        self.custody = Custody(self.services, replica=name, lease=world.lease, wakeups=world.wakeups)
+        self.desk = ErrandDesk(self.services, self.custody)
+        self.router = ErrandRouter(
+            desk=self.desk,
+            custody=self.custody,
+            replica=name,
+            replicas=FakeReplicas(world=world),
+            peers=FakePeers(world=world),
+            lease=world.lease,
+        )
+        self.hub = StreamHub(self.services, self.custody, self.router)
+        self.directory = SessionDirectory(self.services, self.hub, self.router)
+        world.living[name] = self
+        rooms = (self.commit.run(), self.hints.run(), self.custody.run())
+        self._tasks = [asyncio.create_task(room) for room in rooms]
 
     async def die(self) -> None:
         """End as a SIGKILL would: nothing is released."""
@@ -236,6 +333,7 @@ class Replica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.world.dead.add(self.name)
+        self.world.living.pop(self.name, None)
 
     async def open(self, session: SessionId | None = None, *, caller: Caller = ADA, **more: object) -> Client:
         await asyncio.sleep(0)
@@ -289,6 +387,22 @@ class Client:
         return "".join(
             str(getattr(event.body, "text", "")) for event in self.seen if type(event.body).__name__ == "Text"
         )
+
+
+def _freezable(journal: FakeJournal, warm: asyncio.Event) -> FakeJournal:
+    """The same journal, whose every call waits while its replica stands still."""
+
+    class Freezable:
+        def __getattr__(self, name: str) -> Any:  # Any: whatever the journal has
+            found = getattr(journal, name)
+
+            async def call(*arguments: Any, **named: Any) -> Any:
+                await warm.wait()
+                return await found(*arguments, **named)
+
+            return call
+
+    return cast("FakeJournal", Freezable())
 
 
 async def _shell(io: FakeIo) -> int:

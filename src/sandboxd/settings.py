@@ -28,6 +28,7 @@ PREFIX: Final = "SANDBOXD_"
 NOT_SETTINGS: Final = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_CACHE_DIR", "SANDBOXD_FAILPOINTS"})
 """Variables with our prefix that are read elsewhere."""
 DEFAULT_GEMINI_URL: Final = "https://generativelanguage.googleapis.com"
+_TOLD: Final = re.compile(r"([^\s:\[\]/]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
 _ADDRESS: Final = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
 
 
@@ -107,6 +108,18 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=25, gt=0, le=600)
     """Grace after SIGTERM; below the 30 s after which Kubernetes kills."""
 
+    peer_listen: Address = "127.0.0.1:0"
+    """Where other replicas of `serve` reach this one, with mutual TLS by the installation's own authority. Port 0
+    takes a free one."""
+    peer_address: str = ""
+    """The address that other replicas are told, `host` or `host:port`; empty tells where it listens. Needed where
+    `peer_listen` is not an address that they can use, such as 0.0.0.0."""
+    lease_seconds: float = Field(default=15, ge=1, le=300)
+    """A replica without a sign of life for so long loses its conversations and operations to the others. One that died
+    loses them at once."""
+    stream_write_seconds: float = Field(default=60, gt=0, le=3600)
+    """A stream whose client takes nothing for so long is ended; the client can come back."""
+
     gateway_listen: Address = "127.0.0.1:8082"
     """Where the gateway listens for agents. Without TLS only a loopback address is accepted."""
     gateway_url: Url = "http://127.0.0.1:8082"
@@ -151,6 +164,11 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.drain_seconds)
 
     @property
+    def lease(self) -> timedelta:
+        """How long a frozen replica keeps what it owns."""
+        return timedelta(seconds=self.lease_seconds)
+
+    @property
     def home(self) -> Path:
         """The data directory, absolute."""
         return self.data_dir.expanduser().absolute()
@@ -160,6 +178,7 @@ class Settings(BaseSettings):
     def _report_everything(cls, data: dict[str, Any], handler: ModelWrapValidatorHandler[Settings]) -> Settings:
         # Rules between fields are checked on what was given, so that they are reported beside those of single fields.
         problems = [*_tls_problems(data, "grpc_listen", "tls"), *_tls_problems(data, "gateway_listen", "gateway_tls")]
+        problems += _peer_problems(data)
         try:
             made = handler(data)
         except ValidationError as error:
@@ -278,6 +297,16 @@ def _tls_problems(data: Mapping[str, Any], listen_name: str, prefix: str) -> lis
             f"set {names}, or a loopback address"
         )
     return problems
+
+
+def _peer_problems(data: Mapping[str, Any]) -> list[str]:
+    listen = str(data.get("peer_listen", Settings.model_fields["peer_listen"].default))
+    told = str(data.get("peer_address", ""))
+    if told and not _TOLD.fullmatch(told):
+        return [f"{PREFIX}PEER_ADDRESS: must be host or host:port, for example replica-0.sandboxd:50052"]
+    if not told and listen.rpartition(":")[0].strip("[]") in ("0.0.0.0", "::"):  # noqa: S104  refused here
+        return [f"{PREFIX}PEER_ADDRESS: other replicas cannot use {listen}; say at which address they reach this one"]
+    return []
 
 
 def _where(location: tuple[int | str, ...]) -> str:

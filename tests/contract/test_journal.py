@@ -336,6 +336,23 @@ async def test_events_are_read_in_order_after_a_number_and_within_bounds(world: 
     assert await read(after=1, max_bytes=1500) == [2, 3]
 
 
+async def test_events_of_several_sessions_are_read_together_each_after_its_own_number(world: JournalWorld) -> None:
+    mine = await owned(world)
+    one, two, three = [await opened(world, mine.sandbox) for _ in range(3)]
+    events = [an_event(one.id, 2 + index, Text(text="x" * 1000)) for index in range(3)]
+    events += [an_event(two.id, 2, Text(text="?"))]
+    await appended(world, Entry(conversation=replace(mine, consumed=1), events=events))
+
+    async def read(limit: int = 100, max_bytes: int = 1 << 20) -> dict[SessionId, list[int]]:
+        cursors = {one.id: 1, two.id: 0, three.id: 1}
+        found = await world.journal.events_of(cursors, limit=limit, max_bytes=max_bytes)
+        return {session: [event.sequence for event in events] for session, events in found.items()}
+
+    assert await read() == {one.id: [2, 3, 4], two.id: [1, 2]}
+    assert await read(limit=1) == {one.id: [2], two.id: [1]}
+    assert await read(max_bytes=1) == {one.id: [2], two.id: [1]}
+
+
 async def test_the_head_of_an_unknown_session_is_an_error(world: JournalWorld) -> None:
     with pytest.raises(SessionNotFoundError):
         await world.journal.head(SessionId(an_id("ses")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -219,6 +219,15 @@ class FakeJournal:
             found.append(event)
             size += len(repr(event.body))
         return found
+
+    async def events_of(
+        self, cursors: Mapping[SessionId, int], *, limit: int, max_bytes: int
+    ) -> Mapping[SessionId, Sequence[SessionEvent]]:
+        found = {
+            session: await self.events(session, after=after, limit=limit, max_bytes=max_bytes)
+            for session, after in cursors.items()
+        }
+        return {session: events for session, events in found.items() if events}
 
     async def head(self, session: SessionId) -> int:
         await self.store.weather()

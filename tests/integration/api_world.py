@@ -27,11 +27,8 @@ from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.bootstrap.sources import SystemClock
-from sandboxd.manager.account_cache import AccountCache
-from sandboxd.manager.tenancy import make_tenancy
-from sandboxd.v1 import client_pb2_grpc, sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
+from sandboxd.v1 import sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
-from tests.fakes.manager import FakeClock, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeUsageLedger
 
 ISSUER, AUDIENCE = "https://issuer.test", "sandboxd"
@@ -73,17 +70,14 @@ class World:
     hub: FakeHub
     directory: FakeDirectory
     ledger: FakeUsageLedger
-    units: FakeUnits
     token: str
     sandboxes: Any = field(init=False)
     sessions: Any = field(init=False)
     usage: Any = field(init=False)
-    clients: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.sandboxes = sandbox_pb2_grpc.SandboxServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
-        self.clients = client_pb2_grpc.ClientServiceStub(self.channel)
         self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
 
     def metadata(self, **changes: Any) -> tuple[tuple[str, str], ...]:
@@ -107,7 +101,6 @@ async def a_world(
     directory = FakeDirectory(hub=hub)
     ledger = FakeUsageLedger()
     registry = CollectorRegistry()
-    units = FakeUnits(FakeClock())
     issuer = Issuer(path / "keys.json")
     server = ApiServer(
         manager=manager,
@@ -125,11 +118,6 @@ async def a_world(
         backend="fake",
         limits=limits or ServerLimits(),
         standing=standing,
-        tenancy=make_tenancy(
-            units=units,
-            accounts=AccountCache(units=units, wakeups=FakeWakeups(), clock=units.clock),
-            clock=units.clock,
-        ),
     )
     port = server.listen("127.0.0.1:0", tls=None)
     tls_port = server.listen("localhost:0", tls=tls) if tls else 0
@@ -146,7 +134,6 @@ async def a_world(
             hub=hub,
             directory=directory,
             ledger=ledger,
-            units=units,
             token=issuer.token(),
         )
     await server.stop()

@@ -31,6 +31,7 @@ from sandboxd.model.events import (
 from sandboxd.model.ids import ClientId, RequestId, SessionId
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.session import StopReason
+from sandboxd.stream.moves import MovedError, OwnedElsewhereError
 from tests.eventually import eventually
 from tests.stream_world import ADA, SANDBOX, StreamWorld
 
@@ -215,17 +216,24 @@ async def test_two_replicas_do_not_own_the_same_conversation_and_the_stale_one_w
         client = await first.open()
         await client.turn("say one")
 
-        with pytest.raises(UnavailableError):
-            await (await second.open(client.session, watch_only=True)).handle._hub._custody.owner(SANDBOX)
+        with pytest.raises(OwnedElsewhereError):
+            await second.custody.owner(SANDBOX)
+        stale = first.custody.held(SANDBOX)
+        assert stale is not None
 
         world.dead.add(first.name)  # its lock is free: it is dead for everybody but itself
         taker = await second.open(client.session, after_sequence=client.sequences[-1])
         await taker.turn("say two")
-        with pytest.raises(UnavailableError):
-            await client.prompt("say three")
+        book = stale.conversation.book
+        with pytest.raises(MovedError):
+            await stale.act(lambda: book.emit(client.session, Notice(code="X", message="x")))
+        await client.prompt("say three")  # which the other one does
+        await taker.until(TurnCompleted)
         assert (await taker.turn("say four")).stop_reason is StopReason.END_TURN
 
-    assert world.prompts == ["say one", "say two", "say four"]
+    assert world.prompts == ["say one", "say two", "say three", "say four"]
+    taker_log = world.store.log[client.session]
+    assert [event.sequence for event in taker_log] == list(range(1, len(taker_log) + 1))
 
 
 async def test_a_cli_that_dies_ends_the_turn_and_the_next_prompt_loads_the_conversation_again() -> None:

@@ -54,6 +54,7 @@ ROWS = {
         # Counts in budget_accounts, and passes the threshold.
         """UPDATE usage_events SET state = 'SETTLED', end_time = now(), total_tokens = 900 WHERE id = 'use'""",
     ),
+    "0007": ("INSERT INTO replicas VALUES ('replica', '127.0.0.1:1', now())",),
 }
 """One row in each table that a revision makes; a new revision that makes a table has to add its own."""
 

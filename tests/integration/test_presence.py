@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 
+from sandboxd.model.ids import SandboxId
 from sandboxd.persistence.engine import Database, DatabaseSettings
+from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.presence import ReplicaPresence
+from sandboxd.persistence.replicas import PostgresReplicas
+from sandboxd.stream.ports import Holder
+from tests.contract.postgres_worlds import insert_sandbox
 from tests.eventually import eventually
 
 
 @asynccontextmanager
-async def living(url: str, replica: str) -> AsyncIterator[ReplicaPresence]:
-    presence = ReplicaPresence(DatabaseSettings(url=url), replica=replica)
+async def living(url: str, replica: str, *, address: str = "") -> AsyncIterator[ReplicaPresence]:
+    presence = ReplicaPresence(DatabaseSettings(url=url), replica=replica, address=address)
     task = asyncio.create_task(presence.run())
     try:
         async with asyncio.timeout(10):
@@ -98,3 +104,40 @@ async def test_a_second_process_of_the_same_name_waits_for_the_first(postgres_ur
         await second.wait_held()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_replicas_find_each_other_while_they_live(postgres_url: str, database: Database) -> None:
+    replicas = PostgresReplicas(database)
+    async with living(postgres_url, "one", address="127.0.0.1:1"), living(postgres_url, "mute"):
+        async with living(postgres_url, "two", address="127.0.0.1:2"):
+            assert [one.replica for one in await replicas.others(than="one")] == ["two"]
+
+        async def gone() -> bool:
+            return await replicas.others(than="one") == []
+
+        await eventually(gone)
+        async with living(postgres_url, "three", address="127.0.0.1:3"):
+            rows = await kept(database)
+
+    assert rows == {"one", "three"}  # whoever comes sweeps the dead out
+
+
+async def test_the_holder_of_a_conversation_is_found_while_it_lives(postgres_url: str, database: Database) -> None:
+    replicas, journal = PostgresReplicas(database), PostgresJournal(database)
+    sandbox = SandboxId("sbx-1")
+    await insert_sandbox(database, sandbox, client="acme", freelancer="ada")
+    assert await replicas.holder(sandbox) is None
+    async with living(postgres_url, "one", address="127.0.0.1:1"):
+        await journal.acquire(sandbox, owner="one", lease=timedelta(seconds=15))
+
+        assert await replicas.holder(sandbox) == Holder(replica="one", address="127.0.0.1:1")
+
+    async def gone() -> bool:
+        return await replicas.holder(sandbox) is None
+
+    await eventually(gone)
+
+
+async def kept(database: Database) -> set[str]:
+    async with database.raw() as connection:
+        return {row["id"] for row in await connection.fetch("SELECT id FROM replicas")}

@@ -9,7 +9,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from sandboxd.backends.certificates import SERVICE_NAME, CertificateAuthority, Identity, agent_name
+from sandboxd.backends.certificates import REPLICA_NAME, SERVICE_NAME, CertificateAuthority, Identity, agent_name
 from sandboxd.model.ids import IncarnationId
 from tests.fakes.manager import FakeClock
 
@@ -39,6 +39,13 @@ def test_the_services_certificate_names_the_service_and_can_only_call(tmp_path: 
 
     assert names(identity) == [SERVICE_NAME]
     assert usages(identity) == [ExtendedKeyUsageOID.CLIENT_AUTH]
+
+
+def test_a_replicas_certificate_serves_and_calls_under_a_name_that_no_agent_has(tmp_path: Path) -> None:
+    identity = CertificateAuthority.open(tmp_path, clock=FakeClock()).issue_replica()
+
+    assert names(identity) == [REPLICA_NAME]
+    assert usages(identity) == [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
 
 
 def test_certificates_are_signed_by_the_authority_and_valid_from_a_little_before(tmp_path: Path) -> None:

@@ -115,5 +115,14 @@ def test_an_upstream_that_is_not_a_plain_url_is_a_problem(url: str) -> None:
         load_settings(gemini_url=url)
 
 
+def test_replicas_must_be_told_an_address_that_they_can_use() -> None:
+    with pytest.raises(SettingsError, match="SANDBOXD_PEER_ADDRESS: other replicas cannot use 0.0.0.0:0"):
+        load_settings(peer_listen="0.0.0.0:0")
+    with pytest.raises(SettingsError, match="SANDBOXD_PEER_ADDRESS: must be host or host:port"):
+        load_settings(peer_address="http://here")
+
+    assert load_settings(peer_listen="0.0.0.0:0", peer_address="10.0.0.5").peer_address == "10.0.0.5"
+
+
 def test_every_setting_says_what_it_is() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []

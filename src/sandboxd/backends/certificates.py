@@ -1,14 +1,15 @@
-"""The authority that proves agents and the service to each other, in files of one directory.
+"""The authority that proves agents, the service and its replicas to each other, in files of one directory.
 
-An agent's certificate names its incarnation and can only serve; the service's can only call. Nothing else trusts this
-authority, and it trusts nobody else. Several services may open the directory at once: a lock lets one make the keys.
+An agent's certificate names its incarnation and can only serve; the service's can only call; a replica's does both, and
+only among replicas. Nothing else trusts this authority, and it trusts nobody else. Several services may open the
+directory at once: a lock lets one make the keys.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -25,6 +26,8 @@ from sandboxd.model.sources import Clock
 
 SERVICE_NAME: Final = "service.sandboxd.internal"
 """DNS name in the service's certificate; agents accept no other."""
+REPLICA_NAME: Final = "replica.sandboxd.internal"
+"""DNS name in a replica's certificate; replicas accept no other of each other."""
 AUTHORITY_LIFETIME: Final = timedelta(days=3650)
 SERVICE_LIFETIME: Final = timedelta(days=365)
 AGENT_LIFETIME: Final = timedelta(days=365)
@@ -82,13 +85,18 @@ class CertificateAuthority:
 
     def issue_agent(self, incarnation: IncarnationId) -> Identity:
         """A fresh identity for the agent of an incarnation."""
-        return self._issue(agent_name(incarnation), ExtendedKeyUsageOID.SERVER_AUTH, AGENT_LIFETIME)
+        return self._issue(agent_name(incarnation), [ExtendedKeyUsageOID.SERVER_AUTH], AGENT_LIFETIME)
 
     def issue_service(self) -> Identity:
         """A fresh identity for a service. Each process takes its own at start, and keeps it in memory."""
-        return self._issue(SERVICE_NAME, ExtendedKeyUsageOID.CLIENT_AUTH, SERVICE_LIFETIME)
+        return self._issue(SERVICE_NAME, [ExtendedKeyUsageOID.CLIENT_AUTH], SERVICE_LIFETIME)
 
-    def _issue(self, name: str, usage: x509.ObjectIdentifier, lifetime: timedelta) -> Identity:
+    def issue_replica(self) -> Identity:
+        """A fresh identity for a replica among replicas; agents accept it as little as replicas accept an agent's."""
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._issue(REPLICA_NAME, usages, SERVICE_LIFETIME)
+
+    def _issue(self, name: str, usages: Sequence[x509.ObjectIdentifier], lifetime: timedelta) -> Identity:
         key, now = ec.generate_private_key(ec.SECP256R1()), self._clock.now()
         signer = self._certificate
         made = (
@@ -102,7 +110,7 @@ class CertificateAuthority:
             .not_valid_after(min(now + lifetime, signer.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=True)
             .add_extension(_key_usage(signs=False), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())

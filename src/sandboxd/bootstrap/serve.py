@@ -19,6 +19,7 @@ from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.peers import PeerRoom
 from sandboxd.bootstrap.places import make_connector, make_local_backend
 from sandboxd.bootstrap.schema import wait_for_schema
 from sandboxd.bootstrap.sources import RandomIds, SystemClock
@@ -27,7 +28,6 @@ from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
-from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import SandboxId
@@ -35,19 +35,23 @@ from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
 from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
+from sandboxd.persistence.replicas import PostgresReplicas
 from sandboxd.persistence.retention import forget_commands
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.settings import Settings, SettingsError, redact, unknown_variables
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.custody import Custody
+from sandboxd.stream.desk import ErrandDesk
 from sandboxd.stream.dialect import DialectName
 from sandboxd.stream.feed import EventFeed
 from sandboxd.stream.group_commit import GroupCommit
+from sandboxd.stream.hints import EventHints
 from sandboxd.stream.hub import StreamHub
 from sandboxd.stream.launch import CliLauncher
 from sandboxd.stream.owner import Services
 from sandboxd.stream.ports import Wakeups
+from sandboxd.stream.routing import ErrandRouter
 from sandboxd.stream.sessions import SessionDirectory
 
 log = structlog.get_logger("sandboxd.bootstrap")
@@ -81,10 +85,12 @@ class _Rooms:
     """What one replica is made of."""
 
     presence: ReplicaPresence
+    peers: PeerRoom
     database: Database
     commit: GroupCommit
     bills: TurnBills
     launcher: CliLauncher
+    hints: EventHints
     custody: Custody
     hub: StreamHub
     manager: SandboxManager
@@ -101,6 +107,7 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
         rooms.api.listen(settings.grpc_listen, tls=tls)
         web_port = await rooms.web.start(settings.web_listen)
         cleanup.push_async_callback(rooms.web.stop)
+        rooms.presence.address = rooms.peers.listen()
         if not await unless_stopped(stop, wait_for_schema(url)):
             return
         if warning := rooms.manager.backend().warning:
@@ -111,6 +118,7 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
         try:
             await asyncio.wait({running, stopping, holding}, return_when=asyncio.FIRST_COMPLETED)
             if holding.done() and not stop.is_set():
+                await rooms.peers.server.start()
                 await rooms.api.start()
                 rooms.web.set_ready(ready=True)
                 log.info("role.serving", grpc=settings.grpc_listen, web_port=web_port, replica=settings.replica)
@@ -158,30 +166,44 @@ def _build(settings: Settings, url: str) -> _Rooms:
             ids=ids,
             explicit_registration=settings.registration == "explicit",
             replica=replica,
+            lease=settings.lease,
         )
     )
     commit = GroupCommit(journal)
     bills = TurnBills(PostgresTurnLedger(ledger), clock)
     dialect = DialectName(settings.cli_dialect)
     launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal, dialect=dialect)
+    feed = EventFeed(journal)
+    hints = EventHints(feed=feed, journal=journal, wakeups=presence, replica=replica)
     services = Services(
         journal=journal,
         sessions=sessions,
         sandboxes=core.use,
         commit=commit,
-        feed=EventFeed(journal),
+        feed=feed,
+        hints=hints,
         bills=bills,
         launcher=launcher,
         clock=clock,
         ids=ids,
     )
-    custody = Custody(services, replica=replica)
-    hub = StreamHub(services, custody)
+    custody = Custody(services, replica=replica, lease=settings.lease, wakeups=presence)
+    desk = ErrandDesk(services, custody)
+    peers = PeerRoom(settings, authority=authority, desk=desk, replica=replica)
+    router = ErrandRouter(
+        desk=desk,
+        custody=custody,
+        replica=replica,
+        replicas=PostgresReplicas(database),
+        peers=peers.client,
+        lease=settings.lease,
+    )
+    hub = StreamHub(services, custody, router)
     manager = SandboxManager(core=core, conversations=hub)
     api = ApiServer(
         manager=manager,
         hub=hub,
-        sessions=SessionDirectory(services, hub, custody),
+        sessions=SessionDirectory(services, hub, router),
         ledger=ledger,
         callers=_callers(settings, keys, clock),
         registry=registry,
@@ -193,15 +215,16 @@ def _build(settings: Settings, url: str) -> _Rooms:
             max_streams_per_client=settings.max_streams_per_client,
         ),
         reflect=settings.reflection,
-        tenancy=make_tenancy(units=core.tools.units, accounts=core.accounts, clock=clock),
     )
     web = OperationsServer(registry=registry, checks={"database": _database_check(database)})
     return _Rooms(
         presence=presence,
+        peers=peers,
         database=database,
         commit=commit,
         bills=bills,
         launcher=launcher,
+        hints=hints,
         custody=custody,
         hub=hub,
         manager=manager,
@@ -217,6 +240,7 @@ async def _background(rooms: _Rooms) -> None:
         # Before the lock is held this replica must own nothing.
         await rooms.presence.wait_held()
         tasks.create_task(rooms.commit.run(), name="group-commit")
+        tasks.create_task(rooms.hints.run(), name="hints")
         tasks.create_task(rooms.custody.run(), name="custody")
         tasks.create_task(rooms.manager.run(), name="manager")
         tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
@@ -255,6 +279,8 @@ async def _drain(rooms: _Rooms, *, grace: timedelta) -> None:
         "api": lambda: rooms.api.drain(grace=left() * 0.6),
         "manager": lambda: rooms.manager.drain(grace=left() * 0.5),
         "conversations": rooms.hub.drain,
+        # Until here: who waits for one of our conversations was answered, or told to look for its next owner.
+        "peers": rooms.peers.stop,
         "agents": rooms.launcher.close,
     }
     for name, step in steps.items():

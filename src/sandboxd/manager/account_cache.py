@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final, assert_never
 
 import structlog
@@ -25,7 +24,7 @@ from sandboxd.model.client_errors import (
     FreelancerSuspendedError,
     FreelancerUnknownError,
 )
-from sandboxd.model.errors import UnavailableError
+from sandboxd.model.errors import DatabaseUnavailableError, UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sources import Clock
 from sandboxd.stream.ports import Wakeups
@@ -107,14 +106,21 @@ class AccountCache(ClientPolicies, Standings):
         )
 
     @override
-    async def wait_for_change(self, client: ClientId, *, timeout: timedelta) -> None:
+    async def until_lost(self, client: ClientId, freelancer: FreelancerId | None) -> None:
         changed = asyncio.Event()
         self._waiters[client].add(changed)
         try:
-            async with asyncio.timeout(timeout.total_seconds()):
-                await changed.wait()
-        except TimeoutError:
-            pass
+            while True:
+                changed.clear()
+                try:
+                    await self.require_active(client, freelancer)
+                except DatabaseUnavailableError:
+                    log.debug("accounts.not_read", client=client)  # nothing is known: what is open stays open
+                try:
+                    async with asyncio.timeout(MAX_AGE_SECONDS):
+                        await changed.wait()
+                except TimeoutError:
+                    continue
         finally:
             self._waiters[client].discard(changed)
             if not self._waiters[client]:

@@ -16,7 +16,7 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
 from sandboxd.manager.freezing import Freezing
-from sandboxd.manager.intents import Intents
+from sandboxd.manager.intents import LEASE, Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
@@ -55,6 +55,8 @@ class ManagerTools:
     """True where clients and freelancers must be made before they act."""
     replica: str
     """Id of this replica: the one whose advisory lock is held while it lives."""
+    lease: timedelta = LEASE
+    """How long the work on a sandbox is ours without a sign of life."""
 
 
 class ManagerCore:
@@ -67,8 +69,17 @@ class ManagerCore:
         self.accounts = AccountCache(
             units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
         )
-        self.intents = Intents(units=units, clock=clock, ids=tools.ids, replica=tools.replica, changes=self.changes)
-        self.operations = Operations(intents=self.intents, clock=clock, metrics=tools.metrics)
+        self.intents = Intents(
+            units=units,
+            clock=clock,
+            ids=tools.ids,
+            replica=tools.replica,
+            changes=self.changes,
+            lease=tools.lease,
+        )
+        self.operations = Operations(
+            intents=self.intents, clock=clock, metrics=tools.metrics, renew_every=tools.lease / 3
+        )
         self.token_keeper = TokenKeeper(
             units=units,
             connector=connector,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -54,6 +54,16 @@ _EVENTS: Final = """
         SELECT *, sum(size) OVER (ORDER BY sequence) - size AS before FROM (
             SELECT * FROM events WHERE session = $1 AND sequence > $2 ORDER BY sequence LIMIT $3) AS next
     ) AS sized WHERE before < $4 ORDER BY sequence
+"""
+_EVENTS_OF: Final = """
+    SELECT w.session, e.* FROM unnest($1::text[], $2::bigint[]) AS w (session, after)
+    CROSS JOIN LATERAL (
+        SELECT sequence, turn, payload::text AS payload, event_time FROM (
+            SELECT *, sum(size) OVER (ORDER BY sequence) - size AS before FROM (
+                SELECT * FROM events WHERE session = w.session AND sequence > w.after ORDER BY sequence LIMIT $3
+            ) AS next
+        ) AS sized WHERE before < $4
+    ) AS e ORDER BY w.session, e.sequence
 """
 _HEAD: Final = "SELECT head_sequence FROM sessions WHERE id = $1 AND delete_time IS NULL"
 
@@ -148,6 +158,18 @@ class PostgresJournal(Journal):
     ) -> Sequence[SessionEvent]:
         rows = await self._database.fetch(_EVENTS, session, after, limit, max(max_bytes, 1))
         return [read_event(session, row) for row in rows]
+
+    @override
+    async def events_of(
+        self, cursors: Mapping[SessionId, int], *, limit: int, max_bytes: int
+    ) -> Mapping[SessionId, Sequence[SessionEvent]]:
+        async with self._database.raw() as connection:
+            rows = await connection.fetch(_EVENTS_OF, list(cursors), list(cursors.values()), limit, max(max_bytes, 1))
+        found: dict[SessionId, list[SessionEvent]] = {}
+        for row in rows:
+            session = SessionId(row["session"])
+            found.setdefault(session, []).append(read_event(session, row))
+        return found
 
     @override
     async def head(self, session: SessionId) -> int:

@@ -1,5 +1,8 @@
 """One connection that stands for this process: it holds the replica's lock, hears hints and sends them.
 
+With the lock goes the row that tells other replicas where this one is reached; rows of the dead are swept out by
+whoever comes next.
+
 While it lives, other replicas know that this one does (`liveness.py`). When it breaks they may take our conversations
 over, which the epochs make safe; it is made again with growing waits, and the lock is taken again. Hints that were sent
 meanwhile are lost, as the port allows.
@@ -20,11 +23,12 @@ from typing_extensions import override
 
 from sandboxd.persistence.engine import DatabaseSettings, plain_url, server_settings
 from sandboxd.persistence.liveness import TAKE
+from sandboxd.persistence.replicas import FORGET_THE_DEAD, SAY
 from sandboxd.stream.ports import Wakeups
 
 log = structlog.get_logger(__name__)
 
-TOPICS: Final = ("usage", "events", "sandboxes", "clients")
+TOPICS: Final = ("usage", "events", "watchers", "sandboxes", "conversations", "clients")
 MAX_PENDING: Final = 10_000
 """Different payloads that wait for one slow reader, or for the connection; the oldest is let fall, as hints may be."""
 _FIRST_WAIT_SECONDS: Final = 0.05
@@ -42,16 +46,21 @@ def channel(topic: str) -> str:
 class ReplicaPresence(Wakeups):
     """This replica's life, as the others see it, and its ear for hints."""
 
-    def __init__(self, settings: DatabaseSettings, *, replica: str, topics: Sequence[str] = TOPICS) -> None:
+    def __init__(
+        self, settings: DatabaseSettings, *, replica: str, address: str = "", topics: Sequence[str] = TOPICS
+    ) -> None:
         """Name the replica; nothing connects before `run`.
 
         Args:
             settings: How to reach the database. The connection is one on top of the pool's.
             replica: Id of this process's life; a new process has a new one.
+            address: Where other replicas reach this one, `host:port`; empty where they do not.
             topics: What it may hear.
         """
         self._settings = replace(settings, application_name=f"{settings.application_name} presence")
         self._replica = replica
+        self.address = address
+        """May be set until `run`: the port is known when it is bound."""
         self._topics = tuple(topics)
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
         self._outgoing: dict[tuple[str, str], None] = {}
@@ -113,8 +122,11 @@ class ReplicaPresence(Wakeups):
             await self._take(connection)
             for topic in self._topics:
                 await connection.add_listener(channel(topic), self._heard(topic))
+            await connection.execute(FORGET_THE_DEAD)
+            if self.address:
+                await connection.execute(SAY, self._replica, self.address)
             self._held.set()
-            log.info("presence.held", replica=self._replica)
+            log.info("presence.held", replica=self._replica, address=self.address)
             await self._send_until_lost(connection)
         finally:
             connection.terminate()

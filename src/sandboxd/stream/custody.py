@@ -7,35 +7,56 @@ is taken up by the first replica that notices: after a crash the service's next 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
 from datetime import timedelta
 from typing import Final, Literal, overload
 
 import structlog
 
-from sandboxd.model.errors import DatabaseUnavailableError, SandboxdError, UnavailableError
+from sandboxd.model.errors import DatabaseUnavailableError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.stream.book import ConversationBook
 from sandboxd.stream.conversation import LiveConversation
+from sandboxd.stream.moves import OwnedElsewhereError, StoppingError
 from sandboxd.stream.owner import ConversationOwner, Services
+from sandboxd.stream.ports import Wakeups
 
 log = structlog.get_logger(__name__)
 
 LEASE: Final = timedelta(seconds=15)
 """After this time without a renewal a frozen owner may be replaced. A dead one is noticed at once by its lock."""
-RENEW_SECONDS: Final = 5.0
+RENEWALS: Final = 3
+"""Renewals in the time of one lease."""
 ADOPT_SECONDS: Final = 2.0
 ADOPT_BATCH: Final = 50
+ADOPT_AT_ONCE: Final = 8
+ADOPT_SPREAD_SECONDS: Final = 0.05
+ORPHANS: Final = "conversations"
+"""Topic of hints: a conversation with work left was let go."""
 BACK_OFF_SECONDS: Final = 1.0
 
 
 class Custody:
     """The conversations of this replica."""
 
-    def __init__(self, services: Services, *, replica: str) -> None:
+    def __init__(
+        self, services: Services, *, replica: str, lease: timedelta = LEASE, wakeups: Wakeups | None = None
+    ) -> None:
+        """Own nothing yet.
+
+        Args:
+            services: What owners share.
+            replica: Id of this process's life.
+            lease: How long a conversation stays ours without a sign of life.
+            wakeups: Tells other replicas what was let go, and hears of what they let go. None: they look by themselves.
+        """
         self._services = services
         self._replica = replica
+        self._lease = lease
+        self._wakeups = wakeups
+        self._orphaned = asyncio.Event()
         self._owners: dict[SandboxId, tuple[ConversationOwner, asyncio.Task[None]]] = {}
         self._locks: defaultdict[SandboxId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: asyncio.TaskGroup | None = None
@@ -45,6 +66,16 @@ class Custody:
     def owned(self) -> int:
         """How many conversations this replica owns."""
         return len(self._owners)
+
+    @property
+    def draining(self) -> bool:
+        """True when nothing new is taken on."""
+        return self._draining or self._tasks is None
+
+    def held(self, sandbox: SandboxId) -> ConversationOwner | None:
+        """The owner of a sandbox's conversation where that is in this replica now."""
+        held = self._owners.get(sandbox)
+        return None if held is None or held[0].ended else held[0]
 
     @overload
     async def owner(self, sandbox: SandboxId, *, only_if_used: Literal[True]) -> ConversationOwner | None: ...
@@ -58,23 +89,18 @@ class Custody:
             only_if_used: Answer None where there is neither a process nor an open turn.
 
         Raises:
-            UnavailableError: Another replica owns it, or this one is draining.
+            OwnedElsewhereError: Another replica owns it.
+            StoppingError: This one is draining.
         """
         async with self._locks[sandbox]:
             held = self._owners.get(sandbox)
             if held is not None and not held[0].ended:
                 return held[0]
             if self._draining or self._tasks is None:
-                raise UnavailableError(
-                    "This server is stopping. Send the same request again.", retry_after=timedelta(seconds=1)
-                )
-            row = await self._services.journal.acquire(sandbox, owner=self._replica, lease=LEASE)
+                raise StoppingError
+            row = await self._services.journal.acquire(sandbox, owner=self._replica, lease=self._lease)
             if row is None:
-                raise UnavailableError(
-                    "Another server owns this conversation. Send the same request again.",
-                    retry_after=timedelta(seconds=1),
-                    sandbox=sandbox,
-                )
+                raise OwnedElsewhereError(sandbox)
             failpoint("conversation.after_acquire")
             turns = await self._services.sessions.open_turns(sandbox)
             if only_if_used and not row.process and not turns:
@@ -97,10 +123,14 @@ class Custody:
         owner, task = held
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        book = owner.conversation.book
         try:
-            await self._services.journal.release(sandbox, owner=self._replica, epoch=owner.conversation.book.row.epoch)
+            await self._services.journal.release(sandbox, owner=self._replica, epoch=book.row.epoch)
         except DatabaseUnavailableError as error:
             log.info("conversation.release_unanswered", sandbox=sandbox, error=str(error))
+            return
+        if self._wakeups is not None and (book.row.process or book.open_turns):
+            await self._wakeups.notify(ORPHANS, sandbox)
 
     async def run(self) -> None:
         """Keep leases and adopt what nobody owns, until cancelled."""
@@ -108,6 +138,8 @@ class Custody:
             self._tasks = tasks
             tasks.create_task(self._renew(), name="custody-renew")
             tasks.create_task(self._adopt(), name="custody-adopt")
+            if self._wakeups is not None:
+                tasks.create_task(self._hear(self._wakeups), name="custody-orphans")
 
     async def drain(self) -> None:
         """Hand everything over: nothing new, every conversation released. Turns go on in their sandboxes."""
@@ -115,6 +147,7 @@ class Custody:
         await asyncio.gather(*(self.give_up(sandbox) for sandbox in list(self._owners)))
 
     async def _keep(self, owner: ConversationOwner) -> None:
+        self._services.hints.took_over(owner.sandbox)
         try:
             await owner.run()
         except* Exception:  # a task guard: one broken conversation must not end the others
@@ -124,15 +157,17 @@ class Custody:
             held = self._owners.get(owner.sandbox)
             if held is not None and held[0] is owner:
                 del self._owners[owner.sandbox]
+            if self.held(owner.sandbox) is None:
+                self._services.hints.let_go(owner.sandbox)
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(self._lease.total_seconds() / RENEWALS)
             mine = list(self._owners)
             if not mine:
                 continue
             try:
-                still = set(await self._services.journal.renew(mine, owner=self._replica, lease=LEASE))
+                still = set(await self._services.journal.renew(mine, owner=self._replica, lease=self._lease))
             except DatabaseUnavailableError as error:
                 log.warning("custody.renew_unanswered", conversations=len(mine), error=str(error))
                 continue
@@ -142,20 +177,41 @@ class Custody:
                     log.warning("conversation.lease_lost", sandbox=sandbox)
                     held[1].cancel()
 
+    async def _hear(self, wakeups: Wakeups) -> None:
+        """Look at once when another replica has let go of a conversation that goes on."""
+        async for _ in wakeups.listen(ORPHANS):
+            self._orphaned.set()
+
     async def _adopt(self) -> None:
         while True:
+            self._orphaned.clear()
+            found = 0
             try:
-                for sandbox in await self._services.journal.unattended(limit=ADOPT_BATCH):
-                    if sandbox not in self._owners and not self._draining:
-                        await self._adopt_one(sandbox)
+                orphans = await self._services.journal.unattended(limit=ADOPT_BATCH)
+                found = len(orphans)
+                gate = asyncio.Semaphore(ADOPT_AT_ONCE)
+                await asyncio.gather(*(self._adopt_one(sandbox, gate) for sandbox in orphans))
             except DatabaseUnavailableError as error:
                 log.warning("custody.adopt_unanswered", error=str(error))
-            await asyncio.sleep(ADOPT_SECONDS)
+            if found < ADOPT_BATCH:
+                await self._until_orphans()
 
-    async def _adopt_one(self, sandbox: SandboxId) -> None:
+    async def _until_orphans(self) -> None:
         try:
-            owner = await self.owner(sandbox, only_if_used=True)
-            if owner is not None:
-                log.info("conversation.adopted", sandbox=sandbox, epoch=owner.conversation.book.row.epoch)
-        except SandboxdError as error:
-            log.info("conversation.not_adopted", sandbox=sandbox, error=str(error))
+            async with asyncio.timeout(ADOPT_SECONDS):
+                await self._orphaned.wait()
+            # Several replicas have heard it: whoever comes first takes a part, and the others find less.
+            await asyncio.sleep(random.uniform(0, ADOPT_SPREAD_SECONDS))  # noqa: S311  no secret
+        except TimeoutError:
+            pass
+
+    async def _adopt_one(self, sandbox: SandboxId, gate: asyncio.Semaphore) -> None:
+        async with gate:
+            if sandbox in self._owners or self._draining:
+                return
+            try:
+                owner = await self.owner(sandbox, only_if_used=True)
+                if owner is not None:
+                    log.info("conversation.adopted", sandbox=sandbox, epoch=owner.conversation.book.row.epoch)
+            except SandboxdError as error:
+                log.info("conversation.not_adopted", sandbox=sandbox, error=str(error))

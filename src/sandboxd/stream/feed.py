@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from sandboxd.model.events import SessionEvent
@@ -20,16 +20,20 @@ RING_EVENTS: Final = 256
 MAX_RINGS: Final = 4096
 """Sessions with a ring; the least recently published one goes first."""
 PAGE_EVENTS: Final = 500
+PAGE_BYTES: Final = 256 << 10
+"""What a watcher that reads the journal holds in memory at most, but for one event that is larger."""
 POLL_SECONDS: Final = 5.0
-"""How long a watcher trusts that a hint arrives; then it looks by itself."""
+"""How long a watcher of a session that nobody has published here waits until it looks by itself."""
 
 
 class _Ring:
     """The newest events of one session, contiguous."""
 
-    __slots__ = ("changed", "events", "watchers")
+    __slots__ = ("changed", "events", "tip", "watchers")
 
     def __init__(self) -> None:
+        self.tip: int | None = None
+        """Newest sequence number that is known here."""
         self.events: deque[SessionEvent] = deque(maxlen=RING_EVENTS)
         self.changed = asyncio.Event()
         self.watchers = 0
@@ -38,7 +42,11 @@ class _Ring:
         if self.events and events and events[0].sequence != self.events[-1].sequence + 1:
             self.events.clear()
         self.events.extend(events)
+        self.reach(events[-1].sequence)
         self.wake()
+
+    def reach(self, sequence: int) -> None:
+        self.tip = sequence if self.tip is None else max(self.tip, sequence)
 
     def wake(self) -> None:
         self.changed.set()
@@ -72,11 +80,23 @@ class EventFeed:
         for session, group in grouped.items():
             self._ring(session).add(group)
 
-    def hint(self, session: SessionId) -> None:
-        """Another replica may have committed events of this session: let its watchers look."""
+    def tip(self, session: SessionId) -> int | None:
+        """The newest sequence number of a session that is known here; None where none is."""
+        ring = self._rings.get(session)
+        return None if ring is None else ring.tip
+
+    def learn(self, session: SessionId, events: Sequence[SessionEvent]) -> None:
+        """Show events that another replica committed, read from the journal; what is known already is left out."""
         ring = self._rings.get(session)
         if ring is not None:
-            ring.events.clear()
+            fresh = [event for event in events if ring.tip is None or event.sequence > ring.tip]
+            if fresh:
+                ring.add(fresh)
+
+    def wake(self, session: SessionId) -> None:
+        """Let a session's watchers look."""
+        ring = self._rings.get(session)
+        if ring is not None:
             ring.wake()
 
     def close(self) -> None:
@@ -85,9 +105,16 @@ class EventFeed:
         for ring in self._rings.values():
             ring.wake()
 
-    async def follow(self, session: SessionId, *, after: int) -> AsyncIterator[Sequence[SessionEvent]]:
-        """Yield every event after a sequence number, in order and without gaps, in batches, until `close`."""
+    async def follow(
+        self, session: SessionId, *, after: int, head: int | None = None
+    ) -> AsyncGenerator[Sequence[SessionEvent], None]:
+        """Yield every event after a sequence number, in order and without gaps, in batches, until `close`.
+
+        `head`, where it is given, is the newest event that the journal had a moment ago.
+        """
         ring = self._ring(session)
+        if head is not None:
+            ring.reach(head)
         ring.watchers += 1
         cursor = after
         try:
@@ -95,7 +122,7 @@ class EventFeed:
                 changed = ring.changed  # taken before the look, so that what comes during it is not slept through
                 batch = ring.after(cursor)
                 if batch is None:
-                    batch = await self._journal.events(session, after=cursor, limit=PAGE_EVENTS)
+                    batch = await self._journal.events(session, after=cursor, limit=PAGE_EVENTS, max_bytes=PAGE_BYTES)
                 if batch:
                     cursor = batch[-1].sequence
                     yield batch

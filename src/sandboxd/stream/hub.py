@@ -7,7 +7,8 @@ happens in a conversation is the owner's, what is durable is the journal's, what
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import timedelta
 from typing import Final
 
@@ -18,21 +19,33 @@ from sandboxd.model.errors import (
     ForbiddenError,
     InvalidRequestError,
     InvalidTransitionError,
-    RequestIdReusedError,
     SandboxNotFoundError,
     SandboxPausedError,
     SessionNotFoundError,
     WrongStateError,
 )
-from sandboxd.model.events import ModeChanged, ModelChanged, SessionEvent, SessionOpened
+from sandboxd.model.events import SessionEvent, SessionOpened
 from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.session import PromptInput, Session
-from sandboxd.stream.conversation import LiveConversation
 from sandboxd.stream.custody import Custody
+from sandboxd.stream.desk import repeated
+from sandboxd.stream.errands import (
+    AnswerPermission,
+    CancelTurn,
+    Close,
+    Deed,
+    Order,
+    SetMode,
+    SetModel,
+    StartTurn,
+    Vanished,
+    Wish,
+)
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.owner import Services
 from sandboxd.stream.ports import Command
+from sandboxd.stream.routing import ErrandRouter
 
 log = structlog.get_logger(__name__)
 
@@ -42,9 +55,10 @@ _NO_USE: Final = frozenset({SandboxState.TERMINATING, SandboxState.TERMINATED, S
 class StreamHub:
     """Sessions of all sandboxes, as one replica serves them."""
 
-    def __init__(self, services: Services, custody: Custody) -> None:
+    def __init__(self, services: Services, custody: Custody, router: ErrandRouter) -> None:
         self._services = services
         self._custody = custody
+        self._router = router
 
     async def open(self, caller: Caller, opening: Opening) -> SessionHandle:
         """Open a session, make it where none is named, and begin to wake the sandbox unless it is only watched.
@@ -66,13 +80,7 @@ class StreamHub:
         handle = SessionHandle(self, caller=caller, session=session, opening=opening, created=created, head=head)
         usable = sandbox.state not in _NO_USE | {SandboxState.PAUSED, SandboxState.PAUSING}
         if not opening.watch_only and usable:
-            owner = await self._custody.owner(sandbox.id)
-
-            def use() -> None:
-                owner.conversation.book.know(session)
-                owner.conversation.want(session.id)
-
-            await owner.act(use)
+            await self._router.do(Wish(caller=caller, sandbox=sandbox.id, session=session.id))
         return handle
 
     async def visible(self, caller: Caller, name: SandboxId) -> Sandbox:
@@ -89,50 +97,38 @@ class StreamHub:
             raise SessionNotFoundError(name)
         return session
 
-    async def command(
-        self,
-        handle: SessionHandle,
-        *,
-        request_id: RequestId,
-        body_hash: bytes,
-        run: Callable[[LiveConversation, Session], TurnId | None],
-    ) -> Accepted:
-        """Do a command once: answered from its row where it was seen, else run by the owner and made durable."""
+    async def command(self, handle: SessionHandle, *, request_id: RequestId, body_hash: bytes, deed: Deed) -> Accepted:
+        """Do a command once: answered from its row where it was seen, else done by the owner and made durable."""
         caller, session = handle.caller, handle.session
+        order = Order(
+            caller=caller,
+            sandbox=session.sandbox,
+            session=session.id,
+            request_id=request_id,
+            body_hash=body_hash,
+            deed=deed,
+        )
+        asked = asyncio.get_running_loop().time()
         known = await self._services.journal.find_command(caller.client, request_id)
         if known is not None:
-            return _repeated(known, body_hash)
+            return repeated(known, order)
         _require_usable(await self.visible(caller, session.sandbox))
-        owner = await self._custody.owner(session.sandbox)
-        if session.id not in owner.conversation.book.sessions:
-            fresh = await self.session_of(caller, session.sandbox, session.id)
-            await owner.act(lambda: owner.conversation.book.know(fresh))
-
-        def step() -> Accepted:
-            conversation = owner.conversation
-            seen = conversation.seen(request_id)
-            if seen is not None:
-                return _repeated(seen, body_hash)
-            turn = run(conversation, conversation.book.session(session.id))
-            conversation.remember(
-                Command(client=caller.client, request_id=request_id, body_hash=body_hash, session=session.id, turn=turn)
-            )
-            return Accepted(repeated=False, turn=turn)
-
-        accepted = await owner.act(step)
+        accepted = await self._router.do(order, unknown_since=asked)
         await self._services.sandboxes.touch(session.sandbox)
         return accepted
 
     async def vanished(self, handle: SessionHandle) -> None:
         """A client went away that wanted its turn cancelled then."""
-        owner = await self._custody.owner(handle.session.sandbox)
-        await owner.act(lambda: owner.conversation.cancel(handle.session.id, reason="CLIENT_GONE"))
+        await self._router.do(Vanished(sandbox=handle.session.sandbox, session=handle.session.id))
 
-    async def events(self, session: SessionId, *, after: int) -> AsyncIterator[SessionEvent]:
+    async def events(self, session: Session, *, after: int, head: int) -> AsyncIterator[SessionEvent]:
         """Events of a session after a sequence number, then live, for ever."""
-        async for batch in self._services.feed.follow(session, after=after):
-            for event in batch:
-                yield event
+        with self._services.hints.following(session.sandbox, session.id):
+            batches = self._services.feed.follow(session.id, after=after, head=head)
+            async with aclosing(batches):
+                async for batch in batches:
+                    for event in batch:
+                        yield event
 
     # ------------------------------------------------------------------ for the manager (its `Conversations` port)
 
@@ -142,13 +138,7 @@ class StreamHub:
 
     async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta) -> None:
         """End the sandbox's CLI; open turns end as interrupted, durably. Nothing open is success."""
-        owner = await self._custody.owner(sandbox, only_if_used=True)
-        if owner is None:
-            return
-        async with asyncio.timeout(timeout.total_seconds()):
-            log.info("conversation.closing", sandbox=sandbox, reason=reason)
-            await owner.close(grace=min(timeout / 2, timedelta(seconds=5)))
-        await self._custody.give_up(sandbox)
+        await self._router.do(Close(sandbox=sandbox, reason=reason, timeout=timeout))
 
     async def drain(self) -> None:
         """Hand every conversation over and end every watcher's events. Turns go on in their sandboxes."""
@@ -206,7 +196,7 @@ class SessionHandle:
     def events(self) -> AsyncIterator[SessionEvent]:
         """What the caller has not seen, then what comes, in order, each once."""
         after = self._opening.after_sequence
-        return self._hub.events(self.session.id, after=self.head if after < 0 else after)
+        return self._hub.events(self.session, after=self.head if after < 0 else after, head=self.head)
 
     async def prompt(self, *, request_id: RequestId, body_hash: bytes, prompt: PromptInput) -> Accepted:
         """Start a turn.
@@ -215,13 +205,7 @@ class SessionHandle:
             TurnInProgressError: The session has an open turn.
             SandboxPausedError: The sandbox's owner paused it.
         """
-
-        def run(conversation: LiveConversation, session: Session) -> TurnId:
-            turn = conversation.book.start_turn(session.id, request_id=request_id, prompt=prompt)
-            conversation.prompt(turn)
-            return turn.id
-
-        return await self._command(request_id, body_hash, run)
+        return await self._command(request_id, body_hash, StartTurn(prompt=prompt))
 
     async def answer(self, *, request_id: RequestId, body_hash: bytes, permission: str, option: str) -> Accepted:
         """Answer a permission request.
@@ -230,65 +214,37 @@ class SessionHandle:
             PermissionNotOpenError: It is not open.
             InvalidRequestError: It has no such option.
         """
-
-        def run(conversation: LiveConversation, session: Session) -> None:
-            conversation.answer(session.id, permission=permission, option=option, request_id=request_id)
-
-        return await self._command(request_id, body_hash, run)
+        return await self._command(request_id, body_hash, AnswerPermission(permission=permission, option=option))
 
     async def cancel(self, *, request_id: RequestId, body_hash: bytes) -> Accepted:
         """Cancel the open turn; where none is open there is nothing to do."""
-
-        def run(conversation: LiveConversation, session: Session) -> None:
-            conversation.cancel(session.id, request_id=request_id)
-
-        return await self._command(request_id, body_hash, run)
+        return await self._command(request_id, body_hash, CancelTurn())
 
     async def set_mode(self, *, request_id: RequestId, body_hash: bytes, mode: str) -> Accepted:
         """Set the approval mode."""
-
-        def run(conversation: LiveConversation, session: Session) -> None:
-            if not conversation.set_mode(session.id, mode, request_id=request_id):
-                conversation.book.set_preferences(session.id, mode=mode)
-                conversation.book.emit(session.id, ModeChanged(mode=mode, request_id=request_id))
-
-        return await self._command(request_id, body_hash, run)
+        return await self._command(request_id, body_hash, SetMode(mode=mode))
 
     async def set_model(self, *, request_id: RequestId, body_hash: bytes, model: str) -> Accepted:
         """Set the model."""
-
-        def run(conversation: LiveConversation, session: Session) -> None:
-            if not conversation.set_model(session.id, model, request_id=request_id):
-                conversation.book.set_preferences(session.id, model=model)
-                conversation.book.emit(session.id, ModelChanged(model=model, request_id=request_id))
-
-        return await self._command(request_id, body_hash, run)
+        return await self._command(request_id, body_hash, SetModel(model=model))
 
     async def leave(self, *, clean: bool) -> None:
         """Let go. A client that vanished cancels its turn only where it asked for that."""
         if not clean and self._opening.cancel_on_disconnect and not self._opening.watch_only:
             await self._hub.vanished(self)
 
-    async def _command(
-        self, request_id: RequestId, body_hash: bytes, run: Callable[[LiveConversation, Session], TurnId | None]
-    ) -> Accepted:
+    async def _command(self, request_id: RequestId, body_hash: bytes, deed: Deed) -> Accepted:
         if self._opening.watch_only:
             raise _WatchOnlyError("This stream only watches. Open the session without watch_only.")
         if not request_id:
             raise InvalidRequestError("This command needs a request_id.")
-        return await self._hub.command(self, request_id=request_id, body_hash=body_hash, run=run)
+        return await self._hub.command(self, request_id=request_id, body_hash=body_hash, deed=deed)
 
 
 class _WatchOnlyError(WrongStateError):
     """A command on a stream that only watches."""
 
     reason = "WATCH_ONLY"
-
-
-def _repeated(known: Command, body_hash: bytes) -> Accepted:
-    if known.body_hash != body_hash:
-        raise RequestIdReusedError(known.request_id)
-    return Accepted(repeated=True, turn=known.turn)
 
 
 def _require_usable(sandbox: Sandbox) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, assert_never
 
 import structlog
 
-from sandboxd.model.errors import SandboxdError, StaleOwnerError, UnavailableError
+from sandboxd.model.errors import SandboxdError, StaleOwnerError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId, TurnId
 from sandboxd.model.sources import Clock, IdSource
@@ -25,6 +25,7 @@ from sandboxd.stream.cli_process import CliProcess
 from sandboxd.stream.conversation import HEADLESS, LiveConversation
 from sandboxd.stream.feed import EventFeed
 from sandboxd.stream.group_commit import GroupCommit
+from sandboxd.stream.hints import EventHints
 from sandboxd.stream.inputs import (
     Act,
     Billed,
@@ -36,6 +37,7 @@ from sandboxd.stream.inputs import (
     StartFailed,
     Waking,
 )
+from sandboxd.stream.moves import MovedError
 from sandboxd.stream.ports import Appended, Journal, Sandboxes, Sessions
 from sandboxd.stream.reports import Exited, Lost, Output
 from sandboxd.stream.starting import CliStarter, Launcher
@@ -59,6 +61,7 @@ class Services:
     sandboxes: Sandboxes
     commit: GroupCommit
     feed: EventFeed
+    hints: EventHints
     bills: TurnBills
     launcher: Launcher
     clock: Clock
@@ -88,6 +91,8 @@ class ConversationOwner:
         self._changed = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self.ended = False
+        self.since = asyncio.get_running_loop().time()
+        """Moment of the event loop's clock from which on nobody else could write."""
 
     @property
     def sandbox(self) -> SandboxId:
@@ -98,7 +103,7 @@ class ConversationOwner:
         """Run a change inside the loop, once recovery is through; answers when it is durable.
 
         Raises:
-            UnavailableError: The conversation is being handed over.
+            MovedError: The conversation is being handed over.
             SandboxdError: What the change itself raises; then it has changed nothing.
         """
         await self._recovered.wait()
@@ -210,6 +215,8 @@ class ConversationOwner:
             raise StaleOwnerError(f"The conversation of {self.sandbox} has another owner.", sandbox=self.sandbox)
         failpoint("conversation.after_append")
         self._services.feed.publish(entry.events)
+        if entry.events:
+            self._services.hints.published(self.sandbox)
         self._run_headless()
         if self._cli is not None:
             self._cli.committed(entry.conversation.consumed)
@@ -281,11 +288,11 @@ class ConversationOwner:
 
     async def _act(self, run: Callable[[], Result]) -> Result:
         if self.ended:
-            raise _moved(self.sandbox)
+            raise MovedError(self.sandbox)
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         await self._inbox.put(Act(run=run, done=done))
         if self.ended and not done.done():
-            raise _moved(self.sandbox)
+            raise MovedError(self.sandbox)
         return await asyncio.shield(done)
 
     def _end(self) -> None:
@@ -298,14 +305,6 @@ class ConversationOwner:
                 waiting.append(item.done)
         for future in waiting:
             if not future.done():
-                future.set_exception(_moved(self.sandbox))
+                future.set_exception(MovedError(self.sandbox))
                 future.exception()  # nobody may be waiting any more
         self._changed.set()
-
-
-def _moved(sandbox: SandboxId) -> UnavailableError:
-    return UnavailableError(
-        "The conversation is moving to another server. Send the same request again.",
-        retry_after=timedelta(milliseconds=500),
-        sandbox=sandbox,
-    )

@@ -18,6 +18,8 @@ from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId,
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Incarnation, Sandbox
 from sandboxd.model.session import Session, Turn
+from sandboxd.stream.errands import Errand
+from sandboxd.stream.opening import Accepted
 
 Snapshot = Mapping[str, Any]
 """State of a dialect's machine: JSON, versioned by the machine itself."""
@@ -145,6 +147,12 @@ class Journal(Protocol):
         self, session: SessionId, *, after: int, limit: int, max_bytes: int = 2 << 20
     ) -> Sequence[SessionEvent]:
         """Events after a sequence number, in order, at most `limit` and about `max_bytes` (at least one)."""
+        ...
+
+    async def events_of(
+        self, cursors: Mapping[SessionId, int], *, limit: int, max_bytes: int
+    ) -> Mapping[SessionId, Sequence[SessionEvent]]:
+        """Events of several sessions, each after its sequence number and as `events` bounds them; one query."""
         ...
 
     async def head(self, session: SessionId) -> int:
@@ -299,9 +307,44 @@ class Wakeups(Protocol):
     """Coalesced hints between processes. A hint may be lost; whoever waits also looks by itself now and then."""
 
     def listen(self, topic: str) -> AsyncIterator[str]:
-        """Payloads on a topic (`usage`, `events`, `sandboxes`, `clients`) from now on; coalesced."""
+        """Payloads on a topic (`usage`, `events`, `watchers`, `conversations` …) from now on; coalesced."""
         ...
 
     async def notify(self, topic: str, payload: str) -> None:
         """Send a hint."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """The replica that holds a conversation."""
+
+    replica: str
+    address: str
+    """Where other replicas reach it, `host:port`."""
+
+
+class Replicas(Protocol):
+    """Who else serves on this database. Every method may raise DatabaseUnavailableError."""
+
+    async def holder(self, sandbox: SandboxId) -> Holder | None:
+        """The living replica that holds a conversation; None where there is none, or where it has said no address."""
+        ...
+
+    async def others(self, *, than: str) -> Sequence[Holder]:
+        """The other living replicas with an address."""
+        ...
+
+
+class Peers(Protocol):
+    """The way to other replicas."""
+
+    async def ask(self, peer: Holder, errand: Errand, *, acquire: bool, timeout: timedelta) -> Accepted:
+        """Let another replica do an errand in a conversation that it holds, or with `acquire` may take.
+
+        Raises:
+            OwnedElsewhereError: It does not hold the conversation.
+            PeerUnavailableError: It does not answer, or not in time; what became of the errand is not known.
+            SandboxdError: What the errand itself ended with, over there.
+        """
         ...

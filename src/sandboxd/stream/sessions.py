@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sandboxd.model.caller import Caller, Request
-from sandboxd.model.errors import RequestIdReusedError, TurnInProgressError
+from sandboxd.model.errors import RequestIdReusedError
 from sandboxd.model.events import SessionEvent
 from sandboxd.model.ids import SandboxId, SessionId
 from sandboxd.model.paging import Page
 from sandboxd.model.session import Session
-from sandboxd.stream.custody import Custody
+from sandboxd.stream.errands import ForgetSession, Order
 from sandboxd.stream.hub import StreamHub
 from sandboxd.stream.owner import Services
-from sandboxd.stream.ports import Command, SessionOrder
+from sandboxd.stream.ports import SessionOrder
+from sandboxd.stream.routing import ErrandRouter
 
 
 class SessionDirectory:
     """Sessions as things to find and to delete."""
 
-    def __init__(self, services: Services, hub: StreamHub, custody: Custody) -> None:
+    def __init__(self, services: Services, hub: StreamHub, router: ErrandRouter) -> None:
         self._services = services
         self._hub = hub
-        self._custody = custody
+        self._router = router
 
     async def list(
         self,
@@ -78,20 +79,13 @@ class SessionDirectory:
     async def _forget(self, request: Request, sandbox: SandboxId, session: SessionId) -> None:
         """Take the session out of its conversation, with the request made durable: a crash after it is repeated."""
         row = await self._hub.session_of(request.caller, sandbox, session)
-        owner = await self._custody.owner(row.sandbox)
-
-        def step() -> None:
-            turn = owner.conversation.book.turn_of(session)
-            if turn is not None:
-                raise TurnInProgressError(session, turn=turn.id)
-            owner.conversation.forget(session)
-            owner.conversation.remember(
-                Command(
-                    client=request.caller.client,
-                    request_id=request.request_id,
-                    body_hash=request.body_hash,
-                    session=session,
-                )
+        await self._router.do(
+            Order(
+                caller=request.caller,
+                sandbox=row.sandbox,
+                session=session,
+                request_id=request.request_id,
+                body_hash=request.body_hash,
+                deed=ForgetSession(),
             )
-
-        await owner.act(step)
+        )

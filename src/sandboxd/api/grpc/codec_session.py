@@ -60,3 +60,14 @@ def decode_prompt(message: stream_pb2.Prompt) -> PromptInput:
             Attachment(name=one.file_name, mime_type=one.mime_type, data=one.data) for one in message.attachments
         ),
     )
+
+
+def encode_prompt(prompt: PromptInput) -> stream_pb2.Prompt:
+    """Encode what a person sent, for another replica."""
+    return stream_pb2.Prompt(
+        text=prompt.text,
+        attachments=[
+            stream_pb2.Attachment(file_name=one.name, mime_type=one.mime_type, data=one.data)
+            for one in prompt.attachments
+        ],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -11,7 +12,6 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.rpc import Rpc
-from sandboxd.model.accounts import Standings
 from sandboxd.model.caller import Caller
 from sandboxd.model.errors import UnauthenticatedError, UnavailableError
 
@@ -19,21 +19,12 @@ Announce = Callable[[UnauthenticatedError, timedelta], Awaitable[None]]
 """Tells the caller that its proof has expired, and when its stream will end."""
 
 
-class AccountStanding(Standing):
-    """Welcomes whose client and freelancer may act."""
-
-    def __init__(self, accounts: Standings) -> None:
-        self._accounts = accounts
+class EverybodyStands(Standing):
+    """Welcomes every caller whose token is good."""
 
     @override
     async def check(self, caller: Caller) -> None:
-        """Ask for the client, and for the freelancer where the caller is one."""
-        await self._accounts.require_active(caller.client, caller.freelancer)
-
-    @override
-    async def wait(self, caller: Caller, *, timeout: timedelta) -> None:
-        """Wait for a change of the client."""
-        await self._accounts.wait_for_change(caller.client, timeout=timeout)
+        """Return."""
 
 
 class Stay:
@@ -74,7 +65,7 @@ class Stay:
                 if left + self._grace <= 0:
                     raise proof.expired()
                 pause = min(pause, left if left > 0 else left + self._grace)
-            await self._standing.wait(rpc.caller, timeout=timedelta(seconds=pause))
+            await asyncio.sleep(pause)
             try:
                 await self._standing.check(rpc.caller)
             except UnavailableError:

@@ -15,6 +15,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnAttachmentRow,
     TurnRow,
 )
+from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
@@ -32,6 +33,7 @@ __all__ = [
     "IncarnationRow",
     "OperationRow",
     "PriceRow",
+    "ReplicaRow",
     "RequestRow",
     "SandboxRow",
     "SessionRow",

@@ -1,0 +1,1 @@
+"""The way between replicas: errands over gRPC with mutual TLS, and errors that arrive as they were raised."""
