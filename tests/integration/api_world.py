@@ -27,8 +27,11 @@ from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.bootstrap.sources import SystemClock
-from sandboxd.v1 import sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
+from sandboxd.manager.account_cache import AccountCache
+from sandboxd.manager.tenancy import make_tenancy
+from sandboxd.v1 import client_pb2_grpc, sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
+from tests.fakes.manager import FakeClock, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeUsageLedger
 
 ISSUER, AUDIENCE = "https://issuer.test", "sandboxd"
@@ -70,14 +73,17 @@ class World:
     hub: FakeHub
     directory: FakeDirectory
     ledger: FakeUsageLedger
+    units: FakeUnits
     token: str
     sandboxes: Any = field(init=False)
     sessions: Any = field(init=False)
     usage: Any = field(init=False)
+    clients: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.sandboxes = sandbox_pb2_grpc.SandboxServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
+        self.clients = client_pb2_grpc.ClientServiceStub(self.channel)
         self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
 
     def metadata(self, **changes: Any) -> tuple[tuple[str, str], ...]:
@@ -101,6 +107,7 @@ async def a_world(
     directory = FakeDirectory(hub=hub)
     ledger = FakeUsageLedger()
     registry = CollectorRegistry()
+    units = FakeUnits(FakeClock())
     issuer = Issuer(path / "keys.json")
     server = ApiServer(
         manager=manager,
@@ -118,6 +125,11 @@ async def a_world(
         backend="fake",
         limits=limits or ServerLimits(),
         standing=standing,
+        tenancy=make_tenancy(
+            units=units,
+            accounts=AccountCache(units=units, wakeups=FakeWakeups(), clock=units.clock),
+            clock=units.clock,
+        ),
     )
     port = server.listen("127.0.0.1:0", tls=None)
     tls_port = server.listen("localhost:0", tls=tls) if tls else 0
@@ -134,6 +146,7 @@ async def a_world(
             hub=hub,
             directory=directory,
             ledger=ledger,
+            units=units,
             token=issuer.token(),
         )
     await server.stop()

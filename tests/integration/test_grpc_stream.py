@@ -415,6 +415,9 @@ class Suspensions:
         if self.suspended:
             raise SuspendedError(f"The client {caller.client} is suspended.")
 
+    async def wait(self, caller: Caller, *, timeout: timedelta) -> None:
+        await asyncio.sleep(timeout.total_seconds())
+
 
 class SuspendedError(ForbiddenError):
     reason = "CLIENT_SUSPENDED"

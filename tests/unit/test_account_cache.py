@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import pytest
 from typing_extensions import override
@@ -156,31 +157,23 @@ async def test_a_deleted_client_is_refused(world: CacheWorld, state: AccountStat
         await world.cache.require_active(ACME, None)
 
 
-async def test_what_is_open_ends_when_the_client_is_suspended(world: CacheWorld) -> None:
-    world.given()
-    open_ = asyncio.create_task(world.cache.until_lost(ACME, ADA))
+async def test_who_waits_for_a_change_of_a_client_is_woken_by_it_and_by_no_other(world: CacheWorld) -> None:
+    waiting = asyncio.create_task(world.cache.wait_for_change(ACME, timeout=timedelta(seconds=60)))
+    await asyncio.sleep(0)
+
+    world.cache.forget(ClientId("other"))
     await asyncio.sleep(0.01)
-    assert not open_.done()
-
-    world.given(client=AccountState.SUSPENDED)
-    await world.cache.announce(ACME)
-
-    with pytest.raises(ClientSuspendedError):
-        async with asyncio.timeout(5):
-            await open_
-
-
-async def test_what_is_open_stays_open_while_the_database_is_away(world: CacheWorld) -> None:
-    world.given()
-    open_ = asyncio.create_task(world.cache.until_lost(ACME, None))
-    await asyncio.sleep(0.01)
-
-    world.units.down = True
+    before = waiting.done()
     world.cache.forget(ACME)
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(5):
+        await waiting
 
-    assert not open_.done()
-    open_.cancel()
+    assert not before
+
+
+async def test_who_waits_for_a_change_that_does_not_come_goes_on_in_time(world: CacheWorld) -> None:
+    async with asyncio.timeout(5):
+        await world.cache.wait_for_change(ACME, timeout=timedelta(milliseconds=10))
 
 
 async def test_a_read_that_began_before_a_change_is_not_kept(world: CacheWorld) -> None:

@@ -28,6 +28,7 @@ from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import SandboxId
@@ -215,6 +216,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
             max_streams_per_client=settings.max_streams_per_client,
         ),
         reflect=settings.reflection,
+        tenancy=make_tenancy(units=core.tools.units, accounts=core.accounts, clock=clock),
     )
     web = OperationsServer(registry=registry, checks={"database": _database_check(database)})
     return _Rooms(

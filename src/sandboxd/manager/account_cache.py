@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, defaultdict
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, assert_never
 
 import structlog
@@ -24,7 +25,7 @@ from sandboxd.model.client_errors import (
     FreelancerSuspendedError,
     FreelancerUnknownError,
 )
-from sandboxd.model.errors import DatabaseUnavailableError, UnavailableError
+from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sources import Clock
 from sandboxd.stream.ports import Wakeups
@@ -106,21 +107,14 @@ class AccountCache(ClientPolicies, Standings):
         )
 
     @override
-    async def until_lost(self, client: ClientId, freelancer: FreelancerId | None) -> None:
+    async def wait_for_change(self, client: ClientId, *, timeout: timedelta) -> None:
         changed = asyncio.Event()
         self._waiters[client].add(changed)
         try:
-            while True:
-                changed.clear()
-                try:
-                    await self.require_active(client, freelancer)
-                except DatabaseUnavailableError:
-                    log.debug("accounts.not_read", client=client)  # nothing is known: what is open stays open
-                try:
-                    async with asyncio.timeout(MAX_AGE_SECONDS):
-                        await changed.wait()
-                except TimeoutError:
-                    continue
+            async with asyncio.timeout(timeout.total_seconds()):
+                await changed.wait()
+        except TimeoutError:
+            pass
         finally:
             self._waiters[client].discard(changed)
             if not self._waiters[client]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Protocol
 
 from sandboxd.model.client import ClientPolicy
@@ -38,6 +39,6 @@ class Standings(Protocol):
         """
         ...
 
-    async def until_lost(self, client: ClientId, freelancer: FreelancerId | None) -> None:
-        """Wait until they may no longer act, then raise what `require_active` raises; for open streams."""
+    async def wait_for_change(self, client: ClientId, *, timeout: timedelta) -> None:
+        """Wait until something of the client, or of one of its freelancers, may have changed, or so long."""
         ...

@@ -1,4 +1,6 @@
-"""Resource names of the contract: `sandboxes/{sandbox}/sessions/{session}/turns/{turn}`, and the ids in them.
+"""Resource names of the contract and the ids in them.
+
+`sandboxes/{sandbox}/sessions/{session}/turns/{turn}`, and `clients/{client}/freelancers/{freelancer}`.
 
 The rules of the contract have checked a name's shape before it comes here.
 """
@@ -9,7 +11,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from sandboxd.model.ids import SandboxId, SessionId, TurnId
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, SessionId, TurnId
 
 
 def sandbox_name(sandbox: str) -> str:
@@ -35,6 +37,26 @@ def sandbox_id(name: str) -> SandboxId:
 def session_id(name: str) -> SessionId:
     """Return the session that a session's name holds."""
     return SessionId(name.split("/")[3])
+
+
+def client_name(client: ClientId) -> str:
+    """Name a client."""
+    return f"clients/{client}"
+
+
+def freelancer_name(client: ClientId, freelancer: FreelancerId) -> str:
+    """Name a freelancer."""
+    return f"clients/{client}/freelancers/{freelancer}"
+
+
+def client_id(name: str) -> ClientId:
+    """Return the client that a client's name, or the name of something of a client, holds."""
+    return ClientId(name.split("/")[1])
+
+
+def freelancer_id(name: str) -> FreelancerId:
+    """Return the freelancer that a freelancer's name holds."""
+    return FreelancerId(name.split("/")[3])
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:

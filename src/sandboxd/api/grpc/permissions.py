@@ -73,6 +73,7 @@ EVERYONE: Final = frozenset(Role)
 WRITERS: Final = EVERYONE - {Role.AUDITOR}
 ADMINS: Final = frozenset({Role.PLATFORM, Role.CLIENT_ADMIN})
 PLATFORM_ONLY: Final = frozenset({Role.PLATFORM})
+OVERSEERS: Final = ADMINS | {Role.AUDITOR}
 
 
 def reads(scope: Scope, roles: frozenset[Role] = EVERYONE) -> Permission:
@@ -86,6 +87,7 @@ def changes(scope: Scope, roles: frozenset[Role] = WRITERS) -> Permission:
 
 
 _SANDBOXES: Final = "sandboxd.v1.SandboxService"
+_CLIENTS: Final = "sandboxd.v1.ClientService"
 _SESSIONS: Final = "sandboxd.v1.SessionService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
@@ -108,6 +110,18 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_SESSIONS}/DeleteSession": changes(Scope.OWN),
     f"{_USAGE}/ListUsageEvents": reads(Scope.OWN),
     f"{_USAGE}/SummarizeUsage": reads(Scope.OWN),
+    f"{_CLIENTS}/CreateClient": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_CLIENTS}/GetClient": reads(Scope.PLATFORM, OVERSEERS),
+    f"{_CLIENTS}/ListClients": reads(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_CLIENTS}/UpdateClient": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_CLIENTS}/SuspendClient": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_CLIENTS}/ReinstateClient": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_CLIENTS}/CreateFreelancer": changes(Scope.PLATFORM, ADMINS),
+    f"{_CLIENTS}/GetFreelancer": reads(Scope.PLATFORM, OVERSEERS),
+    f"{_CLIENTS}/ListFreelancers": reads(Scope.PLATFORM, OVERSEERS),
+    f"{_CLIENTS}/UpdateFreelancer": changes(Scope.PLATFORM, ADMINS),
+    f"{_CLIENTS}/SuspendFreelancer": changes(Scope.PLATFORM, ADMINS),
+    f"{_CLIENTS}/ReinstateFreelancer": changes(Scope.PLATFORM, ADMINS),
 }
 """Full method name, without the leading slash, to its row."""
 

@@ -139,6 +139,10 @@ class Standing(Protocol):
         """
         ...
 
+    async def wait(self, caller: Caller, *, timeout: timedelta) -> None:
+        """Wait until it is worth asking again, at most so long."""
+        ...
+
 
 class SessionDirectory(Protocol):
     """Finds and deletes sessions (`stream/sessions.py`). A session of another sandbox, or client, is not found."""

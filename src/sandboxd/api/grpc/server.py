@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.client_service import ClientServicer
 from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
 from sandboxd.api.grpc.interceptors.callers import CallerChecker, CallerInterceptor
 from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
@@ -27,12 +28,15 @@ from sandboxd.api.grpc.permissions import without_row
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
 from sandboxd.api.grpc.sandbox_service import SandboxServicer
 from sandboxd.api.grpc.session_service import SessionServicer
-from sandboxd.api.grpc.stay import EverybodyStands, Stay
+from sandboxd.api.grpc.stay import AccountStanding, Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
+from sandboxd.manager.tenancy import Tenancy
 from sandboxd.monitor.ports import UsageLedger
 from sandboxd.v1 import (
+    client_pb2,
+    client_pb2_grpc,
     sandbox_pb2,
     sandbox_pb2_grpc,
     session_pb2,
@@ -44,6 +48,7 @@ from sandboxd.v1 import (
 log = structlog.get_logger("sandboxd.api")
 
 _SERVED: Final = (
+    client_pb2.DESCRIPTOR.services_by_name["ClientService"],
     sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
@@ -97,11 +102,12 @@ class ApiServer:
         backend: str,
         limits: ServerLimits,
         reflect: bool = True,
+        tenancy: Tenancy,
         standing: Standing | None = None,
     ) -> None:
         if missing := without_row(_SERVED):
             raise TypeError(f"RPCs without a row in the permission table: {', '.join(missing)}")
-        standing = standing or EverybodyStands()
+        standing = standing or AccountStanding(tenancy.accounts)
         stay = Stay(standing=standing, grace=limits.expired_grace, look_every=limits.standing_every)
         rules = RequestRules()
         self._drain = Drain()
@@ -137,6 +143,7 @@ class ApiServer:
             self._server,
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=sessions), self._server)
+        client_pb2_grpc.add_ClientServiceServicer_to_server(ClientServicer(tenancy=tenancy), self._server)
         usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(ledger=ledger), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -12,6 +11,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.rpc import Rpc
+from sandboxd.model.accounts import Standings
 from sandboxd.model.caller import Caller
 from sandboxd.model.errors import UnauthenticatedError, UnavailableError
 
@@ -19,12 +19,21 @@ Announce = Callable[[UnauthenticatedError, timedelta], Awaitable[None]]
 """Tells the caller that its proof has expired, and when its stream will end."""
 
 
-class EverybodyStands(Standing):
-    """Welcomes every caller whose token is good."""
+class AccountStanding(Standing):
+    """Welcomes whose client and freelancer may act."""
+
+    def __init__(self, accounts: Standings) -> None:
+        self._accounts = accounts
 
     @override
     async def check(self, caller: Caller) -> None:
-        """Return."""
+        """Ask for the client, and for the freelancer where the caller is one."""
+        await self._accounts.require_active(caller.client, caller.freelancer)
+
+    @override
+    async def wait(self, caller: Caller, *, timeout: timedelta) -> None:
+        """Wait for a change of the client."""
+        await self._accounts.wait_for_change(caller.client, timeout=timeout)
 
 
 class Stay:
@@ -65,7 +74,7 @@ class Stay:
                 if left + self._grace <= 0:
                     raise proof.expired()
                 pause = min(pause, left if left > 0 else left + self._grace)
-            await asyncio.sleep(pause)
+            await self._standing.wait(rpc.caller, timeout=timedelta(seconds=pause))
             try:
                 await self._standing.check(rpc.caller)
             except UnavailableError:

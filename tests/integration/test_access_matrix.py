@@ -1,0 +1,292 @@
+"""Every RPC, by every role, for things of one's own, of a neighbour, of another client and of nobody.
+
+Whoever adds an RPC adds its case here. The roles stand here a second time on purpose: the permission table is what is
+tested.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+import pytest_asyncio
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from typing_extensions import override
+
+from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
+from sandboxd.model.caller import Role
+from sandboxd.v1 import sandbox_pb2, session_pb2, stream_pb2, usage_pb2
+from tests.integration.access_world import (
+    ABSENT,
+    CALLERS,
+    CLIENT,
+    OWN,
+    TAKEN,
+    TARGETS,
+    AccessWorld,
+    Answer,
+    Caller,
+    Target,
+    an_access_world,
+    reached,
+)
+from tests.postgres import PostgresServer
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+Outcome = tuple[str, str]
+P, C, F, A = Role.PLATFORM, Role.CLIENT_ADMIN, Role.FREELANCER, Role.AUDITOR
+
+OK: Outcome = ("OK", "")
+TERMINATED: Outcome = ("FAILED_PRECONDITION", "SANDBOX_STATE_INVALID")
+NO_SANDBOX: Outcome = ("NOT_FOUND", "SANDBOX_NOT_FOUND")
+NO_SESSION: Outcome = ("NOT_FOUND", "SESSION_NOT_FOUND")
+ROLE: Outcome = ("PERMISSION_DENIED", "ROLE_FORBIDDEN")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One RPC, or one way to call it."""
+
+    method: str
+    ask: Callable[[Target], Message]
+    roles: set[Role]
+    """Who is let through by the permission table."""
+    seen: Outcome = OK
+    """The answer about what the caller can see."""
+    unseen: Outcome
+    """The answer about everything else; OK is a list without it, the same as for what does not exist."""
+    shows: Callable[[Target], str] | None = None
+    """A name that must be in a good answer, and in no other."""
+    until: str = ""
+    """Of a stream that goes on: the word that ends the reading."""
+    unlike: dict[Role, Outcome] | None = None
+    """Roles that the middle answers otherwise, whatever it is about and whoever's it is that they can see."""
+    everybody_elses: dict[Role, Outcome] | None = None
+    """Roles to which all that is unseen is answered with this, or with what is seen where it makes no difference."""
+
+    @override
+    def __str__(self) -> str:
+        return self.method.removeprefix("sandboxd.v1.")
+
+
+def sandbox(target: Target) -> str:
+    return f"sandboxes/{target.sandbox}"
+
+
+def terminated_of(target: Target) -> sandbox_pb2.SandboxFilter:
+    return sandbox_pb2.SandboxFilter(freelancer=target.freelancer, states=[sandbox_pb2.SANDBOX_STATE_TERMINATED])
+
+
+def session(target: Target) -> str:
+    return f"sandboxes/{target.sandbox}/sessions/{target.session}"
+
+
+S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
+EVERYBODY = {P, C, F, A}
+WRITERS = {P, C, F}
+
+CASES = [
+    Case(
+        method=f"{S}/Create",
+        # Whoever creates names a freelancer; a freelancer only itself. The id was used before, so nothing is made.
+        ask=lambda t: sandbox_pb2.CreateRequest(request_id=TAKEN, sandbox=sandbox_pb2.Sandbox(freelancer=t.freelancer)),
+        roles=WRITERS,
+        seen=("INVALID_ARGUMENT", "REQUEST_ID_REUSED"),
+        unseen=("INVALID_ARGUMENT", "REQUEST_ID_REUSED"),
+        everybody_elses={F: ("PERMISSION_DENIED", "FORBIDDEN")},
+    ),
+    Case(
+        method=f"{S}/Get",
+        ask=lambda t: sandbox_pb2.GetRequest(name=sandbox(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=lambda t: t.sandbox,
+    ),
+    Case(
+        method=f"{S}/List",
+        ask=lambda t: sandbox_pb2.ListRequest(filter=terminated_of(t)),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.sandbox,
+    ),
+    Case(
+        method=f"{S}/Watch",
+        ask=lambda t: sandbox_pb2.WatchRequest(filter=terminated_of(t)),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.sandbox,
+        until="CHANGE_SYNCED",
+    ),
+    Case(
+        method=f"{S}/Update",
+        ask=lambda t: sandbox_pb2.UpdateRequest(
+            request_id=t.request_id,
+            sandbox=sandbox_pb2.Sandbox(name=sandbox(t), display_name="new"),
+            update_mask=FieldMask(paths=["display_name"]),
+        ),
+        roles=WRITERS,
+        seen=TERMINATED,
+        unseen=NO_SANDBOX,
+    ),
+    *[
+        Case(
+            method=f"{S}/{name}",
+            ask=lambda t, kind=kind: kind(request_id=t.request_id, name=sandbox(t)),  # type: ignore[misc]  # of a loop
+            roles=WRITERS,
+            seen=seen,
+            unseen=NO_SANDBOX,
+        )
+        for name, kind, seen in (
+            ("Pause", sandbox_pb2.PauseRequest, TERMINATED),
+            ("Resume", sandbox_pb2.ResumeRequest, TERMINATED),
+            ("Terminate", sandbox_pb2.TerminateRequest, TERMINATED),
+            ("Commit", sandbox_pb2.CommitRequest, ("UNIMPLEMENTED", "NOT_IMPLEMENTED")),
+            ("Restore", sandbox_pb2.RestoreRequest, ("UNIMPLEMENTED", "NOT_IMPLEMENTED")),
+        )
+    ],
+    Case(
+        method=f"{S}/Stream",  # a new session
+        ask=lambda t: stream_pb2.StreamRequest(request_id=t.request_id, open=stream_pb2.Open(sandbox=sandbox(t))),
+        roles=EVERYBODY,
+        seen=TERMINATED,
+        unseen=NO_SANDBOX,
+        unlike={A: ("PERMISSION_DENIED", "FORBIDDEN")},
+    ),
+    Case(
+        method=f"{S}/Stream",  # a session that is there
+        ask=lambda t: stream_pb2.StreamRequest(open=stream_pb2.Open(sandbox=sandbox(t), session=session(t))),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=lambda t: t.session,
+        until="streamReady",
+        unlike={A: ("PERMISSION_DENIED", "FORBIDDEN")},
+    ),
+    Case(
+        method=f"{S}/Stream",  # watching one
+        ask=lambda t: stream_pb2.StreamRequest(
+            open=stream_pb2.Open(sandbox=sandbox(t), session=session(t), watch_only=True)
+        ),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=lambda t: t.session,
+        until="streamReady",
+    ),
+    Case(
+        method=f"{N}/ListSessions",
+        ask=lambda t: session_pb2.ListSessionsRequest(sandbox=sandbox(t), page_size=1000),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=lambda t: t.session,
+    ),
+    Case(
+        method=f"{N}/GetSession",
+        ask=lambda t: session_pb2.GetSessionRequest(name=session(t)),
+        roles=EVERYBODY,
+        unseen=NO_SESSION,
+        shows=lambda t: t.session,
+    ),
+    Case(
+        method=f"{N}/GetHistory",
+        ask=lambda t: session_pb2.GetHistoryRequest(name=session(t)),
+        roles=EVERYBODY,
+        unseen=NO_SESSION,
+        shows=lambda t: f"title of {t.session}",
+    ),
+    Case(
+        method=f"{N}/DeleteSession",
+        ask=lambda t: session_pb2.DeleteSessionRequest(request_id=t.request_id, name=session(t)),
+        roles=WRITERS,
+        unseen=NO_SESSION,
+    ),
+    Case(
+        method=f"{U}/ListUsageEvents",
+        ask=lambda t: usage_pb2.ListUsageEventsRequest(filter=usage_pb2.UsageFilter(sandbox=sandbox(t))),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.sandbox,
+    ),
+    Case(
+        method=f"{U}/SummarizeUsage",
+        ask=lambda t: usage_pb2.SummarizeUsageRequest(
+            filter=usage_pb2.UsageFilter(freelancer=t.freelancer), group_by=[usage_pb2.USAGE_DIMENSION_SANDBOX]
+        ),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.sandbox,
+    ),
+]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(
+    postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[AccessWorld]:
+    name = await postgres_server.clone()
+    async with an_access_world(tmp_path_factory.mktemp("access"), postgres_server.url(name)) as made:
+        yield made
+    await postgres_server.drop(name)
+
+
+async def test_every_rpc_has_a_case() -> None:
+    missing = set(PERMISSIONS) - {case.method for case in CASES}
+
+    assert not missing, "add a case for each of them to tests/integration/test_access_matrix.py"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_each_role_reaches_what_it_may_and_nothing_else(world: AccessWorld, case: Case) -> None:
+    wrong = []
+    for caller in CALLERS:
+        unseen: dict[str, str] = {}
+        for name in TARGETS:
+            target = await world.target(name)
+            answer = await world.ask(case.method, case.ask(target), caller, until=case.until)
+            expected = expect(case, caller, name)
+            if answer.outcome != expected:
+                wrong.append(f"{caller.name} asks for {name}: {answer.outcome}, not {expected} ({answer.shown})")
+            wrong += wrongly_shown(case, caller, name, target, answer)
+            if caller.role not in case.roles or not reached(case.method, caller, name):
+                unseen[name] = target.without_names(answer.shown)
+        # What is somebody else's looks like what does not exist, to the letter.
+        wrong += [
+            f"{caller.name} can tell {name} from what does not exist: {shown} / {unseen[ABSENT]}"
+            for name, shown in unseen.items()
+            if shown != unseen[ABSENT]
+        ]
+
+    assert wrong == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+async def test_who_proves_nothing_or_acts_for_nobody_reaches_nothing(world: AccessWorld, case: Case) -> None:
+    request = case.ask(await world.target(OWN))
+    for_nobody = Caller(name="platform for nobody", role=P, claims={"sub": "svc"})
+    of_another = Caller(
+        name="admin", role=C, claims={"sub": "boss", "client": CLIENT}, metadata=_for_client("other-inc")
+    )
+
+    assert (await world.ask(case.method, request, None)).outcome == ("UNAUTHENTICATED", "TOKEN_MISSING")
+    assert (await world.ask(case.method, request, of_another)).outcome == ("PERMISSION_DENIED", "CLIENT_MISMATCH")
+    if PERMISSIONS[case.method].scope is not Scope.PLATFORM:
+        assert (await world.ask(case.method, request, for_nobody)).outcome == ("PERMISSION_DENIED", "CLIENT_MISSING")
+
+
+def expect(case: Case, caller: Caller, target: str) -> Outcome:
+    if caller.role not in case.roles:
+        return ROLE
+    if reached(case.method, caller, target):
+        return (case.unlike or {}).get(caller.role, case.seen)
+    return (case.everybody_elses or {}).get(caller.role, case.unseen)
+
+
+def wrongly_shown(case: Case, caller: Caller, name: str, target: Target, answer: Answer) -> list[str]:
+    if case.shows is None or answer.outcome != OK:
+        return []
+    shown = case.shows(target) in answer.shown
+    may = reached(case.method, caller, name)
+    return [f"{caller.name} asks for {name}: shown {shown}, not {may} ({answer.shown})"] if shown != may else []
+
+
+def _for_client(name: str) -> tuple[tuple[str, str], ...]:
+    return (("x-sandboxd-client", name),)
