@@ -22,6 +22,7 @@ from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.server import Gateway
 from sandboxd.gateway.tokens import SandboxTokenSigner, SandboxTokenVerifier
 from sandboxd.model.tokens import SandboxIdentity
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.model.usage import UsageEvent, UsageState
 from sandboxd.monitor.list_prices import list_prices
 from tests.contract.usage_world import an_identity
@@ -60,6 +61,8 @@ class GatewayWorld:
     verifying_keys: FakeVerifyingKeys = field(default_factory=FakeVerifyingKeys)
     keys: ApiKeys = field(default_factory=lambda: StaticApiKeys(Secret(CANARY)))
     policies: StaticModelPolicies = field(default_factory=StaticModelPolicies)
+    tracer: Tracer = NO_TRACES
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     gateway: Gateway = field(init=False)
     http: aiohttp.ClientSession = field(init=False)
 
@@ -77,8 +80,9 @@ class GatewayWorld:
             keys=self.keys,
             verifier=SandboxTokenVerifier(keys=self.verifying_keys, clock=self.clock),
             clock=self.clock,
-            registry=CollectorRegistry(),
+            registry=self.registry,
             policies=self.policies,
+            tracer=self.tracer,
         )
         async with aiohttp.ClientSession(auto_decompress=False) as self.http, gateway as self.gateway:
             yield self

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from time import monotonic
 from typing import Any, cast
 
+from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from sandboxd.model.caller import Caller, Role
@@ -21,6 +22,7 @@ from sandboxd.model.events import EventBody, SessionEvent, TurnCompleted
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId, make_id
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.session import PromptInput
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.custody import LEASE, Custody
 from sandboxd.stream.desk import ErrandDesk
@@ -30,6 +32,7 @@ from sandboxd.stream.group_commit import GroupCommit
 from sandboxd.stream.hints import EventHints
 from sandboxd.stream.hub import SessionHandle, StreamHub
 from sandboxd.stream.launch import CliLauncher
+from sandboxd.stream.metrics import StreamMetrics
 from sandboxd.stream.moves import MovedError, OwnedElsewhereError, PeerUnavailableError
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.owner import Services
@@ -139,6 +142,9 @@ class StreamWorld:
     ledger: FakeTurnLedger = field(default_factory=FakeTurnLedger)
     dead: set[str] = field(default_factory=set)
     replicas: int = 0
+    tracer: Tracer = NO_TRACES
+    metrics: CollectorRegistry = field(default_factory=CollectorRegistry)
+    """Of the newest replica."""
     acp_broken: bool = False
     """The CLI ends as soon as it is started in ACP mode."""
     lease: timedelta = LEASE
@@ -284,6 +290,7 @@ class Replica:
 
     def __init__(self, world: StreamWorld, *, name: str) -> None:
         self.world, self.name = world, name
+        world.metrics = CollectorRegistry()
         clock = WallClock()
         self.warm = asyncio.Event()
         self.warm.set()
@@ -310,6 +317,8 @@ class Replica:
             launcher=self.launcher,
             clock=clock,
             ids=RandomIds(),
+            tracer=world.tracer,
+            metrics=StreamMetrics(world.metrics),
         )
         self.custody = Custody(self.services, replica=name, lease=world.lease, wakeups=world.wakeups)
         self.desk = ErrandDesk(self.services, self.custody)

@@ -146,6 +146,15 @@ class Settings(BaseSettings):
     cli_dialect: Literal["acp", "headless"] = "acp"
     """How the CLI is driven: one `--acp` process per sandbox, or one `-p … -o stream-json` run per prompt."""
 
+    otlp_endpoint: Url | None = None
+    """Collector that takes traces by OTLP over HTTP, for example `http://127.0.0.1:4318`; no traces if empty. The
+    standard `OTEL_EXPORTER_OTLP_ENDPOINT` and `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` are read, too."""
+    trace_sampling: float | None = Field(default=None, ge=0, le=1)
+    """Share of the traces that is kept where the caller did not decide; all, or what OTEL_TRACES_SAMPLER says, if
+    empty."""
+    trace_upstream: bool = False
+    """Let the gateway send the trace context of a call to the model API."""
+
     replica: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}"[:63])
     """Name of this process among its like."""
     log_format: Literal["json", "console"] = "json"

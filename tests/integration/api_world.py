@@ -29,6 +29,7 @@ from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.tenancy import make_tenancy
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.v1 import client_pb2_grpc, sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
 from tests.fakes.manager import FakeClock, FakeUnits, FakeWakeups
@@ -100,6 +101,7 @@ async def a_world(
     *,
     limits: ServerLimits | None = None,
     tls: TlsFiles | None = None,
+    tracer: Tracer = NO_TRACES,
     standing: Standing | None = None,
 ) -> AsyncIterator[World]:
     manager = FakeManager()
@@ -130,6 +132,7 @@ async def a_world(
             accounts=AccountCache(units=units, wakeups=FakeWakeups(), clock=units.clock),
             clock=units.clock,
         ),
+        tracer=tracer,
     )
     port = server.listen("127.0.0.1:0", tls=None)
     tls_port = server.listen("localhost:0", tls=tls) if tls else 0

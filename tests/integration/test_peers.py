@@ -69,6 +69,7 @@ def an_order(deed: object) -> Order:
         session=SESSION,
         request_id=RequestId("request-1"),
         body_hash=b"\x00" * 32,
+        traceparent="00-0123456789abcdef0123456789abcdef-0123456789abcdef-01",
         deed=deed,  # type: ignore[arg-type]  # test sugar
     )
 

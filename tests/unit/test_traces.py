@@ -6,44 +6,19 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import format_span_id, format_trace_id
 
 from sandboxd.model.errors import SandboxNotFoundError
 from sandboxd.model.ids import SandboxId, TurnId
 from sandboxd.model.trace import NO_TRACES, TraceContext, parse_traceparent, turn_context
-from sandboxd.monitor.tracing import OtelTracer
+from tests.traces import GIVEN, GIVEN_SPAN, GIVEN_TRACE, Traces
 
-GIVEN = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TURN = TurnId("trn-00000000000000000000000001")
-
-
-class Traces:
-    """A tracer and what it reported."""
-
-    def __init__(self, *, sampling: float | None = None) -> None:
-        self.exporter = InMemorySpanExporter()
-        processors = [SimpleSpanProcessor(self.exporter)]
-        self.tracer = OtelTracer(role="test", version="1", replica="one", processors=processors, sampling=sampling)
-
-    @property
-    def spans(self) -> dict[str, tuple[str, str, str]]:
-        """Trace, own id and parent's id by name."""
-        return {
-            span.name: (
-                format_trace_id(span.context.trace_id),
-                format_span_id(span.context.span_id),
-                format_span_id(span.parent.span_id) if span.parent else "",
-            )
-            for span in self.exporter.get_finished_spans()
-        }
 
 
 def test_a_traceparent_is_read_and_written_as_it_was() -> None:
     read = parse_traceparent(GIVEN)
 
-    assert read == TraceContext(trace_id="4bf92f3577b34da6a3ce929d0e0e4736", span_id="00f067aa0ba902b7", sampled=True)
+    assert read == TraceContext(trace_id=GIVEN_TRACE, span_id=GIVEN_SPAN, sampled=True)
     assert read.traceparent == GIVEN
 
 
@@ -79,8 +54,10 @@ def test_the_place_of_a_turn_follows_from_its_name_alone() -> None:
 
     assert place is not None
     assert place == turn_context(GIVEN, TURN)
-    assert place.trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
-    assert place.span_id not in {"00f067aa0ba902b7", turn_context(GIVEN, TurnId("trn-2"))}
+    other = turn_context(GIVEN, TurnId("trn-2"))
+    assert other is not None
+    assert place.trace_id == other.trace_id == GIVEN_TRACE
+    assert len({place.span_id, other.span_id, GIVEN_SPAN}) == 3
     assert parse_traceparent(place.traceparent) == place
     assert turn_context("", TURN) is None
 
@@ -91,9 +68,9 @@ def test_spans_nest_and_hang_below_a_context_from_elsewhere() -> None:
     with traces.tracer.span("outer", parent=parse_traceparent(GIVEN)), traces.tracer.step("inner"):
         pass
 
-    outer, inner = traces.spans["outer"], traces.spans["inner"]
-    assert (outer[0], outer[2]) == ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
-    assert (inner[0], inner[2]) == (outer[0], outer[1])
+    outer, inner = traces.one("outer"), traces.one("inner")
+    assert (outer.trace, outer.parent) == (GIVEN_TRACE, GIVEN_SPAN)
+    assert (inner.trace, inner.parent) == (outer.trace, outer.id)
 
 
 def test_a_step_below_nothing_is_no_span() -> None:
@@ -102,7 +79,7 @@ def test_a_step_below_nothing_is_no_span() -> None:
     with traces.tracer.step("alone"), traces.tracer.below(None), traces.tracer.step("alone, too"):
         pass
 
-    assert traces.spans == {}
+    assert traces.spans == []
 
 
 def test_a_span_that_was_promised_is_reported_late_in_its_own_place() -> None:
@@ -113,11 +90,10 @@ def test_a_span_that_was_promised_is_reported_late_in_its_own_place() -> None:
 
     traces.tracer.record("turn", parent=parse_traceparent(GIVEN), own=own, start=began, end=began + timedelta(hours=2))
 
-    assert traces.spans["turn"] == (own.trace_id, own.span_id, "00f067aa0ba902b7")
-    assert traces.spans["call"][2] == own.span_id
-    turn = traces.exporter.get_finished_spans()[1]
-    assert turn.start_time is not None
-    assert turn.end_time == turn.start_time + 7_200_000_000_000
+    turn = traces.one("turn")
+    assert (turn.trace, turn.id, turn.parent) == (own.trace_id, own.span_id, GIVEN_SPAN)
+    assert traces.one("call").parent == own.span_id
+    assert turn.end == turn.start + 7_200_000_000_000
 
 
 def test_what_the_caller_does_not_sample_is_not_reported() -> None:
@@ -128,7 +104,7 @@ def test_what_the_caller_does_not_sample_is_not_reported() -> None:
         assert span.context is not None
         assert not span.context.sampled
 
-    assert traces.spans == {}
+    assert traces.spans == []
 
 
 def test_sampling_decides_for_traces_that_begin_here() -> None:
@@ -139,7 +115,7 @@ def test_sampling_decides_for_traces_that_begin_here() -> None:
     with traces.tracer.span("theirs", parent=parse_traceparent(GIVEN)):
         pass
 
-    assert set(traces.spans) == {"theirs"}
+    assert [span.name for span in traces.spans] == ["theirs"]
 
 
 def test_an_error_marks_the_span_with_its_reason_and_never_with_its_text() -> None:
@@ -166,7 +142,7 @@ async def test_a_task_inherits_what_is_current_where_it_is_started() -> None:
         task = asyncio.create_task(work())
     await task
 
-    assert traces.spans["work"][2] == traces.spans["caller"][1]
+    assert traces.one("work").parent == traces.one("caller").id
 
 
 def test_no_traces_do_nothing() -> None:

@@ -7,11 +7,13 @@ long as the connection does.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 from typing_extensions import override
 
 from sandboxd.agent import codec
@@ -39,6 +41,7 @@ from sandboxd.model.processes import (
 )
 from sandboxd.model.processes import Output as OutputEvent
 from sandboxd.model.sandbox import AgentEndpoint
+from sandboxd.model.trace import NO_TRACES, SpanKind, Tracer
 from sandboxd.stream.agent_port import Agent, AgentConnector
 
 _Answer = TypeVar("_Answer")
@@ -64,37 +67,61 @@ OPTIONS: Final = (
 class GrpcAgentConnector(AgentConnector):
     """Opens channels to agents with the service's own certificate."""
 
-    def __init__(self, *, certificate: bytes, key: bytes, agent_authority: bytes) -> None:
+    def __init__(self, *, certificate: bytes, key: bytes, agent_authority: bytes, tracer: Tracer = NO_TRACES) -> None:
         """Take the service's identity.
 
         Args:
             certificate: The service's certificate chain, PEM.
             key: Its key, PEM.
             agent_authority: Certificates that sign the agents' certificates, PEM.
+            tracer: Where calls are reported.
         """
+        self._tracer = tracer
+        self._open = weakref.WeakSet[GrpcAgentClient]()
         self._credentials = grpc.ssl_channel_credentials(
             root_certificates=agent_authority, private_key=key, certificate_chain=certificate
         )
+
+    @property
+    def connections(self) -> int:
+        """How many clients are open."""
+        return len(self._open)
 
     @override
     async def connect(self, endpoint: AgentEndpoint) -> GrpcAgentClient:
         """Return a client; the first call connects."""
         options = (*OPTIONS, ("grpc.ssl_target_name_override", endpoint.server_name))
-        return GrpcAgentClient(
-            grpc.aio.secure_channel(f"{endpoint.host}:{endpoint.port}", self._credentials, options=options)
-        )
+        channel = grpc.aio.secure_channel(f"{endpoint.host}:{endpoint.port}", self._credentials, options=options)
+        client = GrpcAgentClient(channel, tracer=self._tracer, closed=self._open.discard)
+        self._open.add(client)
+        return client
 
 
 class GrpcAgentClient(Agent):
     """One agent over one channel."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self,
+        channel: grpc.aio.Channel,
+        *,
+        tracer: Tracer = NO_TRACES,
+        closed: Callable[[GrpcAgentClient], None] = lambda _: None,
+    ) -> None:
+        """Take a channel.
+
+        Args:
+            channel: To the agent; closed with the client.
+            tracer: Where calls are reported that belong to something traced.
+            closed: Told when the client is closed.
+        """
+        self._tracer = tracer
+        self._closed = closed
         self._channel = channel
         self._stub = agent_pb2_grpc.AgentServiceStub(channel)
 
     @override
     async def describe(self, *, timeout: timedelta | None = None) -> AgentDescription:
-        answer = await _call(self._stub.GetAgent, pb.GetAgentRequest(), _seconds(timeout))
+        answer = await self._call(self._stub.GetAgent, pb.GetAgentRequest(), _seconds(timeout))
         return AgentDescription(
             version=answer.version,
             api_level=answer.api_level,
@@ -116,28 +143,28 @@ class GrpcAgentClient(Agent):
         self, process_id: ProcessId, spec: ProcessSpec, *, timeout: timedelta | None = None
     ) -> Process:
         request = pb.StartProcessRequest(process_id=process_id, spec=codec.spec_to(spec))
-        answer = await _call(self._stub.StartProcess, request, _seconds(timeout))
+        answer = await self._call(self._stub.StartProcess, request, _seconds(timeout))
         return codec.process_from(answer.process)
 
     @override
     async def get_process(self, process_id: ProcessId, *, timeout: timedelta | None = None) -> Process:
         request = pb.GetProcessRequest(process_id=process_id)
-        return codec.process_from((await _call(self._stub.GetProcess, request, _seconds(timeout))).process)
+        return codec.process_from((await self._call(self._stub.GetProcess, request, _seconds(timeout))).process)
 
     @override
     async def list_processes(self, *, timeout: timedelta | None = None) -> Sequence[Process]:
-        answer = await _call(self._stub.ListProcesses, pb.ListProcessesRequest(), _seconds(timeout))
+        answer = await self._call(self._stub.ListProcesses, pb.ListProcessesRequest(), _seconds(timeout))
         return tuple(codec.process_from(process) for process in answer.processes)
 
     @override
     async def wait_process(self, process_id: ProcessId, *, timeout: timedelta) -> Process:
         request = pb.WaitProcessRequest(process_id=process_id)
-        return codec.process_from((await _call(self._stub.WaitProcess, request, _seconds(timeout))).process)
+        return codec.process_from((await self._call(self._stub.WaitProcess, request, _seconds(timeout))).process)
 
     @override
     async def remove_process(self, process_id: ProcessId, *, timeout: timedelta | None = None) -> None:
         request = pb.RemoveProcessRequest(process_id=process_id)
-        await _call(self._stub.RemoveProcess, request, _seconds(timeout))
+        await self._call(self._stub.RemoveProcess, request, _seconds(timeout))
 
     @override
     async def attach(
@@ -177,7 +204,7 @@ class GrpcAgentClient(Agent):
         timeout: timedelta | None = None,
     ) -> OutputState:
         request = pb.AckOutputRequest(process_id=process_id, epoch=epoch, stream=codec.STREAMS[stream], offset=offset)
-        answer = await _call(self._stub.AckOutput, request, _seconds(timeout))
+        answer = await self._call(self._stub.AckOutput, request, _seconds(timeout))
         return codec.output_state_from(answer.output)
 
     @override
@@ -203,7 +230,7 @@ class GrpcAgentClient(Agent):
                 data=piece,
                 close_stdin=close_stdin and last,
             )
-            answer = await _call(self._stub.Write, request, deadline.seconds)
+            answer = await self._call(self._stub.Write, request, deadline.seconds)
             if last:
                 return answer.stdin_length
             begin += len(piece)
@@ -213,7 +240,7 @@ class GrpcAgentClient(Agent):
         self, process_id: ProcessId, size: TerminalSize, *, timeout: timedelta | None = None
     ) -> None:
         request = pb.ResizeProcessRequest(process_id=process_id, size=codec.size_to(size))
-        await _call(self._stub.ResizeProcess, request, _seconds(timeout))
+        await self._call(self._stub.ResizeProcess, request, _seconds(timeout))
 
     @override
     async def signal_process(
@@ -225,30 +252,30 @@ class GrpcAgentClient(Agent):
         timeout: timedelta | None = None,
     ) -> int:
         request = pb.SignalProcessRequest(process_id=process_id, signal=signal, scope=codec.SCOPES[scope])
-        return (await _call(self._stub.SignalProcess, request, _seconds(timeout))).signalled
+        return (await self._call(self._stub.SignalProcess, request, _seconds(timeout))).signalled
 
     @override
     async def freeze(self, *, timeout: timedelta | None = None) -> FreezeResult:
         # The agent gives up a little earlier than we do, so that its own answer is the one that arrives.
         inside = (timeout or DEFAULT_TIMEOUT) * 0.8
         request = pb.FreezeRequest(timeout=codec.span_to(inside))
-        answer = await _call(self._stub.Freeze, request, _seconds(timeout))
+        answer = await self._call(self._stub.Freeze, request, _seconds(timeout))
         return FreezeResult(
             frozen_processes=answer.frozen_processes, already_stopped_processes=answer.already_stopped_processes
         )
 
     @override
     async def thaw(self, *, timeout: timedelta | None = None) -> int:
-        return (await _call(self._stub.Thaw, pb.ThawRequest(), _seconds(timeout))).thawed_processes
+        return (await self._call(self._stub.Thaw, pb.ThawRequest(), _seconds(timeout))).thawed_processes
 
     @override
     async def get_activity(self, *, timeout: timedelta | None = None) -> AgentActivity:
-        return codec.activity_from(await _call(self._stub.GetActivity, pb.GetActivityRequest(), _seconds(timeout)))
+        return codec.activity_from(await self._call(self._stub.GetActivity, pb.GetActivityRequest(), _seconds(timeout)))
 
     @override
     async def get_stats(self, *, measure_trees: bool = False, timeout: timedelta | None = None) -> AgentStats:
         request = pb.GetStatsRequest(measure_trees=measure_trees)
-        return codec.stats_from(await _call(self._stub.GetStats, request, _seconds(timeout)))
+        return codec.stats_from(await self._call(self._stub.GetStats, request, _seconds(timeout)))
 
     @override
     async def copy_in(
@@ -268,7 +295,7 @@ class GrpcAgentClient(Agent):
                 for begin in range(0, len(data), COPY_BYTES):
                     yield pb.CopyInRequest(data=data[begin : begin + COPY_BYTES])
 
-        answer = await _call(self._stub.CopyIn, pieces(), _seconds(timeout))
+        answer = await self._call(self._stub.CopyIn, pieces(), _seconds(timeout))
         return CopyResult(entries=answer.entries, content_bytes=answer.bytes)
 
     @override
@@ -308,12 +335,12 @@ class GrpcAgentClient(Agent):
         request = pb.SetModelEndpointRequest(
             base_url=base_url, token=token, expire_time=codec.time_to(expire_time), ca_pem=ca_pem
         )
-        return (await _call(self._stub.SetModelEndpoint, request, _seconds(timeout))).model_port
+        return (await self._call(self._stub.SetModelEndpoint, request, _seconds(timeout))).model_port
 
     @override
     async def get_model_endpoint(self, *, timeout: timedelta | None = None) -> ModelEndpointState:
         request = pb.GetModelEndpointRequest()
-        answer = await _call(self._stub.GetModelEndpoint, request, _seconds(timeout))
+        answer = await self._call(self._stub.GetModelEndpoint, request, _seconds(timeout))
         return ModelEndpointState(
             model_port=answer.model_port,
             base_url=answer.base_url,
@@ -330,14 +357,24 @@ class GrpcAgentClient(Agent):
     @override
     async def shutdown(self, *, grace: timedelta, timeout: timedelta | None = None) -> ShutdownResult:
         request = pb.ShutdownRequest(grace=codec.span_to(grace))
-        answer = await _call(self._stub.Shutdown, request, _seconds(timeout or grace + SHUTDOWN_SPARE))
+        answer = await self._call(self._stub.Shutdown, request, _seconds(timeout or grace + SHUTDOWN_SPARE))
         return ShutdownResult(
             terminated_processes=answer.terminated_processes, killed_processes=answer.killed_processes
         )
 
     @override
     async def close(self) -> None:
+        self._closed(self)
         await self._channel.close()
+
+    async def _call(self, method: Callable[..., Awaitable[_Answer]], request: object, seconds: float) -> _Answer:
+        # A copy in sends pieces and not one request; all others are named by what they send.
+        name = type(request).__name__.removesuffix("Request") if isinstance(request, Message) else "CopyIn"
+        try:
+            with self._tracer.step(f"agent.{name}", kind=SpanKind.CLIENT):
+                return await method(request, timeout=seconds)
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise from_rpc_error(error) from error
 
 
 class Deadline:
@@ -354,10 +391,3 @@ class Deadline:
 
 def _seconds(timeout: timedelta | None) -> float:
     return (timeout if timeout is not None else DEFAULT_TIMEOUT).total_seconds()
-
-
-async def _call(method: Callable[..., Awaitable[_Answer]], request: object, seconds: float) -> _Answer:
-    try:
-        return await method(request, timeout=seconds)
-    except (grpc.RpcError, grpc.aio.UsageError) as error:
-        raise from_rpc_error(error) from error

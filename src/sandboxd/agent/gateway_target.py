@@ -19,6 +19,9 @@ from sandboxd.model.errors import InvalidRequestError
 Headers = list[tuple[bytes, bytes]]
 
 SESSION_HEADER: Final = b"x-sandboxd-session"
+ELAPSED_HEADER: Final = b"x-sandboxd-agent-elapsed"
+"""Microseconds from the request's head until it goes to the gateway, which reports the agent's part of a trace: this
+process has no memory to spare for a library of traces."""
 SESSION_PLACEHOLDER: Final = re.compile(rb"sbxd-(ses-[0-9a-z]{26})")
 
 _CREDENTIALS: Final = frozenset(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -17,7 +18,14 @@ import h11
 
 from sandboxd.agent.clock import now
 from sandboxd.agent.gateway_pool import READ_BYTES, GatewayConnection, GatewayPool, GatewayUnreachableError
-from sandboxd.agent.gateway_target import GatewayTarget, Headers, request_headers, request_target, response_headers
+from sandboxd.agent.gateway_target import (
+    ELAPSED_HEADER,
+    GatewayTarget,
+    Headers,
+    request_headers,
+    request_target,
+    response_headers,
+)
 
 BODY_BYTES = 64 << 20
 """Largest body of a request."""
@@ -104,12 +112,15 @@ class Exchange:
             shared.last_time = now()
 
     async def _forward(self, request: h11.Request, target: GatewayTarget) -> None:
+        began = time.monotonic()
         gateway = await self._forwarding.pool.take(target)
         try:
+            headers = request_headers(target, request.headers)
+            headers.append((ELAPSED_HEADER, b"%d" % int((time.monotonic() - began) * 1_000_000)))
             head = h11.Request(
                 method=request.method,
                 target=request_target(target, request.target),
-                headers=_with_framing(request, request_headers(target, request.headers)),
+                headers=_with_framing(request, headers),
             )
             await gateway.send(head)
             if self._http.they_are_waiting_for_100_continue:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 
+from sandboxd import __version__
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.schema import wait_for_schema
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
+from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.gateway.config import GatewayConfig, TlsFiles
 from sandboxd.gateway.key_files import DirectoryApiKeys, DirectoryVerifyingKeys, StaticApiKeys
 from sandboxd.gateway.ports import ApiKeys
@@ -18,8 +21,10 @@ from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.server import run_gateway
 from sandboxd.gateway.tokens import SandboxTokenVerifier
 from sandboxd.monitor.list_prices import list_prices
+from sandboxd.monitor.process_metrics import ProcessMetrics
 from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
 from sandboxd.persistence.ledger import PostgresUsageLedger
+from sandboxd.persistence.metrics import DatabaseMetrics
 from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.settings import DEFAULT_GEMINI_URL, Settings, SettingsError, redact
 
@@ -42,7 +47,7 @@ async def gateway(settings: Settings) -> None:
     url = settings.database_url.get_secret_value()
     clock = SystemClock()
     registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
+    process = ProcessMetrics(registry, role="gateway", version=__version__)
     keys = KeyFiles(home=settings.home)
     config, api_keys = _config(settings), _api_keys(settings)
     keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -51,6 +56,9 @@ async def gateway(settings: Settings) -> None:
             DatabaseSettings(url=url, application_name="sandboxd gateway", pool_size=settings.database_pool_size)
         )
     )
+    database.waited = DatabaseMetrics(registry, database.engine).waited
+    tracer, send_traces = make_tracer(settings, role="gateway")
+    measuring = asyncio.create_task(process.run(), name="loop-lag")
     with stop_signals() as stop:
         log.info("role.settings", **redact(settings))
         try:
@@ -67,9 +75,12 @@ async def gateway(settings: Settings) -> None:
                 clock=clock,
                 registry=registry,
                 stop=stop,
+                tracer=tracer,
             )
         finally:
+            measuring.cancel()
             await database.close()
+            await asyncio.to_thread(send_traces)
 
 
 def _config(settings: Settings) -> GatewayConfig:
@@ -83,6 +94,7 @@ def _config(settings: Settings) -> GatewayConfig:
         admin_port=int(admin_port),
         upstream_url=settings.gemini_url,
         spool_directory=_spool(settings.home),
+        trace_upstream=settings.trace_upstream,
         tls=TlsFiles(certificate=certificate, key=key) if certificate and key else None,
     )
 

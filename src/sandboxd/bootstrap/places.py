@@ -12,6 +12,7 @@ from sandboxd.backends.local.backend import CliFiles, LocalBackend
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
 
 END_GRACE: Final = timedelta(seconds=2)
@@ -19,12 +20,14 @@ END_GRACE: Final = timedelta(seconds=2)
 END_TIMEOUT: Final = timedelta(seconds=15)
 
 
-def make_connector(settings: Settings, clock: SystemClock) -> tuple[CertificateAuthority, GrpcAgentConnector]:
+def make_connector(
+    settings: Settings, clock: SystemClock, *, tracer: Tracer = NO_TRACES
+) -> tuple[CertificateAuthority, GrpcAgentConnector]:
     """Open the installation's authority and take an identity of it."""
     authority = CertificateAuthority.open(KeyFiles(home=settings.home).agent_authority, clock=clock)
     identity = authority.issue_service()
     connector = GrpcAgentConnector(
-        certificate=identity.certificate, key=identity.key, agent_authority=authority.certificate
+        certificate=identity.certificate, key=identity.key, agent_authority=authority.certificate, tracer=tracer
     )
     return authority, connector
 

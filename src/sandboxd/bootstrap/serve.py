@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Final
 
 import structlog
-from prometheus_client import CollectorRegistry, ProcessCollector
 
 from sandboxd.api.callers.claims import ClaimRules
 from sandboxd.api.callers.door import Door
@@ -19,6 +18,7 @@ from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.peers import PeerRoom
 from sandboxd.bootstrap.places import make_connector, make_local_backend
 from sandboxd.bootstrap.schema import wait_for_schema
@@ -26,7 +26,6 @@ from sandboxd.bootstrap.sources import RandomIds, SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
-from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
@@ -85,6 +84,7 @@ async def serve(settings: Settings) -> None:
 class _Rooms:
     """What one replica is made of."""
 
+    seen: Observation
     presence: ReplicaPresence
     peers: PeerRoom
     database: Database
@@ -103,6 +103,7 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
     tls = _tls(settings)
     rooms = _build(settings, url)
     async with AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(asyncio.to_thread, rooms.seen.send_traces)
         cleanup.push_async_callback(rooms.database.close)
         # Bind first: a taken port is known at once, and not after the database was awaited.
         rooms.api.listen(settings.grpc_listen, tls=tls)
@@ -137,8 +138,7 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
 def _build(settings: Settings, url: str) -> _Rooms:
     clock = SystemClock()
     ids = RandomIds(clock)
-    registry = CollectorRegistry()
-    ProcessCollector(registry=registry)
+    seen = Observation.of(settings)
     keys = KeyFiles(home=settings.home)
     # A new name for every life: the lock of an earlier life says nothing about this one.
     replica = f"{settings.replica}.{ids.new('rep')[-10:]}"
@@ -147,7 +147,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
     )
     database = Database(make_engine(database_settings))
     presence = ReplicaPresence(database_settings, replica=replica)
-    authority, connector = make_connector(settings, clock)
+    authority, connector = make_connector(settings, clock, tracer=seen.tracer)
     signing_key, key_id = ensure_token_keys(
         private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
     )
@@ -162,15 +162,16 @@ def _build(settings: Settings, url: str) -> _Rooms:
             wakeups=presence,
             tokens=SandboxTokenSigner(key=signing_key, key_id=key_id, clock=clock),
             model_endpoint=_model_endpoint(settings),
-            metrics=ManagerMetrics(registry),
+            metrics=seen.manager,
             clock=clock,
             ids=ids,
             explicit_registration=settings.registration == "explicit",
             replica=replica,
             lease=settings.lease,
+            tracer=seen.tracer,
         )
     )
-    commit = GroupCommit(journal)
+    commit = GroupCommit(journal, appended=seen.stream.appended)
     bills = TurnBills(PostgresTurnLedger(ledger), clock)
     dialect = DialectName(settings.cli_dialect)
     launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal, dialect=dialect)
@@ -187,6 +188,8 @@ def _build(settings: Settings, url: str) -> _Rooms:
         launcher=launcher,
         clock=clock,
         ids=ids,
+        tracer=seen.tracer,
+        metrics=seen.stream,
     )
     custody = Custody(services, replica=replica, lease=settings.lease, wakeups=presence)
     desk = ErrandDesk(services, custody)
@@ -200,6 +203,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
         lease=settings.lease,
     )
     hub = StreamHub(services, custody, router)
+    seen.look_at(database=database, custody=custody, feed=services.feed, commit=commit, connector=connector)
     manager = SandboxManager(core=core, conversations=hub)
     api = ApiServer(
         manager=manager,
@@ -207,7 +211,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
         sessions=SessionDirectory(services, hub, router),
         ledger=ledger,
         callers=_callers(settings, keys, clock),
-        registry=registry,
+        registry=seen.registry,
         backend=manager.backend().name,
         limits=ServerLimits(
             default_deadline=settings.default_deadline,
@@ -217,9 +221,11 @@ def _build(settings: Settings, url: str) -> _Rooms:
         ),
         reflect=settings.reflection,
         tenancy=make_tenancy(units=core.tools.units, accounts=core.accounts, clock=clock),
+        tracer=seen.tracer,
     )
-    web = OperationsServer(registry=registry, checks={"database": _database_check(database)})
+    web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
     return _Rooms(
+        seen=seen,
         presence=presence,
         peers=peers,
         database=database,
@@ -241,6 +247,7 @@ async def _background(rooms: _Rooms) -> None:
         tasks.create_task(rooms.presence.run(), name="presence")
         # Before the lock is held this replica must own nothing.
         await rooms.presence.wait_held()
+        tasks.create_task(rooms.seen.run(rooms.database), name="observation")
         tasks.create_task(rooms.commit.run(), name="group-commit")
         tasks.create_task(rooms.hints.run(), name="hints")
         tasks.create_task(rooms.custody.run(), name="custody")

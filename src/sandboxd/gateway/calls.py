@@ -28,6 +28,7 @@ from sandboxd.gateway.ports import ApiKeys, Clock, ModelPolicies
 from sandboxd.gateway.refusals import Refusal, RefusalReason, RefusedError, refuse
 from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.tokens import SandboxTokenVerifier
+from sandboxd.gateway.tracing import CallTraces
 from sandboxd.model.ids import ENTROPY_BYTES, SandboxId, SessionId, is_id, make_id
 from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.model.usage import NOTHING_RESERVED, ModelMethod, Reservation, UsageEventId, reserve
@@ -55,6 +56,7 @@ class CallHandler:
         forwarder: Forwarder,
         metrics: GatewayMetrics,
         clock: Clock,
+        traces: CallTraces,
     ) -> None:
         self._config = config
         self._verifier = verifier
@@ -65,6 +67,7 @@ class CallHandler:
         self._forwarder = forwarder
         self._metrics = metrics
         self._clock = clock
+        self._traces = traces
         self._memory = BodyMemory(limit=config.limits.held_request_bytes)
         self._running: Counter[SandboxId] = Counter()
         self._logged: tuple[int, int] = (0, 0)
@@ -106,7 +109,8 @@ class CallHandler:
                 )
             )
             await self._open(call)
-            return await self._forwarder.forward(request, call=call, target=target, key=key, body=body)
+            with self._traces.call(call, request):
+                return await self._forwarder.forward(request, call=call, target=target, key=key, body=body)
 
     def _allow(self, identity: SandboxIdentity, target: ModelCall) -> Secret:
         if self.stopping:

@@ -92,6 +92,8 @@ class GatewayConfig:
     limits: GatewayLimits = field(default_factory=GatewayLimits)
     timeouts: GatewayTimeouts = field(default_factory=GatewayTimeouts)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    trace_upstream: bool = False
+    """Send the trace context of traced calls to the model API. It names nothing, and is nobody's business there."""
     tls: TlsFiles | None = None
     """None serves plain HTTP: on loopback only."""
 

@@ -18,11 +18,13 @@ from sandboxd.gateway.config import GatewayConfig
 from sandboxd.gateway.inbound import InboundBody
 from sandboxd.gateway.meter import Meter
 from sandboxd.gateway.metered_call import MeteredCall
+from sandboxd.gateway.metrics import GatewayMetrics
 from sandboxd.gateway.policy import ModelCall
 from sandboxd.gateway.ports import Clock
 from sandboxd.gateway.refusals import RefusalReason, refuse
 from sandboxd.gateway.scrub import KeyScrubber
 from sandboxd.gateway.secret import Secret
+from sandboxd.gateway.tracing import CallTraces
 from sandboxd.gateway.upstream import GeminiUpstream, UpstreamAnswer, UpstreamError
 from sandboxd.model.usage import CallError, ModelMethod
 
@@ -42,7 +44,15 @@ class Forwarder:
     """Sends opened calls to the upstream and brings back what it answers."""
 
     def __init__(
-        self, *, config: GatewayConfig, meter: Meter, upstream: GeminiUpstream, breaker: CircuitBreaker, clock: Clock
+        self,
+        *,
+        config: GatewayConfig,
+        meter: Meter,
+        upstream: GeminiUpstream,
+        breaker: CircuitBreaker,
+        clock: Clock,
+        traces: CallTraces,
+        metrics: GatewayMetrics,
     ) -> None:
         self._limits = config.limits
         self._timeouts = config.timeouts
@@ -50,6 +60,8 @@ class Forwarder:
         self._upstream = upstream
         self._breaker = breaker
         self._clock = clock
+        self._traces = traces
+        self._metrics = metrics
         self._cut_time = math.inf
 
     def stop(self) -> None:
@@ -69,11 +81,15 @@ class Forwarder:
         reported = False
         try:
             async with asyncio.timeout(self._timeouts.total):
-                async with self._upstream.post(target, body=body.data, key=key) as answer:
-                    body.release()  # it is sent; a stream may last for half an hour
-                    reported = True
-                    self._report(answer.status)
-                    await self._receive(answer, target=target, call=call, passing=passing)
+                with self._traces.upstream() as (span, traceparent):
+                    sent = asyncio.get_running_loop().time()
+                    async with self._upstream.post(target, body=body.data, key=key, traceparent=traceparent) as answer:
+                        self._metrics.upstream_seconds.observe(asyncio.get_running_loop().time() - sent)
+                        span.note(http_status=answer.status)
+                        body.release()  # it is sent; a stream may last for half an hour
+                        reported = True
+                        self._report(answer.status)
+                        await self._receive(answer, target=target, call=call, passing=passing)
         except (UpstreamError, TimeoutError) as error:
             call.error = error.error if isinstance(error, UpstreamError) else CallError.UPSTREAM_TIMEOUT
             if not reported:

@@ -86,6 +86,14 @@ class Meter:
         fresh = self._beaten is not None and time.monotonic() - self._beaten < self._timing.beat * _BEATS_UNTIL_DEAF
         return fresh and not self._spool.full
 
+    def show(self) -> None:
+        """Bring the metrics of what waits up to date."""
+        self._metrics.spooled.set(len(self._spool))
+        oldest = self._spool.oldest
+        waited = (self._clock.now() - oldest).total_seconds() if oldest is not None else 0.0
+        self._metrics.oldest_spooled.set(max(0.0, waited))
+        self._metrics.ledger_silence.set(0.0 if self._beaten is None else time.monotonic() - self._beaten)
+
     async def open(self, call: MeteredCall) -> None:
         """Write the call's row, or refuse the call.
 
@@ -118,7 +126,7 @@ class Meter:
             if answer.reason is not CallRefusal.INCARNATION_ENDED:
                 self._spent.remember(call.start, answer)
             raise refuse(_REFUSALS[answer.reason], message=answer.message)
-        call.session, call.turn = answer.session, answer.turn
+        call.session, call.turn, call.traceparent = answer.session, answer.turn, answer.traceparent
         self._open[call.start.id] = call
         self._metrics.open_calls.set(len(self._open))
 
@@ -196,7 +204,9 @@ class Meter:
             seconds=round(seconds, 4),
             first_byte_seconds=round(first_seconds, 4) if first_seconds is not None else None,
         )
-        self._metrics.ended(method=start.method.value, status=settlement.http_status, error=error, tokens=tokens)
+        self._metrics.ended(
+            method=start.method.value, model=start.model, status=settlement.http_status, error=error, tokens=tokens
+        )
         self._metrics.call_seconds.labels(start.method.value).observe(seconds)
         if first_seconds is not None:
             self._metrics.first_byte_seconds.observe(first_seconds)

@@ -22,6 +22,8 @@ class MeteredCall:
     start: CallStart
     session: SessionId | None = None
     turn: TurnId | None = None
+    traceparent: str = ""
+    """What the turn keeps of its caller's trace."""
     reader: AnswerReader = field(default_factory=AnswerReader)
     http_status: int | None = None
     first_byte_time: datetime | None = None

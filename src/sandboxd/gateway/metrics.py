@@ -11,6 +11,25 @@ from sandboxd.model.usage import CallError, TokenCounts
 
 _SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 1800)
 _QUICK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+FAMILIES: Final = (
+    "gemini-2.0-flash-lite",
+    "gemini-2.0-flash",
+    "gemini-2.5-flash-lite",
+    "gemini-2.5-flash",
+    "gemini-2.5-pro",
+    "gemini-3-flash",
+    "gemini-3-pro",
+    "gemini-3.1-flash-lite",
+    "gemini-3.1-pro",
+    "gemini-3.5-flash",
+)
+"""Families with a series of their own: a model's name comes from the sandbox, so it must not be a label itself."""
+OTHER: Final = "other"
+
+
+def family_of(model: str) -> str:
+    """Return the known family of a model: itself, or that of which it is a variant; else `other`."""
+    return next((name for name in FAMILIES if model == name or model.startswith(f"{name}-")), OTHER)
 
 
 class GatewayMetrics:
@@ -33,6 +52,28 @@ class GatewayMetrics:
             "sandboxd_gateway_tokens_total",
             "Tokens of ended calls by class; for dashboards, never for bills.",
             ["token_class"],
+            registry=registry,
+        )
+        self.model_calls = Counter(
+            "sandboxd_gateway_model_calls_total",
+            "Calls that were let through, by family of the model (those we know; the rest is `other`).",
+            ["family"],
+            registry=registry,
+        )
+        self.upstream_seconds = Histogram(
+            "sandboxd_gateway_upstream_seconds",
+            "From a request's way to the model API until the head of its answer.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.oldest_spooled = Gauge(
+            "sandboxd_gateway_oldest_spooled_seconds",
+            "How long the oldest settlement has waited for the ledger; 0 where none waits.",
+            registry=registry,
+        )
+        self.ledger_silence = Gauge(
+            "sandboxd_gateway_ledger_silence_seconds",
+            "How long ago the ledger last answered a beat; above 20 the gateway is not ready.",
             registry=registry,
         )
         self.unpriced = Counter(
@@ -77,8 +118,11 @@ class GatewayMetrics:
             registry=registry,
         )
 
-    def ended(self, *, method: str, status: int | None, error: CallError | None, tokens: TokenCounts) -> None:
+    def ended(
+        self, *, method: str, model: str, status: int | None, error: CallError | None, tokens: TokenCounts
+    ) -> None:
         """Count one call that ended."""
+        self.model_calls.labels(family_of(model)).inc()
         status_class = f"{status // 100}xx" if status is not None and 100 <= status < 600 else "none"
         self.calls.labels(method, status_class, error.value if error else "OK").inc()
         for name in ("prompt", "cached", "output", "thoughts", "tool_use"):

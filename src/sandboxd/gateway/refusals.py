@@ -167,6 +167,7 @@ class RefusedError(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.reason.value)
         self.refusal = refusal
+        self.reason = refusal.reason.value
 
 
 def refuse(reason: RefusalReason, *, message: str = "", retry_after: int | None = None) -> RefusedError:

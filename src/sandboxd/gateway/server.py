@@ -27,8 +27,10 @@ from sandboxd.gateway.ports import ApiKeys, Clock, ModelPolicies
 from sandboxd.gateway.refusals import RefusalReason
 from sandboxd.gateway.spool import SettlementSpool
 from sandboxd.gateway.tokens import SandboxTokenVerifier
+from sandboxd.gateway.tracing import CallTraces
 from sandboxd.gateway.upstream import GeminiUpstream
 from sandboxd.model.ids import ENTROPY_BYTES, make_id
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.model.usage import GatewayId
 from sandboxd.monitor.ports import PriceBookStore, UsageLedger
 from sandboxd.monitor.sweep import OrphanSweep
@@ -50,6 +52,7 @@ class Gateway:
         clock: Clock,
         registry: CollectorRegistry,
         policies: ModelPolicies | None = None,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -72,8 +75,15 @@ class Gateway:
             ),
             metrics=self._metrics,
         )
+        traces = CallTraces(tracer=tracer, clock=clock, tell_upstream=config.trace_upstream)
         self._forwarder = Forwarder(
-            config=config, meter=self._meter, upstream=self._upstream, breaker=self._breaker, clock=clock
+            config=config,
+            meter=self._meter,
+            upstream=self._upstream,
+            breaker=self._breaker,
+            clock=clock,
+            traces=traces,
+            metrics=self._metrics,
         )
         self._handler = CallHandler(
             config=config,
@@ -85,6 +95,7 @@ class Gateway:
             forwarder=self._forwarder,
             metrics=self._metrics,
             clock=clock,
+            traces=traces,
         )
         self._stack = AsyncExitStack()
         self.url = ""
@@ -157,6 +168,7 @@ class Gateway:
 
     async def _show_metrics(self, _: web.Request) -> web.Response:
         self._metrics.circuit_is(self._breaker.state)
+        self._meter.show()
         return web.Response(body=generate_latest(self._registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -172,6 +184,7 @@ async def run_gateway(
     stop: asyncio.Event,
     started: asyncio.Future[Gateway] | None = None,
     policies: ModelPolicies | None = None,
+    tracer: Tracer = NO_TRACES,
 ) -> None:
     """Run a gateway until `stop` is set (or the task is cancelled), then drain it.
 
@@ -186,6 +199,7 @@ async def run_gateway(
         stop: Set it to end.
         started: Gets the running gateway, with its addresses.
         policies: What each client may call; by default all Gemini models.
+        tracer: Where spans are reported.
     """
     async with Gateway(
         config=config,
@@ -196,6 +210,7 @@ async def run_gateway(
         clock=clock,
         registry=registry,
         policies=policies,
+        tracer=tracer,
     ) as gateway:
         if started is not None:
             started.set_result(gateway)

@@ -42,6 +42,11 @@ class SettlementSpool:
         """Return how many settlements wait."""
         return len(self._waiting)
 
+    @property
+    def oldest(self) -> datetime | None:
+        """When the call ended whose settlement waits longest; None where none waits."""
+        return min((settlement.end_time for settlement in self._waiting.values()), default=None)
+
     async def load(self) -> None:
         """Take over what an earlier life left."""
         async with self._lock:

@@ -18,6 +18,7 @@ from sandboxd import __version__
 from sandboxd.gateway.config import GatewayTimeouts
 from sandboxd.gateway.policy import ModelCall
 from sandboxd.gateway.secret import Secret
+from sandboxd.model.trace import TRACEPARENT
 from sandboxd.model.usage import CallError
 
 _POOL: Final = 1024
@@ -34,6 +35,7 @@ class UpstreamError(Exception):
     def __init__(self, error: CallError) -> None:
         super().__init__(error.value)
         self.error = error
+        self.reason = error.value
 
 
 class UpstreamAnswer:
@@ -91,7 +93,9 @@ class GeminiUpstream:
             await self._http.close()
 
     @asynccontextmanager
-    async def post(self, call: ModelCall, *, body: bytes, key: Secret) -> AsyncIterator[UpstreamAnswer]:
+    async def post(
+        self, call: ModelCall, *, body: bytes, key: Secret, traceparent: str = ""
+    ) -> AsyncIterator[UpstreamAnswer]:
         """Make one call; leaving the block before the answer was read cancels it at the API.
 
         Raises:
@@ -106,6 +110,8 @@ class GeminiUpstream:
             "accept-encoding": "identity",
             "user-agent": f"sandboxd-gateway/{__version__}",
         }
+        if traceparent:
+            headers[TRACEPARENT] = traceparent
         try:
             async with asyncio.timeout(self._timeouts.headers):
                 response = await self._http.post(

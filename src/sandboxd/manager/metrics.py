@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -38,6 +39,12 @@ class ManagerMetrics:
             ("kind",),
             registry=registry,
         )
+        self._sandboxes = Gauge(
+            "sandboxd_sandboxes",
+            "Sandboxes that are not terminated, by state; counted in the database, the same on every replica.",
+            ("state",),
+            registry=registry,
+        )
         self._tokens = Counter(
             "sandboxd_sandbox_tokens_total",
             "Tokens given to agents, by outcome (given, failed).",
@@ -60,6 +67,11 @@ class ManagerMetrics:
     def orphans(self, kind: Orphan, number: int) -> None:
         """Note how many orphans of a kind there are."""
         self._orphans.labels(kind).set(number)
+
+    def census(self, numbers: Mapping[SandboxState, int]) -> None:
+        """Note how many sandboxes there are in each state."""
+        for state, number in numbers.items():
+            self._sandboxes.labels(state.value).set(number)
 
     def token(self, *, given: bool) -> None:
         """Note that an agent was given its token, or could not be."""

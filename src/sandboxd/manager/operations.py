@@ -15,6 +15,7 @@ from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock
+from sandboxd.model.trace import NO_TRACES, Tracer
 
 log = structlog.get_logger(__name__)
 
@@ -42,12 +43,19 @@ class Operations:
     """Runs the work on sandboxes. A caller that goes away does not end it."""
 
     def __init__(
-        self, *, intents: Intents, clock: Clock, metrics: ManagerMetrics, renew_every: timedelta = LEASE / 3
+        self,
+        *,
+        intents: Intents,
+        clock: Clock,
+        metrics: ManagerMetrics,
+        renew_every: timedelta = LEASE / 3,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._intents = intents
         self._clock = clock
         self._metrics = metrics
         self._renew_every = renew_every
+        self._tracer = tracer
         self._running: dict[SandboxId, _Running] = {}
 
     def start(self, intent: Intent, work: Work) -> asyncio.Task[Settled]:
@@ -117,8 +125,10 @@ class Operations:
         sandbox, operation = intent.sandbox.id, intent.sandbox.state
         began = self._clock.monotonic()
         outcome = "error"
+        name = f"sandbox.{operation.value.lower()}"
         try:
-            settled = await work(intent)
+            with self._tracer.span(name, attributes={"sandbox": sandbox, "client": intent.sandbox.client}):
+                settled = await work(intent)
         except asyncio.CancelledError:
             outcome = "cancelled"
             await asyncio.shield(self._intents.abandon(intent))

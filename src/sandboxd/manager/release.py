@@ -18,6 +18,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.stream.agent_port import AgentConnector
 
 CLOSE_TIMEOUT: Final = timedelta(seconds=10)
@@ -49,12 +50,14 @@ class Release:
         conversations: Conversations,
         connector: AgentConnector,
         clock: Clock,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._intents = intents
         self._backend = backend
         self._conversations = conversations
         self._connector = connector
         self._clock = clock
+        self._tracer = tracer
 
     async def finish(self, intent: Intent) -> Settled:
         """Release the sandbox's compute; TERMINATING takes it from its place too."""
@@ -63,16 +66,20 @@ class Release:
         failpoint(f"{verb}.after_commit")
         observation = await self._backend.observe(sandbox)
         await self._thaw(observation)  # a frozen CLI cannot end by itself
-        await self._close(sandbox, reason=rest.value)
+        with self._tracer.step("conversation.close"):
+            await self._close(sandbox, reason=rest.value)
         failpoint(f"{verb}.after_close")
         for life in observation.running:
-            await self._backend.stop(sandbox, life.incarnation, grace=STOP_GRACE, timeout=STOP_TIMEOUT)
+            with self._tracer.step("backend.stop"):
+                await self._backend.stop(sandbox, life.incarnation, grace=STOP_GRACE, timeout=STOP_TIMEOUT)
         failpoint(f"{verb}.after_stop")
         kept = ""
         if state is SandboxState.TERMINATING:
-            kept = await self._backend.remove(sandbox, timeout=STOP_TIMEOUT)
+            with self._tracer.step("backend.remove"):
+                kept = await self._backend.remove(sandbox, timeout=STOP_TIMEOUT)
             failpoint(f"{verb}.after_remove")
-        settled = await self._intents.settle(intent, lambda work, before: self._rest(work, before, rest), kept=kept)
+        with self._tracer.step("sandbox.settle"):
+            settled = await self._intents.settle(intent, lambda work, before: self._rest(work, before, rest), kept=kept)
         failpoint(f"{verb}.after_settle")
         return Settled(sandbox=settled, kept=kept)
 

@@ -34,6 +34,7 @@ from sandboxd.model.ids import SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.stream.agent_port import AgentConnector
 from sandboxd.stream.ports import Wakeups
 
@@ -57,6 +58,7 @@ class ManagerTools:
     """Id of this replica: the one whose advisory lock is held while it lives."""
     lease: timedelta = LEASE
     """How long the work on a sandbox is ours without a sign of life."""
+    tracer: Tracer = NO_TRACES
 
 
 class ManagerCore:
@@ -78,7 +80,11 @@ class ManagerCore:
             lease=tools.lease,
         )
         self.operations = Operations(
-            intents=self.intents, clock=clock, metrics=tools.metrics, renew_every=tools.lease / 3
+            intents=self.intents,
+            clock=clock,
+            metrics=tools.metrics,
+            renew_every=tools.lease / 3,
+            tracer=tools.tracer,
         )
         self.token_keeper = TokenKeeper(
             units=units,
@@ -88,7 +94,12 @@ class ManagerCore:
             metrics=tools.metrics,
         )
         self.startup = Startup(
-            intents=self.intents, backend=backend, tokens=self.token_keeper, clock=clock, ids=tools.ids
+            intents=self.intents,
+            backend=backend,
+            tokens=self.token_keeper,
+            clock=clock,
+            ids=tools.ids,
+            tracer=tools.tracer,
         )
         self.freezing = Freezing(
             units=units,
@@ -126,6 +137,7 @@ class SandboxManager:
             conversations=conversations,
             connector=tools.connector,
             clock=tools.clock,
+            tracer=tools.tracer,
         )
         self._creation = Creation(
             intents=core.intents,

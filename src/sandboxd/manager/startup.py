@@ -18,6 +18,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.trace import NO_TRACES, Tracer
 
 START_TIMEOUT: Final = timedelta(seconds=60)
 """How long a backend may take until the agent answers."""
@@ -50,6 +51,7 @@ class Startup:
         clock: Clock,
         ids: IdSource,
         timeout: timedelta = START_TIMEOUT,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         self._intents = intents
         self._backend = backend
@@ -57,6 +59,7 @@ class Startup:
         self._clock = clock
         self._ids = ids
         self._timeout = timeout
+        self._tracer = tracer
 
     def new_life(self, sandbox: Sandbox) -> tuple[Sandbox, Incarnation]:
         """Give a sandbox its next incarnation; nothing is written."""
@@ -100,14 +103,17 @@ class Startup:
             raise InternalError(f"Sandbox {sandbox.id} is {sandbox.state.value} without an incarnation.")
         failpoint(f"{verb}.after_commit")
         try:
-            endpoint = await self._backend.start(spec_of(sandbox), sandbox.incarnation, timeout=self._timeout)
+            with self._tracer.step("backend.start"):
+                endpoint = await self._backend.start(spec_of(sandbox), sandbox.incarnation, timeout=self._timeout)
             failpoint(f"{verb}.after_start")
-            await self._tokens.give(sandbox, sandbox.incarnation, endpoint)
+            with self._tracer.step("sandbox.token"):
+                await self._tokens.give(sandbox, sandbox.incarnation, endpoint)
             failpoint(f"{verb}.after_token")
         except SandboxdError as error:
             await self._give_up(intent, sandbox.incarnation, error)
             raise
-        active = await self._intents.settle(intent, lambda work, before: self._live(work, before, endpoint))
+        with self._tracer.step("sandbox.settle"):
+            active = await self._intents.settle(intent, lambda work, before: self._live(work, before, endpoint))
         failpoint(f"{verb}.after_settle")
         return Settled(sandbox=active)
 

@@ -101,6 +101,7 @@ class Tracer(Protocol):
         parent: TraceContext | None = None,
         root: bool = False,
         links: Sequence[TraceContext] = (),
+        start: datetime | None = None,
         attributes: Mapping[str, Value] | None = None,
     ) -> AbstractContextManager[Span]:
         """Report the time of a block as a span; an error that leaves the block marks it as failed.
@@ -111,6 +112,7 @@ class Tracer(Protocol):
             parent: Where it hangs; the current span of this task if None.
             root: Begin a trace of its own, whatever is current.
             links: Places it has to do with and does not hang below.
+            start: When it began, if that is before the block.
             attributes: As in `Span.note`.
         """
         ...
@@ -183,6 +185,7 @@ class NoTraces:
         parent: TraceContext | None = None,
         root: bool = False,
         links: Sequence[TraceContext] = (),
+        start: datetime | None = None,
         attributes: Mapping[str, Value] | None = None,
     ) -> Iterator[Span]:
         """Do nothing around a block."""

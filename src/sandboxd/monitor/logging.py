@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any, Final, TextIO
 
 import structlog
+
+from sandboxd.model.trace import NO_TRACES, TraceContext
 
 BLANKED: Final = frozenset({"authorization", "token", "api_key", "key", "password", "secret", "x-goog-api-key"})
 """Names of pairs whose values are never shown."""
@@ -33,6 +35,7 @@ def configure_logging(*, role: str, style: str, level: str, stream: TextIO | Non
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _RoleAdder(role),
+        _add_place,
         _blank,
     ]
     if style == "json":
@@ -61,6 +64,26 @@ def configure_logging(*, role: str, style: str, level: str, stream: TextIO | Non
     root.setLevel(level.upper())
     for name in _NOISY:
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+
+
+def log_places(current: Callable[[], TraceContext | None]) -> None:
+    """Add `trace_id` and `span_id` to every line that is written where something is traced."""
+    _Places.current = staticmethod(current)
+
+
+class _Places:
+    """Like the configuration of logging itself, of the whole process."""
+
+    current: Callable[[], TraceContext | None] = staticmethod(NO_TRACES.current)
+
+
+def _add_place(_logger: Any, _method: str, pairs: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # Any: structlog's own signature.
+    place = _Places.current()
+    if place is not None:
+        pairs.setdefault("trace_id", place.trace_id)
+        pairs.setdefault("span_id", place.span_id)
+    return pairs
 
 
 class _RoleAdder:

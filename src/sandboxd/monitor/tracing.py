@@ -6,6 +6,7 @@ SDK, which tasks inherit from the code that starts them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,6 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio, Sampler
 from typing_extensions import override
 
-from sandboxd.model.errors import SandboxdError
 from sandboxd.model.trace import Span, SpanKind, TraceContext, Tracer, Value
 
 _KINDS: Final = {
@@ -28,6 +28,7 @@ _KINDS: Final = {
     SpanKind.SERVER: trace.SpanKind.SERVER,
     SpanKind.CLIENT: trace.SpanKind.CLIENT,
 }
+_REASON: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 _NOWHERE: Final = contexts.Context()
 _wanted: ContextVar[int] = ContextVar("sandboxd_span_id", default=0)
 
@@ -98,6 +99,7 @@ class OtelTracer(Tracer):
         parent: TraceContext | None = None,
         root: bool = False,
         links: Sequence[TraceContext] = (),
+        start: datetime | None = None,
         attributes: Mapping[str, Value] | None = None,
     ) -> Iterator[Span]:
         span = self._tracer.start_span(
@@ -106,6 +108,7 @@ class OtelTracer(Tracer):
             kind=_KINDS[kind],
             links=[trace.Link(_otel(link)) for link in links],
             attributes=_prefixed(attributes),
+            start_time=None if start is None else _nanoseconds(start),
             record_exception=False,  # an exception's text may hold what nobody may see
             set_status_on_exception=False,
         )
@@ -202,8 +205,9 @@ def _prefixed(attributes: Mapping[str, Value] | None) -> dict[str, Value] | None
 
 
 def _reason(error: BaseException) -> str:
-    """A stable word for an error: ours has one, of others only the class is shown."""
-    return error.reason if isinstance(error, SandboxdError) else type(error).__name__
+    """A stable word for an error: ours have one, of others only the class is shown."""
+    reason = getattr(error, "reason", None)
+    return reason if isinstance(reason, str) and _REASON.fullmatch(reason) else type(error).__name__
 
 
 def _nanoseconds(moment: datetime) -> int:

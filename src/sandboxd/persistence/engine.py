@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def make_engine(settings: DatabaseSettings) -> AsyncEngine:
         max_overflow=settings.pool_overflow,
         pool_timeout=settings.pool_timeout.total_seconds(),
         pool_use_lifo=True,
+        hide_parameters=True,  # prompts and tokens are parameters: no error may print them
         json_serializer=dump_json,
         json_deserializer=load_json,
         connect_args={
@@ -108,6 +110,8 @@ class Database:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.waited: Callable[[float], None] | None = None
+        """Told of each wait for a connection, in seconds."""
 
     @property
     def engine(self) -> AsyncEngine:
@@ -118,14 +122,18 @@ class Database:
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """One transaction: committed at the end, undone on an error."""
         with translated():
+            began = time.monotonic()
             async with self._engine.begin() as connection:
+                self._note_wait(began)
                 yield connection
 
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[asyncpg.Connection[Any]]:  # Any: rows are records of any shape
         """The driver's own connection, outside any transaction; it is thrown away where its state is in doubt."""
         with translated():
+            began = time.monotonic()
             async with self._engine.connect() as connection:
+                self._note_wait(began)
                 try:
                     driver = (await connection.get_raw_connection()).driver_connection
                     if driver is None:
@@ -155,6 +163,10 @@ class Database:
     async def fetch_one(self, statement: str, *values: Any) -> Any:
         """Read the first row, as `fetch` does; None where there is none. Any: parameters of a statement."""
         return next(iter(await self.fetch(statement, *values)), None)
+
+    def _note_wait(self, began: float) -> None:
+        if self.waited is not None:
+            self.waited(time.monotonic() - began)
 
     async def run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Do work in a transaction; begin it again, a few times, where it collides with another one."""

@@ -110,7 +110,9 @@ class ConversationBook:
         self._events.append(SessionEvent(session=session, sequence=sequence, turn=turn, event_time=now, body=body))
         self._save(replace(row, head_sequence=sequence, update_time=now))
 
-    def start_turn(self, session: SessionId, *, request_id: RequestId, prompt: PromptInput) -> Turn:
+    def start_turn(
+        self, session: SessionId, *, request_id: RequestId, prompt: PromptInput, traceparent: str = ""
+    ) -> Turn:
         """Accept a prompt: a QUEUED turn with its event.
 
         Raises:
@@ -127,6 +129,7 @@ class ConversationBook:
             state=TurnState.QUEUED,
             prompt=prompt,
             start_time=self._clock.now(),
+            traceparent=traceparent,
         )
         self._save(replace(row, turns=turn.number, open_turn=turn.id, title=row.title or title_of(prompt)))
         self._put(turn)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal as signals
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -190,7 +191,7 @@ class CliProcess:
         skip = self._position - chunk.offset
         data = chunk.data[skip:] if skip > 0 else chunk.data
         if data:
-            await self._put(Output(process=self.process, data=data))
+            await self._put(Output(process=self.process, data=data, received=time.monotonic()))
             self._position = chunk.offset + len(chunk.data)
 
     async def _life_is_over(self) -> bool:

@@ -111,9 +111,16 @@ class Custody:
                 row, sessions=sessions, turns=turns, clock=self._services.clock, ids=self._services.ids
             )
             owner = ConversationOwner(LiveConversation(book, self._services.launcher), self._services)
-            task = self._tasks.create_task(self._keep(owner), name=f"conversation-{sandbox}")
+            with self._services.tracer.below(None):  # it outlives the call that happened to come first
+                task = self._tasks.create_task(self._keep(owner), name=f"conversation-{sandbox}")
             self._owners[sandbox] = (owner, task)
+            self._services.metrics.taken(adopted=only_if_used)
             return owner
+
+    @property
+    def open_turns(self) -> int:
+        """How many turns are open in the conversations of this replica."""
+        return sum(len(owner.conversation.book.open_turns) for owner, _ in self._owners.values())
 
     async def give_up(self, sandbox: SandboxId) -> None:
         """Stop owning a conversation, so that the next owner need not wait."""

@@ -10,14 +10,13 @@ import structlog
 
 from sandboxd.model.errors import DeadlineError, RequestIdReusedError, TurnInProgressError
 from sandboxd.model.events import ModeChanged, ModelChanged
-from sandboxd.model.ids import RequestId, SessionId, TurnId
+from sandboxd.model.ids import TurnId
 from sandboxd.stream.conversation import LiveConversation
 from sandboxd.stream.custody import Custody
 from sandboxd.stream.errands import (
     AnswerPermission,
     CancelTurn,
     Close,
-    Deed,
     Errand,
     ForgetSession,
     Order,
@@ -96,7 +95,7 @@ class ErrandDesk:
             seen = conversation.seen(order.request_id)
             if seen is not None:
                 return repeated(seen, order)
-            turn = _do(conversation, order.session, order.deed, order.request_id)
+            turn = _do(conversation, order)
             conversation.remember(
                 Command(
                     client=order.caller.client,
@@ -138,11 +137,13 @@ def repeated(known: Command, order: Order) -> Accepted:
     return Accepted(repeated=True, turn=known.turn)
 
 
-def _do(conversation: LiveConversation, session: SessionId, deed: Deed, request_id: RequestId) -> TurnId | None:
-    book = conversation.book
+def _do(conversation: LiveConversation, order: Order) -> TurnId | None:
+    book, session, request_id, deed = conversation.book, order.session, order.request_id, order.deed
     match deed:
         case StartTurn():
-            turn = book.start_turn(book.session(session).id, request_id=request_id, prompt=deed.prompt)
+            turn = book.start_turn(
+                book.session(session).id, request_id=request_id, prompt=deed.prompt, traceparent=order.traceparent
+            )
             conversation.prompt(turn)
             return turn.id
         case AnswerPermission():

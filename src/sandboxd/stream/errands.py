@@ -69,6 +69,8 @@ class Order:
     request_id: RequestId
     body_hash: bytes
     deed: Deed
+    traceparent: str = ""
+    """Where the caller's trace is; empty where nothing is traced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

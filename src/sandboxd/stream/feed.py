@@ -72,6 +72,11 @@ class EventFeed:
         self._rings: OrderedDict[SessionId, _Ring] = OrderedDict()
         self._closed = False
 
+    @property
+    def watchers(self) -> int:
+        """How many readers follow sessions here."""
+        return sum(ring.watchers for ring in self._rings.values())
+
     def publish(self, events: Sequence[SessionEvent]) -> None:
         """Show events that were just committed by this replica; sessions may be mixed, each in order."""
         grouped: dict[SessionId, list[SessionEvent]] = {}

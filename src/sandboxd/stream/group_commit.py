@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -36,8 +37,15 @@ class GroupCommit:
     may be durable already.
     """
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, *, appended: Callable[[int, float], None] | None = None) -> None:
+        """Make it.
+
+        Args:
+            journal: Where entries go.
+            appended: Told of each transaction: its entries, and its seconds.
+        """
         self._journal = journal
+        self._appended = appended
         self._queue: deque[tuple[Entry, asyncio.Future[Appended]]] = deque()
         self._ready = asyncio.Event()
         self._closing = False
@@ -48,6 +56,11 @@ class GroupCommit:
         self._queue.append((entry, done))
         self._ready.set()
         return await asyncio.shield(done)
+
+    @property
+    def queued(self) -> int:
+        """How many entries wait for a transaction."""
+        return len(self._queue)
 
     async def run(self) -> None:
         """Serve appends until cancelled or closed; owned by the service's task group."""
@@ -68,6 +81,7 @@ class GroupCommit:
                 self._ready.clear()
                 await self._ready.wait()
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+            began = time.monotonic()
             try:
                 outcomes = await self._append(tuple(entry for entry, _ in batch))
             except BaseException as error:
@@ -78,6 +92,8 @@ class GroupCommit:
                     raise
                 log.exception("journal.append_failed", entries=len(batch))
                 continue
+            if self._appended is not None:
+                self._appended(len(batch), time.monotonic() - began)
             for (_, done), outcome in zip(batch, outcomes, strict=True):
                 if not done.done():
                     done.set_result(outcome)

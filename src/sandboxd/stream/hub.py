@@ -99,7 +99,7 @@ class StreamHub:
 
     async def command(self, handle: SessionHandle, *, request_id: RequestId, body_hash: bytes, deed: Deed) -> Accepted:
         """Do a command once: answered from its row where it was seen, else done by the owner and made durable."""
-        caller, session = handle.caller, handle.session
+        caller, session, place = handle.caller, handle.session, self._services.tracer.current()
         order = Order(
             caller=caller,
             sandbox=session.sandbox,
@@ -107,6 +107,7 @@ class StreamHub:
             request_id=request_id,
             body_hash=body_hash,
             deed=deed,
+            traceparent="" if place is None else place.traceparent,
         )
         asked = asyncio.get_running_loop().time()
         known = await self._services.journal.find_command(caller.client, request_id)

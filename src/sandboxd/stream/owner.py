@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from signal import SIGTERM
 from typing import Any, Final, TypeVar, assert_never
@@ -20,6 +20,7 @@ from sandboxd.model.errors import SandboxdError, StaleOwnerError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId, TurnId
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.cli_process import CliProcess
 from sandboxd.stream.conversation import HEADLESS, LiveConversation
@@ -37,10 +38,12 @@ from sandboxd.stream.inputs import (
     StartFailed,
     Waking,
 )
+from sandboxd.stream.metrics import StreamMetrics
 from sandboxd.stream.moves import MovedError
 from sandboxd.stream.ports import Appended, Journal, Sandboxes, Sessions
 from sandboxd.stream.reports import Exited, Lost, Output
 from sandboxd.stream.starting import CliStarter, Launcher
+from sandboxd.stream.tracing import ConversationTraces
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +69,8 @@ class Services:
     launcher: Launcher
     clock: Clock
     ids: IdSource
+    tracer: Tracer = NO_TRACES
+    metrics: StreamMetrics = field(default_factory=StreamMetrics)
 
 
 class ConversationOwner:
@@ -90,6 +95,9 @@ class ConversationOwner:
         self._waiting: list[asyncio.Future[Any]] = []
         self._changed = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
+        self._oldest = 0.0
+        """When the oldest output of the present step was read, on the monotonic clock; 0 where it has none."""
+        self._traces = ConversationTraces(conversation.sandbox, services.tracer, services.clock)
         self.ended = False
         self.since = asyncio.get_running_loop().time()
         """Moment of the event loop's clock from which on nobody else could write."""
@@ -144,6 +152,7 @@ class ConversationOwner:
                         if task is not None:
                             task.cancel()
         except* StaleOwnerError:
+            self._services.metrics.lost()
             log.warning("conversation.lost", sandbox=self.sandbox, epoch=self.conversation.book.row.epoch)
         finally:
             self._end()
@@ -155,6 +164,7 @@ class ConversationOwner:
             while not self._inbox.empty() and size < MAX_BATCH_BYTES:
                 batch.append(self._inbox.get_nowait())
                 size += len(batch[-1].data) if isinstance(batch[-1], Output) else 0
+            self._oldest = next((item.received for item in batch if isinstance(item, Output)), 0.0)
             self._waiting = [item.done for item in batch if isinstance(item, Act | Planned)]
             results = [result for item in batch for result in self._apply(item)]
             await self._commit()
@@ -210,6 +220,7 @@ class ConversationOwner:
         entry = self.conversation.entry()
         if entry is None:
             return
+        began = self._services.clock.now()
         failpoint("conversation.before_append")
         if await self._services.commit.append(entry) is Appended.STALE:
             raise StaleOwnerError(f"The conversation of {self.sandbox} has another owner.", sandbox=self.sandbox)
@@ -217,6 +228,8 @@ class ConversationOwner:
         self._services.feed.publish(entry.events)
         if entry.events:
             self._services.hints.published(self.sandbox)
+        self._services.metrics.published(entry, oldest=self._oldest)
+        self._traces.committed(entry, began=began)
         self._run_headless()
         if self._cli is not None:
             self._cli.committed(entry.conversation.consumed)
@@ -241,7 +254,8 @@ class ConversationOwner:
             known = [session.cli_session for session in book.sessions.values() if session.cli_session]
             headless = self.conversation.dialect == HEADLESS
             start = self._starter.prepare(known) if headless else self._starter.start(book.row.epoch, known)
-            self._starting = self._tasks.create_task(start, name=f"cli-start-{self.sandbox}")
+            traced = self._traces.starting(start, book.open_turns)
+            self._starting = self._tasks.create_task(traced, name=f"cli-start-{self.sandbox}")
             self._starting.add_done_callback(self._start_ended)
         self._changed.set()
         self._changed = asyncio.Event()

@@ -11,6 +11,8 @@ class Output:
 
     process: str
     data: bytes
+    received: float = 0.0
+    """When it was read from the agent, on the monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
 from sandboxd.api.grpc.interceptors.failures import FailureInterceptor
 from sandboxd.api.grpc.interceptors.metrics import MetricsInterceptor
 from sandboxd.api.grpc.interceptors.permissions import PermissionInterceptor
+from sandboxd.api.grpc.interceptors.traces import TraceInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
 from sandboxd.api.grpc.permissions import without_row
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
@@ -33,6 +34,7 @@ from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
 from sandboxd.manager.tenancy import Tenancy
+from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.monitor.ports import UsageLedger
 from sandboxd.v1 import (
     client_pb2,
@@ -104,6 +106,7 @@ class ApiServer:
         reflect: bool = True,
         tenancy: Tenancy,
         standing: Standing | None = None,
+        tracer: Tracer = NO_TRACES,
     ) -> None:
         if missing := without_row(_SERVED):
             raise TypeError(f"RPCs without a row in the permission table: {', '.join(missing)}")
@@ -120,6 +123,7 @@ class ApiServer:
                 FailureInterceptor(),
                 DeadlineInterceptor(default=limits.default_deadline),
                 CallerInterceptor(callers=callers),
+                TraceInterceptor(tracer=tracer),
                 PermissionInterceptor(standing=standing),
                 ValidationInterceptor(rules=rules),
             ],
@@ -135,6 +139,7 @@ class ApiServer:
             drain=self._drain,
             stay=stay,
             first_within=limits.first_request_within,
+            tracer=tracer,
         )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
             SandboxServicer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.events import TurnCompleted
 from sandboxd.model.ids import RequestId, TurnId
+from sandboxd.model.trace import TRACEPARENT, Span, SpanKind, Tracer, parse_traceparent
 from sandboxd.stream.opening import Accepted
 from sandboxd.v1 import stream_pb2 as pb
 
@@ -56,8 +58,10 @@ class StreamCalls:
         drain: Drain,
         stay: Stay,
         first_within: timedelta,
+        tracer: Tracer,
     ) -> None:
         self._first_within = first_within
+        self.tracer = tracer
         self._hub = hub
         self._sessions = sessions
         self._rules = rules
@@ -242,7 +246,8 @@ class _Call:
                 raise refusal([FieldViolation(field="open", description="must be the first request, and only that")])
             if self._watch_only:
                 raise WatchOnlyError("This call only watches. Open another one to give commands.")
-            accepted = await self._command(message)
+            with self._traced(message):
+                accepted = await self._command(message)
         except SandboxdError as error:
             return _refused(error, request_id=message.request_id)
         except Exception:  # a loop: one broken command must not end the conversation
@@ -259,6 +264,18 @@ class _Call:
             acknowledged=pb.Acknowledged(
                 request_id=message.request_id, repeated=accepted.repeated, turn=self._turn(accepted.turn)
             )
+        )
+
+    def _traced(self, message: pb.StreamRequest) -> AbstractContextManager[Span]:
+        """A command's span: below the stream's where its caller traces, else a trace of its own. A chat lasts hours."""
+        tracer, stream = self._calls.tracer, self._calls.tracer.current()
+        given = parse_traceparent(self._rpc.metadata.get(TRACEPARENT)) is not None
+        return tracer.span(
+            f"{self._rpc.method}/{message.WhichOneof('command')}",
+            kind=SpanKind.SERVER,
+            root=not given,
+            links=() if given or stream is None else (stream,),
+            attributes={"sandbox": self._sandbox, "session": self._session},
         )
 
     async def _command(self, message: pb.StreamRequest) -> Accepted:

@@ -61,6 +61,7 @@ def _encode_order(order: errands.Order) -> pb.Order:
         session=order.session,
         request_id=order.request_id,
         body_hash=order.body_hash,
+        traceparent=order.traceparent,
     )
     deed = order.deed
     match deed:
@@ -89,6 +90,7 @@ def _decode_order(sandbox: SandboxId, order: pb.Order) -> errands.Order:
         request_id=RequestId(order.request_id),
         body_hash=order.body_hash,
         deed=_decode_deed(order),
+        traceparent=order.traceparent,
     )
 
 

@@ -1,0 +1,90 @@
+"""What is seen of one replica: its registry with all metrics, its tracer, and the loops that measure."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from sandboxd import __version__
+from sandboxd.agent.client import GrpcAgentConnector
+from sandboxd.bootstrap.tracing import make_tracer
+from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.model.errors import UnavailableError
+from sandboxd.model.trace import Tracer
+from sandboxd.monitor.process_metrics import ProcessMetrics
+from sandboxd.persistence.census import count_sandboxes
+from sandboxd.persistence.engine import Database
+from sandboxd.persistence.metrics import DatabaseMetrics
+from sandboxd.settings import Settings
+from sandboxd.stream.custody import Custody
+from sandboxd.stream.feed import EventFeed
+from sandboxd.stream.group_commit import GroupCommit
+from sandboxd.stream.metrics import StreamMetrics
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+CENSUS_SECONDS: Final = 30.0
+"""How often a replica counts the sandboxes: one statement over an index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """The eyes of `serve`."""
+
+    tracer: Tracer
+    send_traces: Callable[[], None]
+    """Sends what waits; blocks."""
+    registry: CollectorRegistry
+    process: ProcessMetrics
+    manager: ManagerMetrics
+    stream: StreamMetrics
+
+    @staticmethod
+    def of(settings: Settings) -> Observation:
+        """Open them as the settings say."""
+        tracer, send = make_tracer(settings, role="serve")
+        registry = CollectorRegistry()
+        return Observation(
+            tracer=tracer,
+            send_traces=send,
+            registry=registry,
+            process=ProcessMetrics(registry, role="serve", version=__version__),
+            manager=ManagerMetrics(registry),
+            stream=StreamMetrics(registry),
+        )
+
+    def look_at(
+        self,
+        *,
+        database: Database,
+        custody: Custody,
+        feed: EventFeed,
+        commit: GroupCommit,
+        connector: GrpcAgentConnector,
+    ) -> None:
+        """Read what these parts know of themselves whenever somebody asks for the metrics."""
+        database.waited = DatabaseMetrics(self.registry, database.engine).waited
+        self.stream.owned.set_function(lambda: custody.owned)
+        self.stream.open_turns.set_function(lambda: custody.open_turns)
+        self.stream.watchers.set_function(lambda: feed.watchers)
+        self.stream.queued.set_function(lambda: commit.queued)
+        self.stream.agents.set_function(lambda: connector.connections)
+
+    async def run(self, database: Database) -> None:
+        """Measure until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.process.run(), name="loop-lag")
+            tasks.create_task(self._count(database), name="census")
+
+    async def _count(self, database: Database) -> None:
+        while True:
+            try:
+                self.manager.census(await count_sandboxes(database))
+            except UnavailableError as error:
+                log.info("census.unanswered", error=error.message)
+            await asyncio.sleep(CENSUS_SECONDS)
