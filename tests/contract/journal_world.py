@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import Protocol
 
+from sandboxd.model.client import ClientPolicy
 from sandboxd.model.events import EventBody, SessionEvent
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, TurnId, make_id
 from sandboxd.model.session import PromptInput, Session, Turn, TurnState
-from sandboxd.stream.ports import Journal, Sessions
+from sandboxd.stream.ports import Journal, KeptTexts, Sessions
 from tests.fakes.journal import FakeJournal, FakeSessions, FakeStore
+from tests.fakes.texts import FakeKeptTexts
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 CLIENT, FREELANCER = ClientId("acme"), FreelancerId("ada")
@@ -26,6 +28,10 @@ class JournalWorld(Protocol):
 
     journal: Journal
     sessions: Sessions
+    texts: KeptTexts
+
+    async def given_policy(self, policy: ClientPolicy) -> None:
+        """The policy of CLIENT."""
 
     async def given_sandbox(self, sandbox: SandboxId) -> None:
         """A sandbox of CLIENT and FREELANCER."""
@@ -43,11 +49,17 @@ class JournalWorld(Protocol):
 class FakeJournalWorld:
     journal: Journal = field(init=False)
     sessions: Sessions = field(init=False)
+    texts: KeptTexts = field(init=False)
     store: FakeStore = field(default_factory=FakeStore)
 
     def __post_init__(self) -> None:
         self._journal = FakeJournal(store=self.store)
         self.journal, self.sessions = self._journal, FakeSessions(store=self.store)
+        self._texts = FakeKeptTexts(store=self.store)
+        self.texts = self._texts
+
+    async def given_policy(self, policy: ClientPolicy) -> None:
+        self._texts.policies[CLIENT] = policy
 
     async def given_sandbox(self, sandbox: SandboxId) -> None:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,19 +13,22 @@ import asyncpg
 from sqlalchemy import text
 from typing_extensions import override
 
+from sandboxd.model.client import ClientPolicy
 from sandboxd.model.errors import DatabaseUnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId, SessionId, TurnId
 from sandboxd.model.session import TurnState
 from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.monitor.ports import PriceBookStore, UsageLedger
+from sandboxd.persistence.account_rows import policy_json
 from sandboxd.persistence.engine import Database, DatabaseSettings
 from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.ledger import PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
 from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.persistence.sessions import PostgresSessions
+from sandboxd.persistence.texts import PostgresKeptTexts
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
-from sandboxd.stream.ports import Journal, Sessions
+from sandboxd.stream.ports import Journal, KeptTexts, Sessions
 from tests.contract.journal_world import CLIENT, FREELANCER, NOON
 from tests.eventually import eventually
 
@@ -102,6 +106,16 @@ class PostgresJournalWorld(Replicas):
         self._forgetful = ForgetfulDatabase(database.engine)
         self.journal: Journal = PostgresJournal(self._forgetful)
         self.sessions: Sessions = PostgresSessions(self._forgetful)
+        self.texts: KeptTexts = PostgresKeptTexts(database)
+
+    async def given_policy(self, policy: ClientPolicy) -> None:
+        async with self._sandboxes.raw() as connection:
+            await connection.execute(
+                """INSERT INTO clients (id, create_time, policy) VALUES ($1, now(), $2::text::jsonb)
+                ON CONFLICT (id) DO UPDATE SET policy = excluded.policy""",
+                CLIENT,
+                json.dumps(policy_json(policy)),
+            )
 
     async def given_sandbox(self, sandbox: SandboxId) -> None:
         await insert_sandbox(self._sandboxes, sandbox, client=CLIENT, freelancer=FREELANCER)

@@ -43,6 +43,8 @@ class FakeStore:
     sessions: dict[SessionId, Session] = field(default_factory=dict)
     turns: dict[TurnId, Turn] = field(default_factory=dict)
     log: dict[SessionId, list[SessionEvent]] = field(default_factory=dict)
+    titles_settled: set[SessionId] = field(default_factory=set)
+    """Sessions whose title a policy has changed: their owners must not write the old one back."""
 
     down: bool = False
     answers_lost: int = 0
@@ -109,7 +111,8 @@ class FakeJournal:
         for session in entry.sessions:
             known = store.sessions.get(session.id)
             deleted = known.delete_time if known else session.delete_time
-            store.sessions[session.id] = replace(session, delete_time=deleted)
+            title = known.title if known and session.id in store.titles_settled else session.title
+            store.sessions[session.id] = replace(session, delete_time=deleted, title=title)
         for turn in entry.turns:
             if store.sessions[turn.session].delete_time is None:
                 self._put_turn(turn)

@@ -38,6 +38,7 @@ from sandboxd.persistence.presence import ReplicaPresence
 from sandboxd.persistence.replicas import PostgresReplicas
 from sandboxd.persistence.retention import forget_commands
 from sandboxd.persistence.sessions import PostgresSessions
+from sandboxd.persistence.texts import PostgresKeptTexts
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.settings import Settings, SettingsError, redact, unknown_variables
 from sandboxd.stream.billing import TurnBills
@@ -53,6 +54,7 @@ from sandboxd.stream.owner import Services
 from sandboxd.stream.ports import Wakeups
 from sandboxd.stream.routing import ErrandRouter
 from sandboxd.stream.sessions import SessionDirectory
+from sandboxd.stream.text_care import TextCare
 
 log = structlog.get_logger("sandboxd.bootstrap")
 
@@ -97,6 +99,7 @@ class _Rooms:
     manager: SandboxManager
     api: ApiServer
     web: OperationsServer
+    texts: TextCare
 
 
 async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
@@ -238,6 +241,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
         manager=manager,
         api=api,
         web=web,
+        texts=TextCare(texts=PostgresKeptTexts(database), feed=services.feed, wakeups=presence),
     )
 
 
@@ -254,6 +258,7 @@ async def _background(rooms: _Rooms) -> None:
         tasks.create_task(rooms.manager.run(), name="manager")
         tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
         tasks.create_task(_forget_old_commands(rooms.database), name="retention")
+        tasks.create_task(rooms.texts.run(), name="texts")
 
 
 async def _usage_hints(wakeups: Wakeups, bills: TurnBills) -> None:

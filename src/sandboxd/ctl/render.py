@@ -37,6 +37,8 @@ _STOPPED = {
     stream_pb2.STOP_REASON_ERROR: ("failed", "red"),
     stream_pb2.STOP_REASON_INTERRUPTED: ("interrupted: the next prompt continues the conversation", "red"),
 }
+_ALL_TEXT = {"turn_started": "prompt", "text": "answer", "thought": "thoughts"}
+"""Events that say nothing without their text."""
 
 
 class EventRenderer:
@@ -59,11 +61,12 @@ class EventRenderer:
         self._output_lines = output_lines
         self._mid_line = False
         self._thinking = False
+        self._erasing = ""
 
     def show(self, event: stream_pb2.StreamResponse) -> None:
         """Print one event."""
         kind = event.WhichOneof("event")
-        if kind is None:  # of a newer service than this client
+        if kind is None or self._erased(event, kind):  # none: of a newer service than this client
             return
         if kind != "thought":
             self._thinking = False
@@ -122,6 +125,16 @@ class EventRenderer:
         if text:
             self._console.print(Text(text), end="", soft_wrap=True)
             self._mid_line = not text.endswith("\n")
+
+    def _erased(self, event: stream_pb2.StreamResponse, kind: str) -> bool:
+        """Say once, for pieces in a row, that their text was erased; false where there is some to show."""
+        if event.text_state != stream_pb2.TEXT_STATE_ERASED or kind not in _ALL_TEXT:
+            self._erasing = ""
+            return False
+        if kind != self._erasing and (kind != "thought" or self._thoughts):
+            self.note(f"({_ALL_TEXT[kind]} erased by the client's policy)")
+        self._erasing = kind
+        return True
 
     def _thought(self, thought: stream_pb2.Thought) -> None:
         if not self._thoughts:

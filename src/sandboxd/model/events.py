@@ -294,6 +294,17 @@ class Unparsed:
     """Digest of all bytes, where `data` does not hold them all."""
 
 
+class TextState(enum.Enum):
+    """What became of an event's text after its turn, by the client's policy."""
+
+    KEPT = "KEPT"
+    """As it was written."""
+    REDACTED = "REDACTED"
+    """What looks like a secret or personal data was replaced."""
+    ERASED = "ERASED"
+    """The text is gone; that the event happened, and when, is kept."""
+
+
 EventBody = (
     SessionOpened
     | Waking
@@ -327,3 +338,4 @@ class SessionEvent:
     turn: TurnId | None
     event_time: datetime
     body: EventBody
+    text_state: TextState = TextState.KEPT

@@ -55,7 +55,8 @@ _SESSIONS: Final = f"""
         $1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[],
         $10::int[], $11::text[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[])
     ON CONFLICT (id) DO UPDATE SET
-        title = excluded.title, mode = excluded.mode, model = excluded.model, cli_session = excluded.cli_session,
+        title = CASE WHEN sessions.text_redacted + sessions.text_erased = 0 THEN excluded.title ELSE sessions.title END,
+        mode = excluded.mode, model = excluded.model, cli_session = excluded.cli_session,
         head_sequence = greatest(sessions.head_sequence, excluded.head_sequence), turns = excluded.turns,
         open_turn = excluded.open_turn, update_time = excluded.update_time
     WHERE sessions.delete_time IS NULL

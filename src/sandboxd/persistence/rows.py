@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sandboxd.model.events import EventBody, SessionEvent, Unparsed
+from sandboxd.model.events import SessionEvent, TextState, Unparsed
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.session import Attachment, PromptInput, Session, StopReason, Turn, TurnState
 from sandboxd.persistence.escape import dump_json, escape, load_json, unescape
@@ -15,6 +15,8 @@ from sandboxd.stream.ports import Conversation
 Row = Mapping[str, Any]
 """A record: asyncpg's and SQLAlchemy's mappings alike. Any: its columns have any type."""
 
+_TEXT_STATE: Final = "text_state"
+"""Name beside the fields of an event's payload; left out where the text is as it was written."""
 SESSION_COLUMNS: Final = (
     "id, sandbox, client, freelancer, title, mode, model, cli_session, head_sequence, turns, open_turn,"
     " create_time, update_time, delete_time"
@@ -99,7 +101,10 @@ def read_turn(row: Row, attachments: Sequence[Attachment]) -> Turn:
 
 def event_values(event: SessionEvent) -> tuple[Any, ...]:  # Any: one value a column
     """An event as (session, sequence, turn, kind, payload, size, event_time)."""
-    payload = dump_json(encode_body(event.body))
+    encoded = encode_body(event.body)
+    if event.text_state is not TextState.KEPT:
+        encoded[_TEXT_STATE] = event.text_state.value
+    payload = dump_json(encoded)
     return (
         event.session,
         event.sequence,
@@ -118,16 +123,18 @@ def read_event(session: SessionId, row: Row) -> SessionEvent:
         sequence=row["sequence"],
         turn=TurnId(row["turn"]) if row["turn"] else None,
         event_time=row["event_time"],
-        body=_read_body(row["payload"]),
+        **_read_payload(row["payload"]),
     )
 
 
-def _read_body(payload: str) -> EventBody:
+def _read_payload(payload: str) -> dict[str, Any]:
+    """The fields of an event that its payload holds. Any: of different types."""
     try:
-        return decode_body(load_json(payload))
+        value = load_json(payload)
+        return {"body": decode_body(value), "text_state": TextState(value.get(_TEXT_STATE, TextState.KEPT.value))}
     except UnreadableEventError:
         data = payload.encode(errors="surrogatepass")
-        return Unparsed(data=data, size=len(data), why="NEWER_VERSION")
+        return {"body": Unparsed(data=data, size=len(data), why="NEWER_VERSION")}
 
 
 def read_conversation(row: Row) -> Conversation:

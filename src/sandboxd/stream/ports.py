@@ -295,6 +295,27 @@ class TurnUsage:
     """What was said about budgets because of these calls."""
 
 
+class KeptTexts(Protocol):
+    """The texts that sessions, turns and events hold, as their clients' policies want them."""
+
+    async def recent(self, *, ended_within: timedelta, grace: timedelta, limit: int) -> Sequence[SessionId]:
+        """Sessions of clients that keep less than everything, whose newest turns have ended just so long ago."""
+        ...
+
+    async def every(self, *, after: SessionId | None, limit: int) -> Sequence[SessionId]:
+        """Sessions of clients whose policy takes texts away, now or after a lifetime; by id, after the one given."""
+        ...
+
+    async def settle(self, session: SessionId, *, grace: timedelta) -> int:
+        """Treat what is due of a session's texts as its client's policy says; answers how many events were treated.
+
+        Due is what lies outside turns or in turns that have ended, `grace` ago where the policy keeps less than
+        everything, its lifetime ago where it has one. A part at a time: call again while something is answered. Nothing
+        is done, and 0 answered, while somebody else treats the session.
+        """
+        ...
+
+
 class TurnLedger(Protocol):
     """The ledger as the stream reads it; the gateway writes it."""
 

@@ -10,7 +10,7 @@ import re
 
 REDACTED = "[redacted]"
 
-_SECRETS = re.compile(
+SECRETS = re.compile(
     r"""
       \bAIza[0-9A-Za-z_\-]{8,}                              # Google API keys
     | \bAQ\.[0-9A-Za-z_\-]{16,}                             # and their newer form
@@ -28,7 +28,7 @@ _SECRETS = re.compile(
 
 def redact(text: str) -> str:
     """Replace everything that looks like a key or a token."""
-    return _SECRETS.sub(REDACTED, text)
+    return SECRETS.sub(REDACTED, text)
 
 
 def redact_bytes(data: bytes) -> bytes:

@@ -23,6 +23,11 @@ STOP_REASONS: Final[Mapping[StopReason, pb.StopReason.ValueType]] = {
 OPTION_KINDS: Final[Mapping[events.PermissionOptionKind, pb.PermissionOption.Kind.ValueType]] = {
     kind: pb.PermissionOption.Kind.Value(f"KIND_{kind.name}") for kind in events.PermissionOptionKind
 }
+TEXT_STATES: Final[Mapping[events.TextState, pb.TextState.ValueType]] = {
+    events.TextState.KEPT: pb.TEXT_STATE_UNSPECIFIED,
+    events.TextState.REDACTED: pb.TEXT_STATE_REDACTED,
+    events.TextState.ERASED: pb.TEXT_STATE_ERASED,
+}
 
 
 def encode_event(event: events.SessionEvent, *, sandbox: SandboxId) -> pb.StreamResponse:
@@ -31,6 +36,8 @@ def encode_event(event: events.SessionEvent, *, sandbox: SandboxId) -> pb.Stream
     response.sequence = event.sequence
     response.event_time.CopyFrom(timestamp(event.event_time) or response.event_time)
     response.turn = turn_name(sandbox, event.session, event.turn)
+    if event.text_state is not events.TextState.KEPT:
+        response.text_state = TEXT_STATES[event.text_state]
     return response
 
 

@@ -87,6 +87,10 @@ class SessionRow(Base):
     create_time: Mapped[Moment]
     update_time: Mapped[Moment]
     delete_time: Mapped[Moment | None]
+    text_redacted: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Texts of events up to this one were redacted (or erased); from then on the title is ours, too."""
+    text_erased: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """Texts of events up to this one were erased."""
 
     __table_args__ = (
         CheckConstraint("head_sequence >= 0 AND turns >= 0", name="counts"),
@@ -119,6 +123,7 @@ class TurnRow(Base):
         one_of("state", TurnState),
         one_of("stop_reason", StopReason, optional=True),
         Index("uq_turns_number", "session", "number", unique=True),
+        Index("ix_turns_end_time", "end_time", postgresql_where=text("end_time IS NOT NULL")),
         Index("ix_turns_open", "sandbox", postgresql_where=text(OPEN_TURN)),
     )
 
