@@ -16,6 +16,7 @@ from sandboxd.model.session import PromptInput, Session, TurnState
 from sandboxd.stream.feed import EventFeed
 from sandboxd.stream.ports import Wakeups
 from sandboxd.stream.text_care import TextCare
+from sandboxd.stream.texts import treat
 from tests.contract.journal_world import CLIENT, a_sandbox_id, a_session, a_turn, an_event
 from tests.eventually import eventually
 from tests.fakes.journal import FakeJournal, FakeStore
@@ -25,14 +26,16 @@ from tests.fakes.texts import FakeKeptTexts
 @dataclass(kw_only=True)
 class Hints(Wakeups):
     sent: list[tuple[str, str]] = field(default_factory=list)
+    heard: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
 
     @override
     async def notify(self, topic: str, payload: str) -> None:
         self.sent.append((topic, payload))
 
     @override
-    def listen(self, topic: str) -> AsyncIterator[str]:
-        raise NotImplementedError
+    async def listen(self, topic: str) -> AsyncIterator[str]:
+        while True:
+            yield await self.heard.get()
 
 
 class World:
@@ -69,8 +72,24 @@ async def test_what_was_erased_is_not_shown_from_memory_either() -> None:
     assert await world.care.care_for_recent() == 1
 
     assert await world.shown(session.id) == [TextState.ERASED]
-    assert world.hints.sent == [("events", session.id)], "the other replicas were not told"
+    assert world.hints.sent == [("texts", session.id)], "the other replicas were not told"
     assert await world.care.care_for_recent() == 0
+
+
+async def test_what_another_replica_has_erased_is_not_shown_from_memory_either() -> None:
+    world = World(ClientPolicy())
+    session = world.given_session(ended=timedelta(minutes=2))
+    world.store.log[session.id] = treat(world.store.log[session.id], TextState.ERASED)
+    task = asyncio.create_task(world.care.run())
+
+    await world.hints.heard.put(session.id)
+
+    async def forgotten() -> bool:
+        return await world.shown(session.id) == [TextState.ERASED]
+
+    await eventually(forgotten)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_old_turns_are_for_the_full_round() -> None:

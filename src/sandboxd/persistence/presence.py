@@ -28,7 +28,7 @@ from sandboxd.stream.ports import Wakeups
 
 log = structlog.get_logger(__name__)
 
-TOPICS: Final = ("usage", "events", "watchers", "sandboxes", "conversations", "clients")
+TOPICS: Final = ("usage", "events", "watchers", "sandboxes", "conversations", "clients", "texts")
 MAX_PENDING: Final = 10_000
 """Different payloads that wait for one slow reader, or for the connection; the oldest is let fall, as hints may be."""
 _FIRST_WAIT_SECONDS: Final = 0.05

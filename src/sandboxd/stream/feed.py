@@ -104,6 +104,12 @@ class EventFeed:
         if ring is not None:
             ring.wake()
 
+    def forget(self, session: SessionId) -> None:
+        """Drop what is remembered of a session's events: the journal has other words for them now."""
+        ring = self._rings.get(session)
+        if ring is not None:
+            ring.events.clear()
+
     def close(self) -> None:
         """End every watcher's events after what it can still read: the service is going away."""
         self._closed = True

@@ -20,6 +20,8 @@ from sandboxd.stream.ports import KeptTexts, Wakeups
 
 log = structlog.get_logger(__name__)
 
+TEXTS: Final = "texts"
+"""Topic: a session whose texts were treated."""
 GRACE: Final = timedelta(minutes=1)
 """How long after its turn's end a text is still there in full: a client that reconnects gets the answer."""
 CARE_SECONDS: Final = 20.0
@@ -50,6 +52,16 @@ class TextCare:
         self._every = every
 
     async def run(self) -> None:
+        """Care, and hear what the other replicas have treated."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._care(), name="texts-care")
+            tasks.create_task(self._hear(), name="texts-hear")
+
+    async def _hear(self) -> None:
+        async for session in self._wakeups.listen(TEXTS):
+            self._feed.forget(SessionId(session))
+
+    async def _care(self) -> None:
         """Look at what ended lately every few seconds, and at everything now and then."""
         loop = asyncio.get_running_loop()
         next_round = loop.time()
@@ -85,7 +97,7 @@ class TextCare:
             treated += part
         if treated:
             # What the feeds remember of the session is what it said before.
-            self._feed.hint(session)
-            await self._wakeups.notify("events", session)
+            self._feed.forget(session)
+            await self._wakeups.notify(TEXTS, session)
             log.info("texts.settled", session=session, events=treated)
         return treated
