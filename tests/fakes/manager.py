@@ -27,6 +27,7 @@ from sandboxd.manager.backend_port import (
     RunningIncarnation,
     SandboxSpec,
 )
+from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.ports import (
     Conversations,
     IncarnationRepository,
@@ -44,6 +45,8 @@ from sandboxd.manager.ports import (
     UnitOfWork,
     UnitsOfWork,
 )
+from sandboxd.manager.price_ports import PriceRepository
+from sandboxd.model.budget import Budget, BudgetId
 from sandboxd.model.client import Client, Freelancer
 from sandboxd.model.errors import (
     AlreadyExistsError,
@@ -57,10 +60,12 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.paging import Page
+from sandboxd.model.pricing import Price
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity, SandboxToken
 from sandboxd.stream.ports import CliPlace, Wakeups
+from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
 from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 
@@ -111,6 +116,8 @@ class _Rows:
     leases: dict[SandboxId, _Lease] = field(default_factory=dict)
     clients: dict[ClientId, Client] = field(default_factory=dict)
     freelancers: dict[tuple[ClientId, FreelancerId], Freelancer] = field(default_factory=dict)
+    budgets: dict[BudgetId, Budget] = field(default_factory=dict)
+    prices: dict[str, Price] = field(default_factory=dict)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -120,6 +127,8 @@ class _Rows:
             leases=dict(self.leases),
             clients=dict(self.clients),
             freelancers=dict(self.freelancers),
+            budgets=dict(self.budgets),
+            prices=dict(self.prices),
         )
 
 
@@ -152,6 +161,8 @@ class FakeUnitOfWork(UnitOfWork):
         self._operations = _Operations(self)
         self._clients = FakeClientRepository(self)
         self._freelancers = FakeFreelancerRepository(self)
+        self._budgets = FakeBudgetRepository(self)
+        self._prices = FakePriceRepository(self)
 
     @property
     @override
@@ -182,6 +193,16 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def freelancers(self) -> FreelancerRepository:
         return self._freelancers
+
+    @property
+    @override
+    def budgets(self) -> BudgetRepository:
+        return self._budgets
+
+    @property
+    @override
+    def prices(self) -> PriceRepository:
+        return self._prices
 
     @override
     async def __aenter__(self) -> Self:

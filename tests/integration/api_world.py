@@ -28,11 +28,20 @@ from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.manager.account_cache import AccountCache
+from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
-from sandboxd.v1 import client_pb2_grpc, sandbox_pb2_grpc, session_pb2_grpc, stream_pb2, usage_pb2_grpc
+from sandboxd.v1 import (
+    budget_pb2_grpc,
+    client_pb2_grpc,
+    price_pb2_grpc,
+    sandbox_pb2_grpc,
+    session_pb2_grpc,
+    stream_pb2,
+    usage_pb2_grpc,
+)
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
-from tests.fakes.manager import FakeClock, FakeUnits, FakeWakeups
+from tests.fakes.manager import FakeClock, FakeIds, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeUsageLedger
 
 ISSUER, AUDIENCE = "https://issuer.test", "sandboxd"
@@ -80,11 +89,15 @@ class World:
     sessions: Any = field(init=False)
     usage: Any = field(init=False)
     clients: Any = field(init=False)
+    budgets: Any = field(init=False)
+    prices: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.sandboxes = sandbox_pb2_grpc.SandboxServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
         self.clients = client_pb2_grpc.ClientServiceStub(self.channel)
+        self.budgets = budget_pb2_grpc.BudgetServiceStub(self.channel)
+        self.prices = price_pb2_grpc.PriceServiceStub(self.channel)
         self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
 
     def metadata(self, **changes: Any) -> tuple[tuple[str, str], ...]:
@@ -116,6 +129,7 @@ async def a_world(
         hub=hub,
         sessions=directory,
         ledger=ledger,
+        accounting=make_accounting(units=units, clock=units.clock, ids=FakeIds(units.clock)),
         callers=Door(
             tokens=BearerTokens(
                 keys=FileKeys(path / "keys.json"),

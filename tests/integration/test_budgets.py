@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from sandboxd.manager.budget_ports import BudgetFilter
+from sandboxd.model.accounting_errors import BudgetNotFoundError
 from sandboxd.model.budget import (
     TOKENS,
     BudgetId,
@@ -18,7 +20,6 @@ from sandboxd.model.budget import (
     BudgetStatus,
     BudgetTarget,
 )
-from sandboxd.model.errors import BudgetNotFoundError
 from sandboxd.model.money import Money
 from sandboxd.model.session import TurnState
 from sandboxd.model.tokens import SandboxIdentity
@@ -30,9 +31,11 @@ from sandboxd.model.usage import (
     TokenCounts,
     UsageState,
 )
+from sandboxd.monitor.list_prices import list_prices
 from sandboxd.monitor.ports import CallRefusal, CallRefused, CallStart, OpenedCall, UsageFilter
 from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
+from sandboxd.persistence.prices import PostgresPriceBookStore, PostgresPriceRepository
 from tests.contract.postgres_worlds import PostgresLedgerWorld
 from tests.contract.usage_world import NOON, a_call, a_session, a_settlement, a_turn, an_id, an_identity
 from tests.eventually import eventually
@@ -410,3 +413,46 @@ async def test_a_budget_that_is_set_while_a_call_is_being_written_waits_and_coun
 
     assert not set_too_early
     assert sums(await status(database, budget, identity)) == (0, 100, 900)
+
+
+async def test_budgets_are_listed_page_by_page_by_whose_they_are(
+    world: PostgresLedgerWorld, database: Database
+) -> None:
+    mine, colleague = an_identity(), an_identity()
+    colleague = replace(colleague, client=mine.client)
+    for identity in (mine, colleague):
+        await world.given_incarnation(identity)
+    made = [
+        await given_budget(database, identity, 10, level=level)
+        for identity in (mine, colleague)
+        for level in ("freelancer", "sandbox")
+    ]
+    async with database.begin() as connection:
+        budgets = PostgresBudgetRepository(connection)
+
+        async def listed(**where: Any) -> list[BudgetId]:  # Any: fields of the filter
+            found, token = list[BudgetId](), ""
+            while True:
+                page = await budgets.list(
+                    BudgetFilter(client=mine.client, **where), at=NOON, page_size=1, page_token=token
+                )
+                found += [one.budget.id for one in page.items]
+                token = page.next_token
+                if not token:
+                    return found
+
+        assert await listed() == made
+        assert await listed(freelancer=mine.freelancer) == made[:2]
+        assert await listed(sandbox=colleague.sandbox) == made[3:]
+
+
+async def test_prices_are_changed_in_a_transaction_and_read_by_the_gateway(database: Database) -> None:
+    store, price = PostgresPriceBookStore(database), list_prices()[0]
+    async with database.begin() as connection:
+        prices = PostgresPriceRepository(connection)
+        await prices.add(price)
+        await prices.set_end(price.id, at=NOON)
+        found = await prices.all(for_update=True)
+
+    assert list(found) == [replace(price, valid_until=NOON)]
+    assert list((await store.load()).prices) == list(found)

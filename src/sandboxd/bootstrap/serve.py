@@ -26,6 +26,7 @@ from sandboxd.bootstrap.sources import RandomIds, SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
+from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
@@ -213,6 +214,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
         hub=hub,
         sessions=SessionDirectory(services, hub, router),
         ledger=ledger,
+        accounting=make_accounting(units=core.tools.units, clock=clock, ids=ids),
         callers=_callers(settings, keys, clock),
         registry=seen.registry,
         backend=manager.backend().name,

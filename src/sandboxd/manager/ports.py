@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import NewType, Protocol, Self
 
 from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository
+from sandboxd.manager.budget_ports import BudgetRepository
+from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.paging import Page
@@ -281,6 +283,16 @@ class UnitOfWork(Protocol):
     @property
     def freelancers(self) -> FreelancerRepository:
         """Freelancer rows."""
+        ...
+
+    @property
+    def budgets(self) -> BudgetRepository:
+        """Budgets with what is counted in them."""
+        ...
+
+    @property
+    def prices(self) -> PriceRepository:
+        """The price book."""
         ...
 
     async def __aenter__(self) -> Self: ...

@@ -143,15 +143,6 @@ class UsageEventNotFoundError(NotFoundError):
         super().__init__(f"Usage event {event} does not exist.", usage_event=event)
 
 
-class BudgetNotFoundError(NotFoundError):
-    """The client has no budget of this id."""
-
-    reason = "BUDGET_NOT_FOUND"
-
-    def __init__(self, budget: str) -> None:
-        super().__init__(f"Budget {budget} does not exist.", budget=budget)
-
-
 class AlreadyExistsError(SandboxdError):
     """Something with this name is already there."""
 

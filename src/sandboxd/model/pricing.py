@@ -63,6 +63,12 @@ class Price:
             return False
         return fnmatch.fnmatchcase(model, self.model)
 
+    def overlaps(self, other: Price) -> bool:
+        """Tell whether both are meant for the same models and hold at the same moment."""
+        begins_before_it_ends = other.valid_until is None or self.valid_from < other.valid_until
+        ends_after_it_begins = self.valid_until is None or other.valid_from < self.valid_until
+        return self.model == other.model and begins_before_it_ends and ends_after_it_begins
+
     def amount(self, tokens: TokenCounts) -> Money:
         """Price the tokens of one call."""
         rates = [

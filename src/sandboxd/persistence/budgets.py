@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from sandboxd.manager.budget_ports import BudgetFilter, BudgetRepository
 from sandboxd.manager.ports import MAX_PAGE_SIZE
+from sandboxd.model.accounting_errors import BudgetNotFoundError
 from sandboxd.model.budget import Budget, BudgetId, BudgetPeriod, BudgetStatus, BudgetTarget
-from sandboxd.model.errors import BudgetNotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.persistence.errors import translated

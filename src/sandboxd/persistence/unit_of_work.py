@@ -24,9 +24,11 @@ from sandboxd.manager.ports import (
 )
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
 from sandboxd.persistence.accounts import PostgresClientRepository, PostgresFreelancerRepository
+from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.liveness import is_living
+from sandboxd.persistence.prices import PostgresPriceRepository
 from sandboxd.persistence.sandbox_rows import outcome_json, read_request, request_values
 from sandboxd.persistence.sandboxes import PostgresIncarnationRepository, PostgresSandboxRepository
 from sandboxd.persistence.tables import OperationRow, RequestRow
@@ -180,6 +182,16 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def freelancers(self) -> PostgresFreelancerRepository:
         return PostgresFreelancerRepository(self._open())
+
+    @property
+    @override
+    def budgets(self) -> PostgresBudgetRepository:
+        return PostgresBudgetRepository(self._open())
+
+    @property
+    @override
+    def prices(self) -> PostgresPriceRepository:
+        return PostgresPriceRepository(self._open())
 
     @override
     async def __aenter__(self) -> Self:

@@ -8,12 +8,13 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from sandboxd.v1 import sandbox_pb2, stream_pb2
+from sandboxd.v1 import budget_pb2, price_pb2, sandbox_pb2, stream_pb2
 
 SANDBOX_OUTPUT_ONLY = (
     "client", "state", "state_reason", "incarnation", "incarnations", "backend", "create_time", "update_time",
     "last_use_time", "terminate_time",
 )  # fmt: skip
+BUDGET_OUTPUT_ONLY = ("name", "client", "use", "create_time", "update_time")
 OPEN_OF_THIS_CALL = ("after_sequence", "watch_only", "cancel_on_disconnect")
 """Fields of `open` that say how this call listens, and nothing about the session that it makes."""
 
@@ -31,6 +32,11 @@ def hash_request(request: Message, *, method: str) -> bytes:
         )
         for field in unset:
             copy.sandbox.ClearField(field)  # type: ignore[arg-type]  # the names are those of the descriptor
+    if isinstance(copy, budget_pb2.SetBudgetRequest):
+        for field in BUDGET_OUTPUT_ONLY:
+            copy.budget.ClearField(field)  # type: ignore[arg-type]  # the names are those of the descriptor
+    if isinstance(copy, price_pb2.AddPriceRequest):
+        copy.price.ClearField("name")
     return _digest(method, copy)
 
 

@@ -89,6 +89,8 @@ def changes(scope: Scope, roles: frozenset[Role] = WRITERS) -> Permission:
 _SANDBOXES: Final = "sandboxd.v1.SandboxService"
 _CLIENTS: Final = "sandboxd.v1.ClientService"
 _SESSIONS: Final = "sandboxd.v1.SessionService"
+_BUDGETS: Final = "sandboxd.v1.BudgetService"
+_PRICES: Final = "sandboxd.v1.PriceService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
 PERMISSIONS: Final[Mapping[str, Permission]] = {
@@ -108,6 +110,15 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_SESSIONS}/GetSession": reads(Scope.OWN),
     f"{_SESSIONS}/GetHistory": reads(Scope.OWN),
     f"{_SESSIONS}/DeleteSession": changes(Scope.OWN),
+    # A client's own budget is set by the platform alone (manager/budgets.py).
+    f"{_BUDGETS}/SetBudget": changes(Scope.CLIENT, ADMINS),
+    f"{_BUDGETS}/GetBudget": reads(Scope.OWN),
+    f"{_BUDGETS}/ListBudgets": reads(Scope.OWN),
+    f"{_BUDGETS}/DeleteBudget": changes(Scope.CLIENT, ADMINS),
+    f"{_BUDGETS}/RebuildBudgets": changes(Scope.CLIENT, PLATFORM_ONLY),
+    f"{_PRICES}/AddPrice": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_PRICES}/EndPrice": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_PRICES}/ListPrices": reads(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_USAGE}/ListUsageEvents": reads(Scope.OWN),
     f"{_USAGE}/SummarizeUsage": reads(Scope.OWN),
     f"{_CLIENTS}/CreateClient": changes(Scope.PLATFORM, PLATFORM_ONLY),

@@ -142,9 +142,13 @@ _BYTES: Final[_Known] = {
     "min_len": lambda limit: lambda value: len(value) >= limit,
     "max_len": lambda limit: lambda value: len(value) <= limit,
 }
-_INTEGER: Final[_Known] = {"gte": lambda limit: lambda value: value >= limit}
+_INTEGER: Final[_Known] = {
+    "gte": lambda limit: lambda value: value >= limit,
+    "lte": lambda limit: lambda value: value <= limit,
+}
 _ENUM: Final[_Known] = {"not_in": lambda refused: lambda value: value not in refused}
 _REPEATED: Final[_Known] = {
+    "min_items": lambda limit: lambda value: len(value) >= limit,
     "max_items": lambda limit: lambda value: len(value) <= limit,
     "unique": lambda _: lambda value: len(set(value)) == len(value),
 }

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
 from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
 from sandboxd.api.grpc.interceptors.callers import CallerChecker, CallerInterceptor
@@ -27,18 +28,24 @@ from sandboxd.api.grpc.interceptors.traces import TraceInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
 from sandboxd.api.grpc.permissions import without_row
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
+from sandboxd.api.grpc.price_service import PriceServicer
 from sandboxd.api.grpc.sandbox_service import SandboxServicer
 from sandboxd.api.grpc.session_service import SessionServicer
 from sandboxd.api.grpc.stay import AccountStanding, Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
+from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.monitor.ports import UsageLedger
 from sandboxd.v1 import (
+    budget_pb2,
+    budget_pb2_grpc,
     client_pb2,
     client_pb2_grpc,
+    price_pb2,
+    price_pb2_grpc,
     sandbox_pb2,
     sandbox_pb2_grpc,
     session_pb2,
@@ -51,6 +58,8 @@ log = structlog.get_logger("sandboxd.api")
 
 _SERVED: Final = (
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
+    budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+    price_pb2.DESCRIPTOR.services_by_name["PriceService"],
     sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
@@ -99,6 +108,7 @@ class ApiServer:
         hub: StreamHub,
         sessions: SessionDirectory,
         ledger: UsageLedger,
+        accounting: Accounting,
         callers: CallerChecker,
         registry: CollectorRegistry,
         backend: str,
@@ -150,6 +160,8 @@ class ApiServer:
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=sessions), self._server)
         client_pb2_grpc.add_ClientServiceServicer_to_server(ClientServicer(tenancy=tenancy), self._server)
         usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(ledger=ledger), self._server)
+        budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(budgets=accounting.budgets), self._server)
+        price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
             reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)

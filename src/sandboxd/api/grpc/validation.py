@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
+from sandboxd.api.grpc.codec_budget import budget_rules
 from sandboxd.api.grpc.quick_rules import QuickRules
 from sandboxd.model.errors import FieldViolation, InvalidRequestError
 from sandboxd.model.session import MAX_PROMPT_BYTES
-from sandboxd.v1 import sandbox_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import budget_pb2, sandbox_pb2, stream_pb2, usage_pb2
 
 if TYPE_CHECKING:
     import protovalidate
@@ -111,6 +112,7 @@ def _summary_rules(message: usage_pb2.SummarizeUsageRequest) -> Iterator[FieldVi
 
 MORE_RULES: Final[Mapping[type[Message], Callable[[Any], Iterator[FieldViolation]]]] = {
     # Any: each function takes the message of its own key.
+    budget_pb2.SetBudgetRequest: budget_rules,
     sandbox_pb2.UpdateRequest: _update_rules,
     # protovalidate 1.2 for Python does not look at `defined_only` of a list's items.
     sandbox_pb2.ListRequest: _filter_rules,
