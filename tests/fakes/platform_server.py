@@ -32,6 +32,7 @@ from sandboxd.v1 import (
     usage_pb2,
     usage_pb2_grpc,
 )
+from tests.fakes.platform_accounting import FakeAccounting
 
 TOKEN = "a-token-of-the-tests"
 MODEL = "gemini-2.5-flash"
@@ -52,6 +53,7 @@ class FakePlatform(
     sandbox_pb2_grpc.SandboxServiceServicer,
     session_pb2_grpc.SessionServiceServicer,
     usage_pb2_grpc.UsageServiceServicer,
+    FakeAccounting,
 ):
     """The service. What tests look at and turn are its public attributes."""
 
@@ -79,6 +81,7 @@ class FakePlatform(
         self.page = 2
         """Largest page."""
         self.usage: list[usage_pb2.UsageEvent] = []
+        FakeAccounting.__init__(self)
         self.lock = threading.Condition()
         self.address = ""
         self._server: grpc.Server | None = None
@@ -100,6 +103,7 @@ class FakePlatform(
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(self, server)
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, server)
         usage_pb2_grpc.add_UsageServiceServicer_to_server(self, server)
+        self.add_accounting_to(server)
         port = server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         server.start()

@@ -389,3 +389,63 @@ def test_help_of_every_command_has_examples() -> None:
     for command in commands:
         assert f"sandboxctl {command}" in ctl(command, "--help").out
     assert "130 interrupted" in ctl("--help").out
+
+
+# --- budgets and prices
+
+
+def test_budgets_are_set_listed_and_removed(platform: FakePlatform) -> None:
+    money = ctl("budgets", "set", "1.25 usd", "--per", "day", "--freelancer", "ada", "--warn", "50")
+    tokens = ctl("budgets", "set", "2Mtokens", "--sandbox", "demo", "-o", "json").objects[0]
+    table = ctl("budgets", "ls").out.splitlines()
+    of_ada = ctl("budgets", "ls", "--freelancer", "ada", "-o", "json").objects
+    removed = ctl("budgets", "rm", "bdg-1")
+    again = ctl("budgets", "rm", "bdg-1")
+
+    assert money.code == 0
+    assert "ada may spend $1.25 a day" in money.out
+    assert (tokens["tokens"], tokens["sandbox"], tokens["period"]) == (
+        2_000_000,
+        f"sandboxes/{BOX}",
+        "BUDGET_PERIOD_MONTH",
+    )
+    assert len(table) == 3
+    assert "$1.25" in table[1]
+    assert "72 %" in table[1]
+    assert "2,000,000 tokens" in table[2]
+    assert [one["warn_percents"] for one in of_ada] == [[50]]
+    assert (removed.code, again.code) == (0, 3)
+    assert "1 sums were wrong" in ctl("budgets", "rebuild").out
+
+
+def test_prices_are_added_ended_and_listed(platform: FakePlatform) -> None:
+    added = ctl(
+        "prices", "add", "gemini-x", "0.30/0.03/2.50", "200000:0.60/0.06/5", "--from", "2027-01-01", "-o", "json"
+    ).objects[0]
+    table = ctl("prices", "ls").out.splitlines()
+    ended = ctl("prices", "end", "price-1", "--at", "2028-01-01")
+
+    assert added["rates"] == [
+        {"above_prompt_tokens": 0, "input": 300_000, "cached": 30_000, "output": 2_500_000},
+        {"above_prompt_tokens": 200_000, "input": 600_000, "cached": 60_000, "output": 5_000_000},
+    ]
+    assert added["currency"] == "USD"
+    assert len(table) == 3
+    assert "keep their price" in ended.out
+    assert len(ctl("prices", "ls").out.splitlines()) == 1
+    assert len(ctl("prices", "ls", "--all").out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("budgets", "set", "25"),
+        ("budgets", "set", "25dollars"),
+        ("budgets", "set", "25USD", "--warn", "101"),
+        ("budgets", "set", "25USD", "--per", "year"),
+        ("prices", "add", "gemini-x", "0.30"),
+        ("prices", "add", "gemini-x", "1.1.1/1/1"),
+    ],
+)
+def test_what_is_no_budget_and_no_price_is_a_usage_error(platform: FakePlatform, words: tuple[str, ...]) -> None:
+    assert ctl(*words).code == 2

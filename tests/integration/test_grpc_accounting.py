@@ -181,7 +181,8 @@ NOW = datetime(2027, 1, 1, tzinfo=UTC)
 
 def a_price(model: str = "gemini-x", **fields: Any) -> price_pb2.Price:
     rates = [price_pb2.Rates(input=300_000, cached=30_000, output=2_500_000)]
-    return price_pb2.Price(**{"model": model, "currency": "USD", "rates": rates, "valid_from": stamp(NOW)} | fields)
+    values: dict[str, Any] = {"model": model, "currency": "USD", "rates": rates, "valid_from": stamp(NOW)}
+    return price_pb2.Price(**values | fields)
 
 
 def adding(price: price_pb2.Price, number: int = 1) -> price_pb2.AddPriceRequest:

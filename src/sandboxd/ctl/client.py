@@ -13,6 +13,7 @@ from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sandboxd.ctl.accounting import AccountingClient
 from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
@@ -39,6 +40,8 @@ class Client:
     def __init__(self, connection: Connection, *, reconnect: RetryPolicy = RECONNECT) -> None:
         self.connection = connection
         """The channel, for calls that this class has no method for."""
+        self.accounting = AccountingClient(connection)
+        """Budgets and prices."""
         self._reconnect = reconnect
         self._sandboxes = sandbox_pb2_grpc.SandboxServiceStub(connection.channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(connection.channel)

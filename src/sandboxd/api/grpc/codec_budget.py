@@ -59,15 +59,12 @@ def budget_rules(message: pb.SetBudgetRequest) -> Iterator[FieldViolation]:
 def encode_budget(status: BudgetStatus) -> pb.Budget:
     """Encode a budget as it stands."""
     budget, target = status.budget, status.budget.target
-    tokens = target.unit == TOKENS
-    return pb.Budget(
+    encoded = pb.Budget(
         name=budget_name(budget.id),
         client=target.client,
         freelancer=target.freelancer or "",
         sandbox=sandbox_name(target.sandbox) if target.sandbox else "",
         period=PERIODS[target.period],
-        money=None if tokens else usage_pb2.Money(micros=budget.limit, currency=target.unit),
-        tokens=budget.limit if tokens else None,
         warn_percents=budget.thresholds,
         use=pb.BudgetUse(
             reserved=status.reserved,
@@ -79,6 +76,11 @@ def encode_budget(status: BudgetStatus) -> pb.Budget:
         create_time=timestamp(budget.create_time),
         update_time=timestamp(budget.update_time),
     )
+    if target.unit == TOKENS:
+        encoded.tokens = budget.limit
+    else:
+        encoded.money.CopyFrom(usage_pb2.Money(micros=budget.limit, currency=target.unit))
+    return encoded
 
 
 def _midnight(day: date) -> datetime:
