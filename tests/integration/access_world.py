@@ -25,11 +25,13 @@ from sqlalchemy import text
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
 from sandboxd.bootstrap.serve import _background, _build, _Rooms
 from sandboxd.manager.ports import RequestRecord
+from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
 from sandboxd.model.caller import Role
 from sandboxd.model.events import SessionEvent, SessionOpened
 from sandboxd.model.ids import ClientId, RequestId, SandboxId, SessionId
 from sandboxd.model.session import Session
 from sandboxd.model.tokens import SandboxIdentity
+from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.settings import load_settings
@@ -55,11 +57,13 @@ class Target:
     sandbox: str
     session: str
     """Of this call alone."""
+    budget: str
+    """Of the sandbox."""
     request_id: str
 
     def without_names(self, shown: str) -> str:
         """What was answered, with this target's names taken out: what is left must not tell targets apart."""
-        for name in (self.session, self.sandbox, self.request_id, self.freelancer, self.client):
+        for name in (self.session, self.budget, self.sandbox, self.request_id, self.freelancer, self.client):
             shown = shown.replace(name, "X")
         return shown
 
@@ -120,6 +124,7 @@ class AccessWorld:
                 freelancer="nobody",
                 sandbox=an_id("sbx"),
                 session=an_id("ses"),
+                budget=an_id("bdg"),
                 request_id=request_id,
             )
         of = self._things[name]
@@ -141,8 +146,21 @@ class AccessWorld:
         )
         await self._sessions.create(row, opened=opened, command=command)
         return Target(
-            client=of.client, freelancer=of.freelancer, sandbox=of.sandbox, session=session, request_id=request_id
+            client=of.client,
+            freelancer=of.freelancer,
+            sandbox=of.sandbox,
+            session=session,
+            budget=await self._budget(of),
+            request_id=request_id,
         )
+
+    async def _budget(self, of: SandboxIdentity) -> str:
+        target = BudgetTarget(client=of.client, sandbox=of.sandbox, period=BudgetPeriod.DAY, unit=TOKENS)
+        async with self._rooms.database.begin() as connection:
+            made = await PostgresBudgetRepository(connection).put(
+                target, limit=10**9, thresholds=(80,), new=BudgetId(an_id("bdg")), at=NOON
+            )
+        return made.id
 
     async def ask(self, method: str, request: Message, caller: Caller | None, *, until: str = "") -> Answer:
         """Make a call of any kind.

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
 from sandboxd.model.caller import Role
-from sandboxd.v1 import sandbox_pb2, session_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
 from tests.integration.access_world import (
     ABSENT,
     CALLERS,
@@ -41,6 +41,8 @@ OK: Outcome = ("OK", "")
 TERMINATED: Outcome = ("FAILED_PRECONDITION", "SANDBOX_STATE_INVALID")
 NO_SANDBOX: Outcome = ("NOT_FOUND", "SANDBOX_NOT_FOUND")
 NO_SESSION: Outcome = ("NOT_FOUND", "SESSION_NOT_FOUND")
+NO_BUDGET: Outcome = ("NOT_FOUND", "BUDGET_NOT_FOUND")
+NO_PRICE: Outcome = ("NOT_FOUND", "PRICE_NOT_FOUND")
 ROLE: Outcome = ("PERMISSION_DENIED", "ROLE_FORBIDDEN")
 
 
@@ -82,6 +84,15 @@ def session(target: Target) -> str:
     return f"sandboxes/{target.sandbox}/sessions/{target.session}"
 
 
+def a_budget(target: Target) -> budget_pb2.Budget:
+    return budget_pb2.Budget(sandbox=sandbox(target), period=budget_pb2.BUDGET_PERIOD_DAY, tokens=10**9)
+
+
+def a_price(target: Target) -> price_pb2.Price:
+    return price_pb2.Price(model=target.request_id, currency="USD", rates=[price_pb2.Rates(input=1)])
+
+
+B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
 EVERYBODY = {P, C, F, A}
 WRITERS = {P, C, F}
@@ -199,6 +210,53 @@ CASES = [
         roles=WRITERS,
         unseen=NO_SESSION,
     ),
+    Case(
+        method=f"{B}/SetBudget",
+        ask=lambda t: budget_pb2.SetBudgetRequest(request_id=t.request_id, budget=a_budget(t)),
+        roles={P, C},
+        unseen=NO_SANDBOX,
+        shows=lambda t: t.budget,
+    ),
+    Case(
+        method=f"{B}/GetBudget",
+        ask=lambda t: budget_pb2.GetBudgetRequest(name=f"budgets/{t.budget}"),
+        roles=EVERYBODY,
+        unseen=NO_BUDGET,
+        shows=lambda t: t.budget,
+    ),
+    Case(
+        method=f"{B}/ListBudgets",
+        ask=lambda t: budget_pb2.ListBudgetsRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.budget,
+    ),
+    Case(
+        method=f"{B}/DeleteBudget",
+        ask=lambda t: budget_pb2.DeleteBudgetRequest(request_id=t.request_id, name=f"budgets/{t.budget}"),
+        roles={P, C},
+        unseen=NO_BUDGET,
+    ),
+    Case(
+        method=f"{B}/RebuildBudgets",  # of the caller's own client, whatever the target
+        ask=lambda t: budget_pb2.RebuildBudgetsRequest(request_id=t.request_id),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{R}/AddPrice",
+        ask=lambda t: price_pb2.AddPriceRequest(request_id=t.request_id, price=a_price(t)),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{R}/EndPrice",
+        ask=lambda t: price_pb2.EndPriceRequest(request_id=t.request_id, name="prices/none"),
+        roles={P},
+        seen=NO_PRICE,
+        unseen=NO_PRICE,
+    ),
+    Case(method=f"{R}/ListPrices", ask=lambda t: price_pb2.ListPricesRequest(), roles={P}, unseen=OK),
     Case(
         method=f"{U}/ListUsageEvents",
         ask=lambda t: usage_pb2.ListUsageEventsRequest(filter=usage_pb2.UsageFilter(sandbox=sandbox(t))),
