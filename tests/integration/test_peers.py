@@ -13,14 +13,14 @@ from typing import cast
 import grpc
 import grpc.aio
 import pytest
-from sandboxd.internal.v1 import replica_pb2 as pb
-from sandboxd.internal.v1 import replica_pb2_grpc
 
 from sandboxd.api.grpc.peers.client import GrpcPeers
 from sandboxd.api.grpc.peers.identity import PeerIdentity
 from sandboxd.api.grpc.peers.server import PeerServer
 from sandboxd.backends.certificates import REPLICA_NAME, CertificateAuthority, Identity
 from sandboxd.bootstrap.peers import told_address
+from sandboxd.internal.v1 import replica_pb2 as pb
+from sandboxd.internal.v1 import replica_pb2_grpc
 from sandboxd.model.caller import Caller, Role
 from sandboxd.model.errors import (
     AgentUnavailableError,
