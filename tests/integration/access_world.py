@@ -23,7 +23,7 @@ from google.rpc import status_pb2
 from sqlalchemy import text
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
-from sandboxd.bootstrap.serve import _background, _build, _Rooms
+from sandboxd.bootstrap.serve import Rooms, _background, build_rooms
 from sandboxd.manager.ports import RequestRecord
 from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
 from sandboxd.model.caller import Role
@@ -107,7 +107,7 @@ class Answer:
 
 class AccessWorld:
     def __init__(
-        self, *, rooms: _Rooms, channel: grpc.aio.Channel, issuer: TokenIssuer, things: Mapping[str, SandboxIdentity]
+        self, *, rooms: Rooms, channel: grpc.aio.Channel, issuer: TokenIssuer, things: Mapping[str, SandboxIdentity]
     ) -> None:
         self._rooms = rooms
         self._channel = channel
@@ -238,7 +238,7 @@ async def an_access_world(folder: Path, postgres_url: str) -> AsyncIterator[Acce
         node=cli,
         gemini_cli=cli,
     )
-    rooms = _build(settings, postgres_url)
+    rooms = build_rooms(settings, postgres_url)
     port = rooms.api.listen("127.0.0.1:0", tls=None)
     try:
         things = {
@@ -261,7 +261,7 @@ async def an_access_world(folder: Path, postgres_url: str) -> AsyncIterator[Acce
         await rooms.database.close()
 
 
-async def _given_things(rooms: _Rooms, *, client: str, freelancer: str) -> SandboxIdentity:
+async def _given_things(rooms: Rooms, *, client: str, freelancer: str) -> SandboxIdentity:
     """A terminated sandbox with one call in the ledger."""
     world = PostgresLedgerWorld(database=rooms.database)
     identity = an_identity(client=client, freelancer=freelancer)
@@ -277,7 +277,7 @@ async def _given_things(rooms: _Rooms, *, client: str, freelancer: str) -> Sandb
     return identity
 
 
-async def _given_taken_request(rooms: _Rooms) -> None:
+async def _given_taken_request(rooms: Rooms) -> None:
     record = RequestRecord(
         client=ClientId(CLIENT),
         request_id=RequestId(TAKEN),

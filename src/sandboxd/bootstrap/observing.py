@@ -84,7 +84,8 @@ class Observation:
     async def _count(self, database: Database) -> None:
         while True:
             try:
-                self.manager.census(await count_sandboxes(database))
+                census = await count_sandboxes(database)
+                self.manager.census(census.states, stuck=census.stuck)
             except UnavailableError as error:
                 log.info("census.unanswered", error=error.message)
             await asyncio.sleep(CENSUS_SECONDS)

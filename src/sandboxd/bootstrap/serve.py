@@ -84,7 +84,7 @@ async def serve(settings: Settings) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rooms:
+class Rooms:
     """What one replica is made of."""
 
     seen: Observation
@@ -105,7 +105,7 @@ class _Rooms:
 
 async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
     tls = _tls(settings)
-    rooms = _build(settings, url)
+    rooms = build_rooms(settings, url)
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(asyncio.to_thread, rooms.seen.send_traces)
         cleanup.push_async_callback(rooms.database.close)
@@ -139,7 +139,8 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
     log.info("role.stopped")
 
 
-def _build(settings: Settings, url: str) -> _Rooms:
+def build_rooms(settings: Settings, url: str) -> Rooms:
+    """Make every object of one replica; nothing connects or listens yet."""
     clock = SystemClock()
     ids = RandomIds(clock)
     seen = Observation.of(settings)
@@ -229,7 +230,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
         tracer=seen.tracer,
     )
     web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
-    return _Rooms(
+    return Rooms(
         seen=seen,
         presence=presence,
         peers=peers,
@@ -247,7 +248,7 @@ def _build(settings: Settings, url: str) -> _Rooms:
     )
 
 
-async def _background(rooms: _Rooms) -> None:
+async def _background(rooms: Rooms) -> None:
     """Everything that runs beside the API. If one part fails, the process ends and is started anew."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(rooms.presence.run(), name="presence")
@@ -283,7 +284,7 @@ async def _forget_old_commands(database: Database) -> None:
         await asyncio.sleep(RETENTION_SECONDS)
 
 
-async def _drain(rooms: _Rooms, *, grace: timedelta) -> None:
+async def _drain(rooms: Rooms, *, grace: timedelta) -> None:
     """Tell callers, then hand over. Turns go on in their sandboxes; whoever comes next continues them."""
     rooms.web.set_ready(ready=False)
     deadline = asyncio.get_running_loop().time() + grace.total_seconds()

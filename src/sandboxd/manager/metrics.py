@@ -45,6 +45,11 @@ class ManagerMetrics:
             ("state",),
             registry=registry,
         )
+        self._stuck = Gauge(
+            "sandboxd_sandboxes_stuck",
+            "Sandboxes that have been on their way for more than five minutes.",
+            registry=registry,
+        )
         self._tokens = Counter(
             "sandboxd_sandbox_tokens_total",
             "Tokens given to agents, by outcome (given, failed).",
@@ -68,8 +73,9 @@ class ManagerMetrics:
         """Note how many orphans of a kind there are."""
         self._orphans.labels(kind).set(number)
 
-    def census(self, numbers: Mapping[SandboxState, int]) -> None:
-        """Note how many sandboxes there are in each state."""
+    def census(self, numbers: Mapping[SandboxState, int], *, stuck: int) -> None:
+        """Note how many sandboxes there are in each state, and how many of them are stuck on their way."""
+        self._stuck.set(stuck)
         for state, number in numbers.items():
             self._sandboxes.labels(state.value).set(number)
 

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final
 
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.persistence.engine import Database
 
-_COUNT: Final = "SELECT state, count(*) AS number FROM sandboxes WHERE state <> 'TERMINATED' GROUP BY state"
+STUCK_AFTER: Final = timedelta(minutes=5)
+"""A sandbox that has been on its way for longer is stuck: a start takes a minute at most, and recovery tries again."""
+_COUNT: Final = """
+    SELECT state, count(*) AS number, count(*) FILTER (WHERE update_time < now() - $1::interval) AS old
+    FROM sandboxes WHERE state <> 'TERMINATED' GROUP BY state
+"""
 """Terminated ones are history, and grow for ever."""
 
 
-async def count_sandboxes(database: Database) -> Mapping[SandboxState, int]:
-    """Count the sandboxes that are not terminated; states without one are 0.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Census:
+    """The sandboxes that are not terminated."""
+
+    states: Mapping[SandboxState, int]
+    """How many are in each state; 0 where none is."""
+    stuck: int
+    """How many of them have been on their way for too long."""
+
+
+async def count_sandboxes(database: Database) -> Census:
+    """Count the sandboxes.
 
     Raises:
         DatabaseUnavailableError: PostgreSQL does not answer.
     """
-    async with database.raw() as connection:
-        found = {row["state"]: row["number"] for row in await connection.fetch(_COUNT)}
-    return {state: found.get(state.value, 0) for state in SandboxState if state is not SandboxState.TERMINATED}
+    rows = {row["state"]: row for row in await database.fetch(_COUNT, STUCK_AFTER)}
+    states = [state for state in SandboxState if state is not SandboxState.TERMINATED]
+    return Census(
+        states={state: rows[state.value]["number"] if state.value in rows else 0 for state in states},
+        stuck=sum(rows[state.value]["old"] for state in states if state.transient and state.value in rows),
+    )
