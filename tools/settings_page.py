@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sandboxd.settings import PREFIX, Settings
+from sandboxd.settings import Settings
+from sandboxd.settings_rules import PREFIX
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 HEAD = """# Settings

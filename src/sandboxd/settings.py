@@ -6,7 +6,6 @@ defaults here. Read once, in `bootstrap`; no other room sees them.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -24,12 +23,11 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
-PREFIX: Final = "SANDBOXD_"
+from sandboxd.settings_rules import ADDRESS, PREFIX, check_key_url, problems_between, split_names
+
 NOT_SETTINGS: Final = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_CACHE_DIR", "SANDBOXD_FAILPOINTS"})
 """Variables with our prefix that are read elsewhere."""
 DEFAULT_GEMINI_URL: Final = "https://generativelanguage.googleapis.com"
-_TOLD: Final = re.compile(r"([^\s:\[\]/]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
-_ADDRESS: Final = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
 
 
 class SettingsError(Exception):
@@ -37,7 +35,7 @@ class SettingsError(Exception):
 
 
 def _check_address(text: str) -> str:
-    found = _ADDRESS.fullmatch(text)
+    found = ADDRESS.fullmatch(text)
     if found is None or int(found["port"]) > 65535:
         raise ValueError("must be host:port, for example 127.0.0.1:50051 (port 0 takes a free one)")
     return text
@@ -49,7 +47,14 @@ def _check_url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _check_names(text: str) -> str:
+    split_names(text)
+    return text
+
+
 Address = Annotated[str, AfterValidator(_check_address)]
+KeyUrl = Annotated[str, AfterValidator(check_key_url)]
+Names = Annotated[str, AfterValidator(_check_names)]
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
@@ -75,23 +80,40 @@ class Settings(BaseSettings):
 
     grpc_listen: Address = "127.0.0.1:50051"
     """Where the gRPC API listens. Without TLS only a loopback address is accepted."""
+    grpc_platform_listen: Address | None = None
+    """A second address of the same API, at which callers must have a certificate of `tls_client_authority_file`."""
     web_listen: Address = "127.0.0.1:8081"
-    """Where /metrics, /healthz and /readyz are."""
+    """Where /metrics, /healthz and /readyz are. On other addresses than loopback with TLS, by the API's certificate."""
     tls_certificate_file: Path | None = None
-    """PEM chain of the API's certificate."""
+    """PEM chain of the API's certificate. Changed files are used from the next connection on, without a restart."""
     tls_key_file: Path | None = None
     """PEM key of the API's certificate."""
     tls_client_authority_file: Path | None = None
-    """Callers must have a certificate of this authority, where it is set."""
+    """PEM authorities of client certificates. They are demanded at `grpc_platform_listen`, and if that is empty at
+    `grpc_listen`, of every caller."""
+    platform_certificate_names: Names = ""
+    """Names (DNS names and URIs; the common name of a certificate without both) with commas between them. A client
+    certificate with one of them speaks for the platform, without a token."""
     reflection: bool = True
     """Answer gRPC reflection, so that grpcurl works without the protos."""
 
     jwt_keys_file: Path | None = None
-    """JWKS file with the public keys (EdDSA, or RS256 of 2048 bits and more) of those who issue callers' tokens."""
+    """JWKS file with the public keys (EdDSA; RS256 of 2048 bits and more; ES256) of those who issue callers' tokens."""
+    jwt_jwks_url: KeyUrl | None = None
+    """Where the issuer of callers' tokens publishes its JWKS, instead of a file: https, or http on loopback. Fetched
+    every 5 minutes and when a token names an unknown key; while it cannot be, the last keys stay good for 24 hours."""
+    jwt_jwks_authority_file: Path | None = None
+    """PEM authorities to trust for `jwt_jwks_url`; the system's if empty."""
     jwt_issuer: str = "https://sandboxd.dev/development"
     """`iss` of callers' tokens."""
     jwt_audience: str = "sandboxd"
     """`aud` of callers' tokens."""
+    jwt_client_claim: str = Field(default="client", min_length=1, max_length=200)
+    """Claim of callers' tokens that names their client."""
+    jwt_role_claim: str = Field(default="role", min_length=1, max_length=200)
+    """Claim of callers' tokens that holds their role: platform, client_admin, freelancer or auditor."""
+    token_grace_seconds: float = Field(default=300, ge=0, le=86400)
+    """How long an open stream may go on after its caller's token, or certificate, has expired."""
 
     registration: Literal["first_use", "explicit"] = "first_use"
     """`first_use`: a client or freelancer with a good token is registered when first needed. `explicit`: who was
@@ -131,7 +153,7 @@ class Settings(BaseSettings):
     gateway_authority_file: Path | None = None
     """PEM authorities that agents trust for an https gateway; the system's if empty."""
     gateway_web_listen: Address = "127.0.0.1:8083"
-    """Where the gateway's /metrics, /healthz and /readyz are."""
+    """Where the gateway's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
     gemini_url: Url = DEFAULT_GEMINI_URL
     """The model API that the gateway forwards to."""
     gemini_api_key: SecretStr | None = None
@@ -168,6 +190,16 @@ class Settings(BaseSettings):
         return timedelta(seconds=self.default_deadline_seconds)
 
     @property
+    def token_grace(self) -> timedelta:
+        """How long an open stream may outlive its caller's token."""
+        return timedelta(seconds=self.token_grace_seconds)
+
+    @property
+    def platform_names(self) -> frozenset[str]:
+        """Names of the platform's client certificates."""
+        return split_names(self.platform_certificate_names)
+
+    @property
     def drain_grace(self) -> timedelta:
         """Grace after SIGTERM."""
         return timedelta(seconds=self.drain_seconds)
@@ -186,8 +218,7 @@ class Settings(BaseSettings):
     @classmethod
     def _report_everything(cls, data: dict[str, Any], handler: ModelWrapValidatorHandler[Settings]) -> Settings:
         # Rules between fields are checked on what was given, so that they are reported beside those of single fields.
-        problems = [*_tls_problems(data, "grpc_listen", "tls"), *_tls_problems(data, "gateway_listen", "gateway_tls")]
-        problems += _peer_problems(data)
+        problems = problems_between({name: field.default for name, field in cls.model_fields.items()} | data)
         try:
             made = handler(data)
         except ValidationError as error:
@@ -251,17 +282,6 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
 
 
-def is_loopback(address: str) -> bool:
-    """Tell whether an address `host:port` can be reached from this machine alone."""
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class _SecretFiles(PydanticBaseSettingsSource):
     """`SANDBOXD_<NAME>_FILE` for secrets, and GEMINI_API_KEY, the name that everybody knows."""
 
@@ -287,35 +307,6 @@ class _SecretFiles(PydanticBaseSettingsSource):
         if key := os.environ.get("GEMINI_API_KEY"):
             found.setdefault("gemini_api_key", key)
         return found
-
-
-def _tls_problems(data: Mapping[str, Any], listen_name: str, prefix: str) -> list[str]:
-    listen = str(data.get(listen_name, Settings.model_fields[listen_name].default))
-    files = {name: data.get(f"{prefix}_{name}_file") for name in ("certificate", "key")}
-    names = f"{PREFIX}{prefix.upper()}_CERTIFICATE_FILE and {PREFIX}{prefix.upper()}_KEY_FILE"
-    problems = [
-        f"{PREFIX}{prefix.upper()}_{name.upper()}_FILE: the file {file} does not exist"
-        for name, file in files.items()
-        if file and not Path(file).is_file()
-    ]
-    if bool(files["certificate"]) != bool(files["key"]):
-        problems.append(f"{names} belong together: set both or none")
-    if not files["certificate"] and _ADDRESS.fullmatch(listen) and not is_loopback(listen):
-        problems.append(
-            f"{PREFIX}{listen_name.upper()}: {listen} can be reached from other machines; "
-            f"set {names}, or a loopback address"
-        )
-    return problems
-
-
-def _peer_problems(data: Mapping[str, Any]) -> list[str]:
-    listen = str(data.get("peer_listen", Settings.model_fields["peer_listen"].default))
-    told = str(data.get("peer_address", ""))
-    if told and not _TOLD.fullmatch(told):
-        return [f"{PREFIX}PEER_ADDRESS: must be host or host:port, for example replica-0.sandboxd:50052"]
-    if not told and listen.rpartition(":")[0].strip("[]") in ("0.0.0.0", "::"):  # noqa: S104  refused here
-        return [f"{PREFIX}PEER_ADDRESS: other replicas cannot use {listen}; say at which address they reach this one"]
-    return []
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,17 +20,19 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
+from sandboxd.api.callers.certificates import PlatformCertificates
 from sandboxd.api.callers.claims import ClaimRules
 from sandboxd.api.callers.door import Door
 from sandboxd.api.callers.key_set import FileKeys
 from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.ports import Standing
-from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
+from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
+from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import (
     budget_pb2_grpc,
     client_pb2_grpc,
@@ -116,6 +118,7 @@ async def a_world(
     tls: TlsFiles | None = None,
     tracer: Tracer = NO_TRACES,
     standing: Standing | None = None,
+    platform_names: Iterable[str] = (),
 ) -> AsyncIterator[World]:
     manager = FakeManager()
     hub = FakeHub(manager=manager)
@@ -135,7 +138,8 @@ async def a_world(
                 keys=FileKeys(path / "keys.json"),
                 rules=ClaimRules(issuer=ISSUER, audience=AUDIENCE),
                 clock=SystemClock(),
-            )
+            ),
+            certificates=PlatformCertificates(names=platform_names, clock=SystemClock()),
         ),
         registry=registry,
         backend="fake",

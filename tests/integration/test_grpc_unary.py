@@ -23,9 +23,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from sandboxd.api.grpc.errors import CODES
-from sandboxd.api.grpc.server import SERVICES, ServerLimits, TlsFiles
+from sandboxd.api.grpc.server import SERVICES, ServerLimits
 from sandboxd.manager.reading import ChangeKind, SandboxChange
 from sandboxd.model.errors import ErrorKind, ExhaustedError, QuotaViolation, SandboxdError, UnavailableError
+from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import sandbox_pb2 as pb
 from sandboxd.v1 import sandbox_pb2_grpc, session_pb2, stream_pb2, usage_pb2
 from tests.eventually import eventually

@@ -126,3 +126,90 @@ def test_replicas_must_be_told_an_address_that_they_can_use() -> None:
 
 def test_every_setting_says_what_it_is() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+# ------------------------------------------------------------------------------------------------ listening
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, Path]:
+    files = {"tls_certificate_file": tmp_path / "certificate.pem", "tls_key_file": tmp_path / "key.pem"}
+    for file in files.values():
+        file.touch()
+    return files
+
+
+@pytest.mark.parametrize("name", ["grpc_platform_listen", "web_listen", "gateway_listen", "gateway_web_listen"])
+def test_every_address_that_others_reach_needs_tls(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"SANDBOXD_{name.upper()}: 0.0.0.0:1 can be reached from other machines"):
+        load_settings(**{name: "0.0.0.0:1"})
+
+
+def test_the_operators_address_is_served_by_the_certificate_of_its_role(pair: dict[str, Path]) -> None:
+    assert load_settings(web_listen="0.0.0.0:1", **pair).web_listen == "0.0.0.0:1"
+    with pytest.raises(SettingsError, match="SANDBOXD_GATEWAY_WEB_LISTEN"):
+        load_settings(gateway_web_listen="0.0.0.0:1", **pair)
+
+
+def test_certificates_of_the_platform_need_an_authority_and_tls(pair: dict[str, Path], tmp_path: Path) -> None:
+    authority = tmp_path / "authority.pem"
+    given = {"grpc_platform_listen": "0.0.0.0:1", "platform_certificate_names": "a.test, spiffe://b"}
+    with pytest.raises(SettingsError) as caught:
+        load_settings(**given, **pair)
+    assert str(caught.value).count("it needs SANDBOXD_TLS_CLIENT_AUTHORITY_FILE") == 2
+    with pytest.raises(SettingsError, match=r"authority\.pem does not exist"):
+        load_settings(**given, **pair, tls_client_authority_file=authority)
+    authority.touch()
+    with pytest.raises(SettingsError, match="client certificates need TLS"):
+        load_settings(tls_client_authority_file=authority)
+
+    settings = load_settings(**given, **pair, tls_client_authority_file=authority)
+
+    assert settings.platform_names == {"a.test", "spiffe://b"}
+
+
+@pytest.mark.parametrize("names", ["*.acme.test", "a\x00b", "x" * 300])
+def test_names_of_certificates_are_whole_names(names: str) -> None:
+    with pytest.raises(SettingsError, match="SANDBOXD_PLATFORM_CERTIFICATE_NAMES"):
+        load_settings(platform_certificate_names=names)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://issuer.test/keys", "https://issuer.test:8443/keys?policy=x", "http://127.0.0.1:1/k", "http://[::1]/k"],
+)
+def test_keys_come_by_https_or_from_this_machine(url: str) -> None:
+    assert load_settings(jwt_jwks_url=url).jwt_jwks_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://issuer.test/keys",
+        "http://10.0.0.1/k",
+        "ftp://127.0.0.1/k",
+        "file:///etc/keys",
+        "https://u:p@issuer.test/k",
+        "https://issuer.test/k#f",
+        "https://issuer.test/a b",
+        "https://issuer.test:port/k",
+        "https:///k",
+        "k",
+    ],
+)
+def test_keys_come_from_nowhere_else(url: str) -> None:
+    with pytest.raises(SettingsError, match="SANDBOXD_JWT_JWKS_URL: must be an https URL"):
+        load_settings(jwt_jwks_url=url)
+
+
+def test_keys_come_from_one_place(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(
+            jwt_jwks_url="https://issuer.test/k",
+            jwt_keys_file=tmp_path / "k",
+            jwt_jwks_authority_file=tmp_path / "none.pem",
+        )
+    assert "exclude each other" in str(caught.value)
+    assert "none.pem does not exist" in str(caught.value)
+    with pytest.raises(SettingsError, match="is not set"):
+        load_settings(jwt_jwks_authority_file=tmp_path / "none.pem")

@@ -14,7 +14,7 @@ from sandboxd.bootstrap.schema import wait_for_schema
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.bootstrap.tracing import make_tracer
-from sandboxd.gateway.config import GatewayConfig, TlsFiles
+from sandboxd.gateway.config import GatewayConfig
 from sandboxd.gateway.key_files import DirectoryApiKeys, DirectoryVerifyingKeys, StaticApiKeys
 from sandboxd.gateway.ports import ApiKeys
 from sandboxd.gateway.secret import Secret
@@ -27,6 +27,8 @@ from sandboxd.persistence.ledger import PostgresUsageLedger
 from sandboxd.persistence.metrics import DatabaseMetrics
 from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.settings import DEFAULT_GEMINI_URL, Settings, SettingsError, redact
+from sandboxd.settings_rules import is_loopback
+from sandboxd.tls.files import TlsFiles, TlsFilesError
 
 log = structlog.get_logger("sandboxd.bootstrap")
 
@@ -77,6 +79,10 @@ async def gateway(settings: Settings) -> None:
                 stop=stop,
                 tracer=tracer,
             )
+        except TlsFilesError as error:
+            raise SettingsError(
+                f"The settings cannot be used:\n  SANDBOXD_GATEWAY_TLS_CERTIFICATE_FILE: {error}"
+            ) from error
         finally:
             measuring.cancel()
             await database.close()
@@ -87,6 +93,7 @@ def _config(settings: Settings) -> GatewayConfig:
     host, _, port = settings.gateway_listen.rpartition(":")
     admin_host, _, admin_port = settings.gateway_web_listen.rpartition(":")
     certificate, key = settings.gateway_tls_certificate_file, settings.gateway_tls_key_file
+    tls = TlsFiles(certificate=certificate, key=key) if certificate and key else None
     return GatewayConfig(
         host=host.strip("[]"),
         port=int(port),
@@ -95,7 +102,8 @@ def _config(settings: Settings) -> GatewayConfig:
         upstream_url=settings.gemini_url,
         spool_directory=_spool(settings.home),
         trace_upstream=settings.trace_upstream,
-        tls=TlsFiles(certificate=certificate, key=key) if certificate and key else None,
+        tls=tls,
+        admin_tls=None if is_loopback(settings.gateway_web_listen) else tls,
     )
 
 

@@ -11,12 +11,9 @@ from typing import Final
 
 import structlog
 
-from sandboxd.api.callers.claims import ClaimRules
-from sandboxd.api.callers.door import Door
-from sandboxd.api.callers.key_set import FileKeys, KeySetError
-from sandboxd.api.callers.tokens import BearerTokens
-from sandboxd.api.grpc.server import ApiServer, ServerLimits, TlsFiles
+from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
+from sandboxd.bootstrap.callers import Callers, listen, make_callers, web_tls
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.peers import PeerRoom
@@ -99,19 +96,19 @@ class Rooms:
     hub: StreamHub
     manager: SandboxManager
     api: ApiServer
+    callers: Callers
     web: OperationsServer
     texts: TextCare
 
 
 async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
-    tls = _tls(settings)
     rooms = build_rooms(settings, url)
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(asyncio.to_thread, rooms.seen.send_traces)
         cleanup.push_async_callback(rooms.database.close)
         # Bind first: a taken port is known at once, and not after the database was awaited.
-        rooms.api.listen(settings.grpc_listen, tls=tls)
-        web_port = await rooms.web.start(settings.web_listen)
+        listen(rooms.api, settings)
+        web_port = await rooms.web.start(settings.web_listen, tls=web_tls(settings))
         cleanup.push_async_callback(rooms.web.stop)
         rooms.presence.address = rooms.peers.listen()
         if not await unless_stopped(stop, wait_for_schema(url)):
@@ -210,18 +207,20 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     hub = StreamHub(services, custody, router)
     seen.look_at(database=database, custody=custody, feed=services.feed, commit=commit, connector=connector)
     manager = SandboxManager(core=core, conversations=hub)
+    callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
     api = ApiServer(
         manager=manager,
         hub=hub,
         sessions=SessionDirectory(services, hub, router),
         ledger=ledger,
         accounting=make_accounting(units=core.tools.units, clock=clock, ids=ids),
-        callers=_callers(settings, keys, clock),
+        callers=callers.door,
         registry=seen.registry,
         backend=manager.backend().name,
         limits=ServerLimits(
             default_deadline=settings.default_deadline,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
+            expired_grace=settings.token_grace,
             max_streams=settings.max_streams,
             max_streams_per_client=settings.max_streams_per_client,
         ),
@@ -243,6 +242,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         hub=hub,
         manager=manager,
         api=api,
+        callers=callers,
         web=web,
         texts=TextCare(texts=PostgresKeptTexts(database), feed=services.feed, wakeups=presence),
     )
@@ -252,6 +252,8 @@ async def _background(rooms: Rooms) -> None:
     """Everything that runs beside the API. If one part fails, the process ends and is started anew."""
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(rooms.presence.run(), name="presence")
+        if rooms.callers.issuer_keys is not None:
+            tasks.create_task(rooms.callers.issuer_keys.run(), name="issuer-keys")
         # Before the lock is held this replica must own nothing.
         await rooms.presence.wait_held()
         tasks.create_task(rooms.seen.run(rooms.database), name="observation")
@@ -309,28 +311,9 @@ async def _drain(rooms: Rooms, *, grace: timedelta) -> None:
     rooms.commit.close()
 
 
-def _callers(settings: Settings, keys: KeyFiles, clock: SystemClock) -> Door:
-    file = settings.jwt_keys_file or keys.caller_keys
-    rules = ClaimRules(issuer=settings.jwt_issuer, audience=settings.jwt_audience)
-    try:
-        return Door(tokens=BearerTokens(keys=FileKeys(file), rules=rules, clock=clock))
-    except KeySetError as error:
-        raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_JWT_KEYS_FILE: {error}") from error
-
-
 def _model_endpoint(settings: Settings) -> ModelEndpointTarget:
     certificate = settings.gateway_authority_file
     return ModelEndpointTarget(base_url=settings.gateway_url, ca_pem=certificate.read_bytes() if certificate else b"")
-
-
-def _tls(settings: Settings) -> TlsFiles | None:
-    if settings.tls_certificate_file is None or settings.tls_key_file is None:
-        return None
-    return TlsFiles(
-        certificate=settings.tls_certificate_file,
-        key=settings.tls_key_file,
-        client_authority=settings.tls_client_authority_file,
-    )
 
 
 def _database_check(database: Database) -> Check:

@@ -10,17 +10,10 @@ from urllib.parse import urlsplit
 from sandboxd.gateway.breaker import BreakerPolicy
 from sandboxd.model.usage import DEFAULT_OUTPUT_CLAMP
 from sandboxd.monitor.sweep import GATEWAY_SILENCE
+from sandboxd.tls.files import TlsFiles
 
 GEMINI_API_URL: Final = "https://generativelanguage.googleapis.com"
 """The public Gemini Developer API."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """Certificate and key of the sandbox-facing port."""
-
-    certificate: Path
-    key: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +89,8 @@ class GatewayConfig:
     """Send the trace context of traced calls to the model API. It names nothing, and is nobody's business there."""
     tls: TlsFiles | None = None
     """None serves plain HTTP: on loopback only."""
+    admin_tls: TlsFiles | None = None
+    """The same for the operators' port."""
 
     def __post_init__(self) -> None:
         """Refuse an upstream that is not one plain base URL, and a prefix that is not a path."""

@@ -34,6 +34,8 @@ from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.model.usage import GatewayId
 from sandboxd.monitor.ports import PriceBookStore, UsageLedger
 from sandboxd.monitor.sweep import OrphanSweep
+from sandboxd.tls.contexts import make_server_context
+from sandboxd.tls.files import TlsFiles
 
 _log = structlog.get_logger()
 
@@ -111,9 +113,10 @@ class Gateway:
             stack.push_async_callback(self._meter.close)
             beating = asyncio.create_task(self._meter.run(), name="gateway meter")
             stack.push_async_callback(_cancelled, beating)
-            self.admin_url = await self._serve(stack, self._admin_app(), config.admin_host, config.admin_port)
-            tls = _tls(config)
-            self.url = await self._serve(stack, self._app(), config.host, config.port, tls=tls)
+            self.admin_url = await self._serve(
+                stack, self._admin_app(), config.admin_host, config.admin_port, tls=_tls(config.admin_tls)
+            )
+            self.url = await self._serve(stack, self._app(), config.host, config.port, tls=_tls(config.tls))
             stack.callback(self._stop)
             self._stack = stack.pop_all()
         _log.info("gateway.started", url=self.url, admin_url=self.admin_url, gateway=self._meter.gateway)
@@ -236,13 +239,8 @@ def _http_logger(metrics: GatewayMetrics) -> logging.Logger:
     return logger
 
 
-def _tls(config: GatewayConfig) -> ssl.SSLContext | None:
-    if config.tls is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(config.tls.certificate, config.tls.key)
-    return context
+def _tls(files: TlsFiles | None) -> ssl.SSLContext | None:
+    return make_server_context(files) if files else None
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -51,11 +51,7 @@ class Keys(Protocol):
     """Where keys are found."""
 
     def find(self, key_id: str | None) -> PyJWK | None:
-        """Return the key of an id, as far as it is known now; without an id, the only key.
-
-        Raises:
-            KeysUnavailableError: No key is known, or those that are known are too old to be trusted.
-        """
+        """Return the key of an id, as far as it is known now; without an id, the only key."""
         ...
 
     async def renew(self) -> None:
@@ -63,6 +59,7 @@ class Keys(Protocol):
 
         Raises:
             KeysUnavailableError: The issuer does not say.
+            TokenKeyUnknownError: It was asked a moment ago, and may not be asked again yet.
         """
         ...
 
@@ -147,7 +144,7 @@ class FileKeys(Keys):
         """
         self._path = path
         self._monotonic = monotonic
-        self._stamp = _stamp(path)
+        self._good = self._told = _stamp(path)
         self._set = _read(path)
         self._looked = monotonic()
 
@@ -166,16 +163,18 @@ class FileKeys(Keys):
             return
         self._looked = self._monotonic()
         stamp = _stamp(self._path)
-        if stamp == self._stamp:
+        if stamp == self._good:
             return
-        self._stamp = stamp  # also of a broken file: it is told once
         try:
             self._set = _read(self._path)
         except KeySetError as error:
-            # In the middle of being replaced, or gone: the keys that were good stay good.
-            log.warning("callers.key_file_refused", error=str(error))
+            # In the middle of being replaced, or gone: the keys that were good stay good. Tried each time, told once.
+            if stamp != self._told:
+                log.warning("callers.key_file_refused", error=str(error))
         else:
+            self._good = stamp
             log.info("callers.keys_changed", keys=sorted(self._set.keys))
+        self._told = stamp
 
 
 def _read(path: Path) -> KeySet:

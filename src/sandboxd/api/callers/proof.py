@@ -70,6 +70,13 @@ class TokenKeyUnknownError(UnauthenticatedError):
 
     reason = "TOKEN_KEY_UNKNOWN"
 
+    def __init__(self, *, retry_after: timedelta | None = None) -> None:
+        super().__init__(
+            "The token is signed with a key that its issuer does not publish. Get another one; if it is of a new key, "
+            "try again in a few seconds.",
+            retry_after=retry_after,
+        )
+
 
 class TokenIssuerError(UnauthenticatedError):
     """The token is genuine, and of another issuer."""

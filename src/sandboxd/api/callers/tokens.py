@@ -86,9 +86,7 @@ class BearerTokens:
             await self._keys.renew()
             key = self._keys.find(key_id)
         if key is None:
-            raise TokenKeyUnknownError(
-                "The token is signed with a key that its issuer does not publish here. Get another token."
-            )
+            raise TokenKeyUnknownError
         # The algorithm is the key's, never the token's: neither `none` nor HMAC over a public key can pass.
         if algorithm != key.algorithm_name:
             raise _invalid()

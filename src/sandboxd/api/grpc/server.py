@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import grpc
@@ -18,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
+from sandboxd.api.grpc.credentials import make_server_credentials
 from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
 from sandboxd.api.grpc.interceptors.callers import CallerChecker, CallerInterceptor
 from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
@@ -39,6 +39,7 @@ from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.monitor.ports import UsageLedger
+from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import (
     budget_pb2,
     budget_pb2_grpc,
@@ -68,16 +69,6 @@ SERVICES: Final = tuple(service.full_name for service in _SERVED)
 MAX_REQUEST_BYTES: Final = 16 << 20
 """A prompt holds 1 MiB of text and 14 MiB of attachments."""
 MAX_RESPONSE_BYTES: Final = 16 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TlsFiles:
-    """Where the server's certificate is."""
-
-    certificate: Path
-    key: Path
-    client_authority: Path | None = None
-    """Callers must have a certificate of this authority, where it is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,11 +162,12 @@ class ApiServer:
 
         Raises:
             OSError: The address is taken, or not ours.
+            TlsFilesError: The certificate cannot be used.
         """
         try:
             if tls is None:
                 return self._server.add_insecure_port(address)
-            return self._server.add_secure_port(address, _credentials(tls))
+            return self._server.add_secure_port(address, make_server_credentials(tls))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: it is taken, or not an address of this machine") from error
 
@@ -219,13 +211,4 @@ def _options() -> Sequence[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 5),
-    )
-
-
-def _credentials(files: TlsFiles) -> grpc.ServerCredentials:
-    authority = files.client_authority.read_bytes() if files.client_authority else None
-    return grpc.ssl_server_credentials(
-        [(files.key.read_bytes(), files.certificate.read_bytes())],
-        root_certificates=authority,
-        require_client_auth=authority is not None,
     )

@@ -10,6 +10,9 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from sandboxd.tls.contexts import make_server_context
+from sandboxd.tls.files import TlsFiles
+
 Check = Callable[[], Awaitable[None]]
 """Raises when what it checks is not ready."""
 CHECK_SECONDS: Final = 2.0
@@ -24,12 +27,14 @@ class OperationsServer:
         self._ready = False
         self._runner: web.AppRunner | None = None
 
-    async def start(self, address: str) -> int:
+    async def start(self, address: str, *, tls: TlsFiles | None = None) -> int:
         """Listen, and return the port.
 
         Raises:
             OSError: The address is taken, or not ours.
+            TlsFilesError: The certificate cannot be used.
         """
+        context = make_server_context(tls) if tls else None
         app = web.Application()
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
@@ -37,7 +42,7 @@ class OperationsServer:
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
         host, _, port = address.rpartition(":")
-        await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        await web.TCPSite(self._runner, host.strip("[]"), int(port), ssl_context=context).start()
         bound: int = self._runner.addresses[0][1]
         return bound
 

@@ -1,0 +1,149 @@
+"""Rules between settings: who listens where needs which files, and what of the callers' settings belongs together.
+
+They look at what was given, before it is typed, so that their problems are told beside those of single settings.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+PREFIX: Final = "SANDBOXD_"
+ADDRESS: Final = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
+_TOLD: Final = re.compile(r"([^\s:\[\]/]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+_LISTENERS: Final = {
+    "grpc_listen": "tls",
+    "grpc_platform_listen": "tls",
+    "web_listen": "tls",
+    "gateway_listen": "gateway_tls",
+    "gateway_web_listen": "gateway_tls",
+}
+"""Where a role listens, and the settings of its certificate. What is not on loopback needs one."""
+
+Given = Mapping[str, Any]
+"""Settings as they were given, with the defaults beneath. Any: not typed yet."""
+
+
+def problems_between(given: Given) -> list[str]:
+    """Return what does not fit together, one line each."""
+    return [
+        *_pair_problems(given, "tls"),
+        *_pair_problems(given, "gateway_tls"),
+        *_listener_problems(given),
+        *_platform_problems(given),
+        *_issuer_problems(given),
+        *_peer_problems(given),
+    ]
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether an address `host:port` can be reached from this machine alone."""
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_key_url(text: str) -> str:
+    """Check the address of a key set.
+
+    Raises:
+        ValueError: It is not one that keys can be trusted from.
+    """
+    if not _is_key_url(text):
+        raise ValueError("must be an https URL without user and fragment (http only on this machine's loopback)")
+    return text
+
+
+def _is_key_url(text: str) -> bool:
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    if not url.hostname or url.username or url.password or url.fragment or re.search(r"\s", text):
+        return False
+    return url.scheme == "https" or (url.scheme == "http" and is_loopback(f"{url.hostname}:{port or 80}"))
+
+
+def split_names(text: str) -> frozenset[str]:
+    """Split a list of certificate names.
+
+    Raises:
+        ValueError: One of them is no DNS name, URI or common name.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if bad := [name for name in names if "*" in name or not name.isprintable() or len(name) > 255]:
+        raise ValueError(f"{bad[0]!r} is no name: whole DNS names, URIs or common names, with commas between them")
+    return frozenset(names)
+
+
+def _pair_problems(given: Given, prefix: str) -> list[str]:
+    files = {name: given.get(f"{prefix}_{name}_file") for name in ("certificate", "key")}
+    problems = [
+        f"{PREFIX}{prefix.upper()}_{name.upper()}_FILE: the file {file} does not exist"
+        for name, file in files.items()
+        if file and not Path(file).is_file()
+    ]
+    if bool(files["certificate"]) != bool(files["key"]):
+        problems.append(f"{_names(prefix)} belong together: set both or none")
+    return problems
+
+
+def _listener_problems(given: Given) -> list[str]:
+    return [
+        f"{PREFIX}{name.upper()}: {listen} can be reached from other machines; set {_names(prefix)}, "
+        "or a loopback address"
+        for name, prefix in _LISTENERS.items()
+        if (listen := str(given.get(name) or ""))
+        and not given.get(f"{prefix}_certificate_file")
+        and ADDRESS.fullmatch(listen)
+        and not is_loopback(listen)
+    ]
+
+
+def _platform_problems(given: Given) -> list[str]:
+    problems = []
+    authority = given.get("tls_client_authority_file")
+    if authority and not Path(authority).is_file():
+        problems.append(f"{PREFIX}TLS_CLIENT_AUTHORITY_FILE: the file {authority} does not exist")
+    if authority and not given.get("tls_certificate_file"):
+        problems.append(f"{PREFIX}TLS_CLIENT_AUTHORITY_FILE: client certificates need TLS; set {_names('tls')}")
+    problems += [
+        f"{PREFIX}{name.upper()}: it needs {PREFIX}TLS_CLIENT_AUTHORITY_FILE, or nobody's certificate is checked"
+        for name in ("grpc_platform_listen", "platform_certificate_names")
+        if given.get(name) and not authority
+    ]
+    return problems
+
+
+def _issuer_problems(given: Given) -> list[str]:
+    url, file, authority = (given.get(f"jwt_{name}") for name in ("jwks_url", "keys_file", "jwks_authority_file"))
+    problems = []
+    if url and file:
+        problems.append(f"{PREFIX}JWT_JWKS_URL and {PREFIX}JWT_KEYS_FILE exclude each other: keys come from one place")
+    if authority and not url:
+        problems.append(f"{PREFIX}JWT_JWKS_AUTHORITY_FILE: it is for {PREFIX}JWT_JWKS_URL, which is not set")
+    if authority and not Path(authority).is_file():
+        problems.append(f"{PREFIX}JWT_JWKS_AUTHORITY_FILE: the file {authority} does not exist")
+    return problems
+
+
+def _peer_problems(given: Given) -> list[str]:
+    listen, told = str(given.get("peer_listen") or ""), str(given.get("peer_address") or "")
+    if told and not _TOLD.fullmatch(told):
+        return [f"{PREFIX}PEER_ADDRESS: must be host or host:port, for example replica-0.sandboxd:50052"]
+    if not told and listen.rpartition(":")[0].strip("[]") in ("0.0.0.0", "::"):  # noqa: S104  refused here
+        return [f"{PREFIX}PEER_ADDRESS: other replicas cannot use {listen}; say at which address they reach this one"]
+    return []
+
+
+def _names(prefix: str) -> str:
+    return f"{PREFIX}{prefix.upper()}_CERTIFICATE_FILE and {PREFIX}{prefix.upper()}_KEY_FILE"
