@@ -6,6 +6,7 @@ DEMO_ARGS ?=
 RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+LIMITS_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup gen demo run test lint format bench audit lock clean
@@ -34,8 +35,9 @@ lint: setup ## ruff, mypy --strict, the direction of imports, buf lint and buf b
 format: setup ## put the code into its one format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix-only --quiet .
 
-bench: setup ## measure what the stream and the gateway add; writes docs/benchmarks.md
+bench: setup ## measure what the stream and the gateway add, and what bounds one process; writes docs/benchmarks.md
 	@$(BIN)/python -m tests.bench $(BENCH_ARGS)
+	@$(BIN)/python -m tests.bench.limits $(LIMITS_ARGS)
 
 audit: setup ## ask the advisory databases about the locked dependencies, where within reach
 	@$(BIN)/python tools/audit.py

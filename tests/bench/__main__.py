@@ -12,22 +12,12 @@ from pathlib import Path
 import grpc
 
 from tests.bench.driver import Client, Plan, Samples
-from tests.bench.figures import Parts
+from tests.bench.figures import PARTS, Parts
 from tests.bench.recorded_cli import call_model
-from tests.bench.report import Run, render, write
+from tests.bench.report import PAGE, Run, render, write
 from tests.bench.stack import Stack, stack
 from tests.bench.upstream import upstream
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
-PARTS = {
-    "serve": "sandboxd serve",
-    "gateway": "sandboxd gateway",
-    "agents": "sandboxd.agent",
-    "CLIs, stand-in": "recorded_cli.py",
-    "CLIs, real": "gemini.js",
-    "PostgreSQL": "postgres",
-}
-"""Words of the command lines; `Parts` looks only at processes of this run."""
 DIRECT_CALLS = 100
 STAND_IN, REAL = "stand-in", "real"
 

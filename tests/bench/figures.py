@@ -6,6 +6,16 @@ from dataclasses import dataclass
 
 import psutil
 
+PARTS = {
+    "serve": "sandboxd serve",
+    "gateway": "sandboxd gateway",
+    "agents": "sandboxd.agent",
+    "CLIs, stand-in": "recorded_cli.py",
+    "CLIs, real": "gemini.js",
+    "PostgreSQL": "postgres",
+}
+"""Words of the command lines; `Parts` looks only at processes of this run."""
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """Return the smallest value that this share of the values does not exceed; not a number where there is none."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.bench.driver import Plan, Samples
 from tests.bench.figures import Use, percentile
 
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured by make bench: begin -->", "<!-- measured by make bench: end -->"
 MEBIBYTE = 1 << 20
 
@@ -63,11 +64,11 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
     return "\n".join(lines)
 
 
-def write(page: Path, tables: str) -> None:
-    """Put the tables between the page's marks."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}")
+def write(page: Path, tables: str, *, begin: str = BEGIN, end: str = END) -> None:
+    """Put the tables between two marks of the page."""
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{tables}\n\n{end}{after}")
 
 
 def _ms(values: list[float], share: float) -> str:

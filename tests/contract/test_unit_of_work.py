@@ -299,6 +299,18 @@ async def test_sandboxes_in_states_come_by_id_and_after_an_id(world: UnitsWorld)
     assert [sandbox.id for sandbox in [*first, *rest]] == [sandbox.id for sandbox in made]
 
 
+async def test_many_sandboxes_are_found_by_their_ids_at_once(world: UnitsWorld) -> None:
+    made = [a_sandbox(), a_sandbox(client="other"), a_sandbox()]
+    await given(world, *made)
+
+    async with world.units.begin() as work:
+        found = await work.sandboxes.find([made[1].id, SandboxId("sbx-nobody"), made[0].id])
+        none = await work.sandboxes.find([])
+
+    assert found == {sandbox.id: sandbox for sandbox in made[:2]}
+    assert none == {}
+
+
 # Incarnations.
 
 

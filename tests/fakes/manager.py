@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -143,9 +143,12 @@ class FakeUnits(UnitsOfWork):
         self.down = False
         self.answers_lost = 0
         """So many commits are made, and then fail as if the answer had been lost."""
+        self.begun = 0
+        """Transactions so far."""
 
     @override
     def begin(self) -> FakeUnitOfWork:
+        self.begun += 1
         return FakeUnitOfWork(self)
 
 
@@ -312,6 +315,11 @@ class _Sandboxes(_Repository, SandboxRepository):
         return [
             rows.sandboxes[k] for k in sorted(rows.sandboxes) if rows.sandboxes[k].state in states and k > (after or "")
         ][:limit]
+
+    @override
+    async def find(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, Sandbox]:
+        rows = await self.work.read()
+        return {name: rows.sandboxes[name] for name in sandboxes if name in rows.sandboxes}
 
 
 class _Incarnations(_Repository, IncarnationRepository):

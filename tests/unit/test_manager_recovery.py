@@ -227,6 +227,18 @@ async def test_orphans_of_both_kinds_are_reported_and_not_touched(world: Manager
     assert world.backend.running[gone.id]
 
 
+async def test_what_nobody_mends_does_not_cost_a_transaction_for_each_of_them(world: ManagerWorld) -> None:
+    lost = [await world.given_paused() for _ in range(50)]
+    for sandbox in lost:
+        world.backend.files.discard(sandbox.id)
+    before = world.units.begun
+
+    orphans = await world.manager.recovery.inspect()
+
+    assert len(orphans.missing) == 50
+    assert world.units.begun - before <= 5
+
+
 async def test_a_healthy_world_has_no_orphans(world: ManagerWorld) -> None:
     await world.given_active()
     await world.given_paused()

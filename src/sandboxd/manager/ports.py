@@ -7,7 +7,7 @@ sandboxes are placed is `backend_port`; the agent is reached through `stream.age
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -165,6 +165,10 @@ class SandboxRepository(Protocol):
         self, states: frozenset[SandboxState], *, limit: int, after: SandboxId | None = None
     ) -> Sequence[Sandbox]:
         """Sandboxes of all clients in any of these states, by id, after an id."""
+        ...
+
+    async def find(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, Sandbox]:
+        """Those of the named sandboxes that have a row, whoever owns them: one statement."""
         ...
 
 

@@ -175,19 +175,20 @@ class Recovery:
             *(sandbox for sandbox, row in rows.items() if _odd(row, seen.get(sandbox))),
         }
         unknown, strays, missing = set[str](), set[str](), set[str]()
-        for sandbox in sorted(suspects):  # few; each looked at again, because the two looks were not one moment
-            async with self.units.begin() as work:
-                try:
-                    row = await work.sandboxes.get(sandbox)
-                except SandboxNotFoundError:
-                    unknown.add(sandbox)
-                    continue
-            found = await self.backend.observe(sandbox)
+        if not suspects:
+            return Orphans()
+        # Looked at again, because the two looks were not one moment; together, because they may be many after a
+        # disaster, and what nobody mends must not cost a transaction and a look for each of them every time.
+        async with self.units.begin() as work:
+            rows = await work.sandboxes.find(suspects)
+        seen = {observation.sandbox: observation for observation in await self.backend.list()}
+        for sandbox in suspects:
+            row, found = rows.get(sandbox), seen.get(sandbox)
             if not _odd(row, found):
                 continue
-            if row.state in GONE:
+            if row is None or row.state in GONE:
                 unknown.add(sandbox)
-            elif found.present:
+            elif found is not None and found.present:
                 strays.update(_strays(row, found))
             else:
                 missing.add(sandbox)

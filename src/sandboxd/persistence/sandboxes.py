@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -117,6 +117,13 @@ class PostgresSandboxRepository(SandboxRepository):
         with translated():
             rows = (await self._connection.execute(statement.order_by(c.id).limit(limit))).mappings().all()
         return [read_sandbox(row) for row in rows]
+
+    @override
+    async def find(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, Sandbox]:
+        statement = select(_SANDBOXES).where(_SANDBOXES.c.id == func.any(sorted(sandboxes)))
+        with translated():
+            rows = (await self._connection.execute(statement)).mappings().all()
+        return {SandboxId(row["id"]): read_sandbox(row) for row in rows}
 
 
 class PostgresIncarnationRepository(IncarnationRepository):
