@@ -105,6 +105,22 @@ async def test_many_watchers_see_the_same() -> None:
     assert [await watcher for watcher in watchers] == [[1, 2, 3]] * 20
 
 
+async def test_a_watcher_that_knows_of_newer_events_than_the_ring_reads_the_journal() -> None:
+    """As after a freeze: others have committed meanwhile, and nothing more is coming."""
+    desk = Desk()
+    desk.happen(1, 2)
+    desk.happen(3, 4, published=False)
+
+    seen: list[int] = []
+    async with asyncio.timeout(2):
+        async for batch in desk.feed.follow(SESSION, after=2, head=4):
+            seen.extend(event.sequence for event in batch)
+            if len(seen) == 2:
+                break
+
+    assert seen == [3, 4]
+
+
 async def test_closing_ends_every_watcher_after_what_it_could_still_read() -> None:
     desk = Desk()
     desk.happen(1, 2)

@@ -46,6 +46,9 @@ class _Ring:
         self.wake()
 
     def reach(self, sequence: int) -> None:
+        """Know that the log goes as far as this. A ring that does not is no ground to say that there is nothing new."""
+        if self.events and self.events[-1].sequence < sequence:
+            self.events.clear()
         self.tip = sequence if self.tip is None else max(self.tip, sequence)
 
     def wake(self) -> None:
