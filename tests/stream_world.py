@@ -23,6 +23,9 @@ from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId,
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.session import PromptInput
 from sandboxd.model.trace import NO_TRACES, Tracer
+from sandboxd.persistence.engine import Database
+from sandboxd.persistence.journal import PostgresJournal
+from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.custody import LEASE, Custody
 from sandboxd.stream.desk import ErrandDesk
@@ -36,7 +39,16 @@ from sandboxd.stream.metrics import StreamMetrics
 from sandboxd.stream.moves import MovedError, OwnedElsewhereError, PeerUnavailableError
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.owner import Services
-from sandboxd.stream.ports import ActiveSandbox, CliPlace, Holder, Peers, Replicas, TurnUsage
+from sandboxd.stream.ports import (
+    ActiveSandbox,
+    CliPlace,
+    Holder,
+    Journal,
+    Peers,
+    Replicas,
+    Sessions,
+    TurnUsage,
+)
 from sandboxd.stream.routing import ErrandRouter
 from sandboxd.stream.sessions import SessionDirectory
 from tests.fakes.agent import FakeAgent, FakeAgentConnector, FakeIo
@@ -147,6 +159,8 @@ class StreamWorld:
     """Of the newest replica."""
     acp_broken: bool = False
     """The CLI ends as soon as it is started in ACP mode."""
+    database: Database | None = None
+    """A real journal instead of the one in memory; for one replica, because nobody holds its lock."""
     lease: timedelta = LEASE
     wakeups: FakeWakeups = field(default_factory=FakeWakeups)
     living: dict[str, Replica] = field(default_factory=dict)
@@ -294,7 +308,10 @@ class Replica:
         clock = WallClock()
         self.warm = asyncio.Event()
         self.warm.set()
-        journal = _freezable(FakeJournal(store=world.store, dead=world.dead), self.warm)
+        journal: Journal = _freezable(FakeJournal(store=world.store, dead=world.dead), self.warm)
+        sessions: Sessions = FakeSessions(store=world.store)
+        if world.database is not None:
+            journal, sessions = PostgresJournal(world.database), PostgresSessions(world.database)
         sandboxes = world.sandboxes
         self.commit = GroupCommit(journal)
         self.feed = EventFeed(journal)
@@ -308,7 +325,7 @@ class Replica:
         self.launcher = CliLauncher(connector=sandboxes.connector, sandboxes=sandboxes, journal=journal)
         self.services = Services(
             journal=journal,
-            sessions=FakeSessions(store=world.store),
+            sessions=sessions,
             sandboxes=sandboxes,
             commit=self.commit,
             feed=self.feed,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -351,6 +353,29 @@ async def test_events_of_several_sessions_are_read_together_each_after_its_own_n
     assert await read() == {one.id: [2, 3, 4], two.id: [1, 2]}
     assert await read(limit=1) == {one.id: [2], two.id: [1]}
     assert await read(max_bytes=1) == {one.id: [2], two.id: [1]}
+
+
+async def test_renewing_leases_never_runs_into_appends(world: JournalWorld) -> None:
+    """Both touch many conversations in one transaction; a collision once ended a whole replica."""
+    mine = [await owned(world) for _ in range(30)]
+    names = [one.sandbox for one in mine]
+    deadline = time.monotonic() + 1.5
+
+    async def append(start: int) -> None:
+        # Two lanes, as group commit has: each with every second conversation.
+        rows = mine[start::2]
+        while time.monotonic() < deadline:
+            rows = [replace(row, consumed=row.consumed + 1) for row in rows]
+            assert set(await world.journal.append([Entry(conversation=row) for row in rows])) == {Appended.DURABLE}
+
+    async def renew() -> None:
+        while time.monotonic() < deadline:
+            shuffled = random.sample(names, len(names))
+            still = await world.journal.renew(shuffled, owner=mine[0].owner, lease=timedelta(seconds=15))
+            assert set(still) == set(names)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(append(0), append(1), *(renew() for _ in range(4)))
 
 
 async def test_the_head_of_an_unknown_session_is_an_error(world: JournalWorld) -> None:

@@ -126,8 +126,9 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
                 rooms.web.set_ready(ready=True)
                 log.info("role.serving", grpc=settings.grpc_listen, web_port=web_port, replica=settings.replica)
                 await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                running.result()
+            if running.done() and not running.cancelled() and (failure := running.exception()):
+                log.error("role.room_failed", exc_info=failure)  # before the hand-over, which may take its time
+                raise failure
         finally:
             await _drain(rooms, grace=settings.drain_grace)
             for task in (running, stopping, holding):
@@ -221,6 +222,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             default_deadline=settings.default_deadline,
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             expired_grace=settings.token_grace,
+            write_within=timedelta(seconds=settings.stream_write_seconds),
             max_streams=settings.max_streams,
             max_streams_per_client=settings.max_streams_per_client,
         ),
@@ -289,6 +291,7 @@ async def _forget_old_commands(database: Database) -> None:
 async def _drain(rooms: Rooms, *, grace: timedelta) -> None:
     """Tell callers, then hand over. Turns go on in their sandboxes; whoever comes next continues them."""
     rooms.web.set_ready(ready=False)
+    rooms.custody.adopt_no_more()
     deadline = asyncio.get_running_loop().time() + grace.total_seconds()
 
     def left() -> timedelta:

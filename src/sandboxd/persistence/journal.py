@@ -32,9 +32,14 @@ _ACQUIRE: Final = f"""
     RETURNING {CONVERSATION_COLUMNS}
 """  # noqa: S608  constant text
 _RENEW: Final = """
-    UPDATE conversations SET lease_until = now() + $3::interval WHERE sandbox = ANY($1::text[]) AND owner = $2
-    RETURNING sandbox
+    WITH mine AS (
+        SELECT sandbox FROM conversations WHERE sandbox = ANY($1::text[]) AND owner = $2
+        ORDER BY sandbox FOR NO KEY UPDATE
+    )
+    UPDATE conversations AS c SET lease_until = now() + $3::interval FROM mine WHERE c.sandbox = mine.sandbox
+    RETURNING c.sandbox
 """
+"""Locks in the order in which appends do: in another one the two run into each other, and one of them is ended."""
 _RELEASE: Final = """
     UPDATE conversations SET owner = '', lease_until = NULL WHERE sandbox = $1 AND owner = $2 AND epoch = $3
 """
@@ -114,8 +119,11 @@ class PostgresJournal(Journal):
 
     @override
     async def renew(self, sandboxes: Sequence[SandboxId], *, owner: str, lease: timedelta) -> Sequence[SandboxId]:
-        async with self._database.raw() as connection:
-            ours = {row["sandbox"] for row in await connection.fetch(_RENEW, list(sandboxes), owner, lease)}
+        async def attempt() -> set[str]:
+            async with self._database.raw() as connection:
+                return {row["sandbox"] for row in await connection.fetch(_RENEW, list(sandboxes), owner, lease)}
+
+        ours = await repeat_collisions(attempt)
         return [sandbox for sandbox in sandboxes if sandbox in ours]
 
     @override

@@ -14,7 +14,7 @@ from typing import Final, Literal, overload
 
 import structlog
 
-from sandboxd.model.errors import DatabaseUnavailableError, SandboxdError
+from sandboxd.model.errors import SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.stream.book import ConversationBook
@@ -61,6 +61,7 @@ class Custody:
         self._locks: defaultdict[SandboxId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: asyncio.TaskGroup | None = None
         self._draining = False
+        self._adopting = True
 
     @property
     def owned(self) -> int:
@@ -133,7 +134,7 @@ class Custody:
         book = owner.conversation.book
         try:
             await self._services.journal.release(sandbox, owner=self._replica, epoch=book.row.epoch)
-        except DatabaseUnavailableError as error:
+        except SandboxdError as error:
             log.info("conversation.release_unanswered", sandbox=sandbox, error=str(error))
             return
         if self._wakeups is not None and (book.row.process or book.open_turns):
@@ -147,6 +148,10 @@ class Custody:
             tasks.create_task(self._adopt(), name="custody-adopt")
             if self._wakeups is not None:
                 tasks.create_task(self._hear(self._wakeups), name="custody-orphans")
+
+    def adopt_no_more(self) -> None:
+        """Leave what nobody owns to other replicas: this one is about to stop."""
+        self._adopting = False
 
     async def drain(self) -> None:
         """Hand everything over: nothing new, every conversation released. Turns go on in their sandboxes."""
@@ -175,7 +180,7 @@ class Custody:
                 continue
             try:
                 still = set(await self._services.journal.renew(mine, owner=self._replica, lease=self._lease))
-            except DatabaseUnavailableError as error:
+            except SandboxdError as error:  # a loop: one bad round must not end the replica
                 log.warning("custody.renew_unanswered", conversations=len(mine), error=str(error))
                 continue
             for sandbox in mine:
@@ -198,7 +203,7 @@ class Custody:
                 found = len(orphans)
                 gate = asyncio.Semaphore(ADOPT_AT_ONCE)
                 await asyncio.gather(*(self._adopt_one(sandbox, gate) for sandbox in orphans))
-            except DatabaseUnavailableError as error:
+            except SandboxdError as error:
                 log.warning("custody.adopt_unanswered", error=str(error))
             if found < ADOPT_BATCH:
                 await self._until_orphans()
@@ -214,7 +219,7 @@ class Custody:
 
     async def _adopt_one(self, sandbox: SandboxId, gate: asyncio.Semaphore) -> None:
         async with gate:
-            if sandbox in self._owners or self._draining:
+            if sandbox in self._owners or self._draining or not self._adopting:
                 return
             try:
                 owner = await self.owner(sandbox, only_if_used=True)

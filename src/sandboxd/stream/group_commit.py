@@ -86,8 +86,12 @@ class GroupCommit:
                 outcomes = await self._append(tuple(entry for entry, _ in batch))
             except BaseException as error:
                 for _, done in batch:
-                    if not done.done():
-                        done.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                    if done.done():
+                        continue
+                    if isinstance(error, Exception):
+                        done.set_exception(error)
+                    else:
+                        done.cancel()
                 if not isinstance(error, Exception):
                     raise
                 log.exception("journal.append_failed", entries=len(batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from sandboxd.model.errors import ExhaustedError, QuotaViolation
 from sandboxd.model.ids import ClientId
 
 RETRY_AFTER = timedelta(seconds=1)
+COME_BACK_SECONDS = (0.1, 1.1)
+"""When the clients of a server that stops are asked to come back, spread between these."""
 
 
 class StreamSlots:
@@ -80,8 +83,9 @@ class Drain:
 
 
 def draining() -> ServerDrainingError:
-    """Make the error that ends streams of a server that stops."""
+    """Make the error that ends streams of a server that stops. They must not all come back in the same moment."""
+    spread = timedelta(seconds=random.uniform(*COME_BACK_SECONDS))  # noqa: S311  no secret
     return ServerDrainingError(
         "This server is stopping. Nothing is lost: open the session again after the last sequence number that you saw.",
-        retry_after=RETRY_AFTER,
+        retry_after=spread,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Final
 
 import grpc
@@ -47,6 +48,20 @@ class ServerDrainingError(UnavailableError):
     """This server is about to stop; another one, or its next life, goes on."""
 
     reason = "SERVER_DRAINING"
+
+
+class ReaderTooSlowError(UnavailableError):
+    """The client takes nothing of its stream; nothing is kept for it, and it can come back."""
+
+    reason = "READER_TOO_SLOW"
+
+    def __init__(self, waited: timedelta) -> None:
+        super().__init__(
+            "You have read nothing of this stream for too long. Nothing is lost: open it again after the last event "
+            "that you saw.",
+            retry_after=timedelta(seconds=1),
+            seconds=f"{waited.total_seconds():g}",
+        )
 
 
 class WatchOnlyError(ForbiddenError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -17,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from typing_extensions import override
 
 from sandboxd.api.callers.proof import Proof
+from sandboxd.api.grpc.errors import ReaderTooSlowError
 from sandboxd.api.grpc.permissions import Permission
 from sandboxd.model.caller import Caller
 from sandboxd.model.errors import UnauthenticatedError
@@ -155,14 +157,21 @@ class ClientGoneError(Exception):
     """The client vanished while something was written to it."""
 
 
-async def write(context: grpc.aio.ServicerContext[Any, Any], message: Message) -> None:
+async def write(context: grpc.aio.ServicerContext[Any, Any], message: Message, *, within: timedelta) -> None:
     """Write one response. grpc.aio raises an internal error of its own where the client is gone.
+
+    A client that does not read lets the writer wait: gRPC takes a message when the ones before it fit into its buffer,
+    64 KiB a stream, and what the connection has granted.
 
     Raises:
         ClientGoneError: Nobody is there to read it.
+        ReaderTooSlowError: It was not taken within that time.
     """
     try:
-        await context.write(message)
+        async with asyncio.timeout(within.total_seconds()):
+            await context.write(message)
+    except TimeoutError as error:
+        raise ReaderTooSlowError(within) from error
     except grpc.aio.InternalError as error:
         raise ClientGoneError from error
 

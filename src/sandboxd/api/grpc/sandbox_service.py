@@ -163,7 +163,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def _send(self, changes: AsyncIterator[SandboxChange], context: Context) -> None:
         async with closed_at_end(changes):
             async for change in changes:
-                await write(context, encode_change(change, backend=self._backend))
+                await write(context, encode_change(change, backend=self._backend), within=self._streams.write_within)
 
     def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
         return encode_sandbox(sandbox, backend=self._backend)

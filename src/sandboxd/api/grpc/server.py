@@ -85,6 +85,8 @@ class ServerLimits:
     """How long a stream may go on after its caller's token has expired."""
     standing_every: timedelta = timedelta(seconds=5)
     """How often an open stream asks whether its caller is still welcome."""
+    write_within: timedelta = timedelta(seconds=60)
+    """How long a stream's client may take nothing."""
     max_streams: int = 1000
     max_streams_per_client: int = 500
 
@@ -140,6 +142,7 @@ class ApiServer:
             drain=self._drain,
             stay=stay,
             first_within=limits.first_request_within,
+            write_within=limits.write_within,
             tracer=tracer,
         )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(

@@ -58,9 +58,11 @@ class StreamCalls:
         drain: Drain,
         stay: Stay,
         first_within: timedelta,
+        write_within: timedelta,
         tracer: Tracer,
     ) -> None:
         self._first_within = first_within
+        self.write_within = write_within
         self.tracer = tracer
         self._hub = hub
         self._sessions = sessions
@@ -305,7 +307,7 @@ class _Call:
 
     async def _write(self, response: pb.StreamResponse) -> None:
         async with self._writing:
-            await write(self._context, response)
+            await write(self._context, response, within=self._calls.write_within)
 
     def _turn(self, turn: TurnId | None) -> str:
         return turn_name(self._sandbox, self._session, turn)

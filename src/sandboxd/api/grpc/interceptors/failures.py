@@ -21,6 +21,8 @@ from sandboxd.model.errors import SandboxdError
 
 log = structlog.get_logger("sandboxd.api")
 
+END_SECONDS = 5.0
+"""How long a call's end waits until its client has taken what was written before."""
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -91,4 +93,9 @@ async def _end_bug(rpc: Rpc, error: BaseException) -> None:
 
 async def _end(rpc: Rpc, status: status_pb2.Status, reason: str) -> None:
     rpc.code, rpc.reason = _CODES[status.code], reason
-    await rpc.context.abort_with_status(rpc_status.to_status(status))
+    try:
+        async with asyncio.timeout(END_SECONDS):
+            await rpc.context.abort_with_status(rpc_status.to_status(status))
+    except TimeoutError:
+        # The client reads nothing. gRPC has the status, behind what it could not send yet; nobody waits for that.
+        raise asyncio.CancelledError from None
