@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from sandboxd.model.errors import (
+    ConflictError,
     DatabaseUnavailableError,
     FieldViolation,
     InvalidRequestError,
@@ -49,6 +50,8 @@ class FakeStore:
     down: bool = False
     answers_lost: int = 0
     """So many appends commit, and then fail as if the answer had been lost."""
+    collisions: int = 0
+    """So many renewals of leases are undone, because they collide with other transactions."""
     hanging: asyncio.Event | None = None
     """While set, every call waits for it."""
 
@@ -165,6 +168,9 @@ class FakeJournal:
 
     async def renew(self, sandboxes: Sequence[SandboxId], *, owner: str, lease: timedelta) -> Sequence[SandboxId]:
         await self.store.weather()
+        if self.store.collisions:
+            self.store.collisions -= 1
+            raise ConflictError("The transaction collided with another one. Try again.")
         known = self.store.conversations
         ours = [name for name in sandboxes if name in known and known[name].owner == owner]
         for name in ours:

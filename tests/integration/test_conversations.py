@@ -459,3 +459,16 @@ async def test_the_mode_can_be_set_before_and_while_the_cli_is_up() -> None:
 
 def _request(request_id: str) -> Request:
     return Request(caller=ADA, request_id=RequestId(request_id), body_hash=b"d")
+
+
+async def test_renewals_that_collide_with_other_transactions_end_no_conversation() -> None:
+    world = StreamWorld(lease=timedelta(milliseconds=300))
+    async with world.replica() as replica:
+        client = await replica.open()
+        await client.turn("say hello")
+
+        world.store.collisions = 3
+        await eventually(lambda: world.store.collisions == 0)
+        completed = await client.turn("say hello again")
+
+    assert completed.stop_reason is StopReason.END_TURN

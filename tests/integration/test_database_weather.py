@@ -14,7 +14,7 @@ import pytest
 
 from sandboxd.model.errors import DatabaseUnavailableError
 from sandboxd.model.events import SessionOpened, Text
-from sandboxd.model.ids import IncarnationId, RequestId
+from sandboxd.model.ids import IncarnationId, RequestId, SandboxId
 from sandboxd.model.session import Session
 from sandboxd.persistence import migrations
 from sandboxd.persistence.embedded import EmbeddedPostgres
@@ -26,13 +26,16 @@ from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.stream.ports import Appended, Command, Conversation, Entry
 from tests.contract.journal_world import CLIENT, FREELANCER, a_sandbox_id, a_session, an_event, an_id
 from tests.contract.postgres_worlds import insert_sandbox
+from tests.eventually import eventually
 
 LEASE = timedelta(seconds=60)
 
 
-async def begun(database: Database, *, owner: str = "one") -> tuple[Conversation, Session]:
+async def begun(
+    database: Database, *, owner: str = "one", sandbox: SandboxId | None = None
+) -> tuple[Conversation, Session]:
     """A conversation with an owner and a session."""
-    sandbox = a_sandbox_id()
+    sandbox = sandbox or a_sandbox_id()
     await insert_sandbox(database, sandbox, client=CLIENT, freelancer=FREELANCER)
     mine = await PostgresJournal(database).acquire(sandbox, owner=owner, lease=LEASE)
     assert mine is not None
@@ -107,6 +110,32 @@ async def test_a_read_is_not_troubled_by_a_connection_that_was_cut_just_before(
     await other.close()
 
     assert cuts >= 100, "not every read met a connection that had been cut"
+
+
+async def test_a_lease_is_renewed_in_the_middle_of_appends_and_closes_no_circle_with_them(database: Database) -> None:
+    # An append locks in the order of the names; the rows lie in another order on disk.
+    journal = PostgresJournal(database)
+    earlier, later = sorted(a_sandbox_id() for _ in range(2))
+    for sandbox in (later, earlier):
+        await begun(database, sandbox=sandbox)
+    lock = "SELECT 1 FROM conversations WHERE sandbox = $1 FOR NO KEY UPDATE"
+
+    async with database.raw() as appending, appending.transaction():
+        await appending.execute(lock, earlier)
+        renewing = asyncio.create_task(journal.renew([later, earlier], owner="one", lease=LEASE), name="renew")
+        await eventually(lambda: waits_for_a_lock(database))
+        await appending.execute(f"SET LOCAL lock_timeout = '500ms'; {lock.replace('$1', repr(later))}")
+
+    assert set(await renewing) == {later, earlier}
+
+
+async def waits_for_a_lock(database: Database) -> bool:
+    async with database.raw() as connection:
+        return bool(
+            await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+        )
 
 
 async def test_of_two_owners_only_the_later_one_writes(database: Database) -> None:
