@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -165,6 +166,9 @@ def _run_role(name: str, *, with_parent: bool = False) -> None:
             import_module(f"sandboxd.bootstrap.{name}"), name
         )
         uvloop = import_module("uvloop")
+        # What was imported stays. To look through it for garbage would stop everything for a tenth of a second each time.
+        gc.collect()
+        gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(role(settings))
     except SettingsError as error:

@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     """Where everything that must stay is kept on this machine: sandboxes of the local backend, keys, logs."""
     database_url: SecretStr | None = None
     """PostgreSQL, for example `postgresql://user:password@host/db`. `sandboxd dev` starts an embedded one if empty."""
-    database_pool_size: int = Field(default=10, ge=2, le=200)
+    database_pool_size: int = Field(default=15, ge=2, le=200)
     """Most connections of one process."""
 
     grpc_listen: Address = "127.0.0.1:50051"

@@ -15,6 +15,7 @@ import structlog
 
 from sandboxd.model.session import Turn, TurnState
 from sandboxd.persistence.escape import dump_json, escape
+from sandboxd.persistence.plain_append import append_plain, is_plain
 from sandboxd.persistence.rows import SESSION_COLUMNS, TURN_COLUMNS, event_values, session_values, turn_values
 from sandboxd.stream.ports import Appended, Entry
 
@@ -110,7 +111,19 @@ def encode(entry: Entry) -> EncodedEntry:
 
 
 async def append(connection: Connection, entries: Sequence[EncodedEntry]) -> Sequence[Appended]:
-    """Write entries of different conversations in one transaction."""
+    """Write entries of different conversations: those that only add events in one statement, then the rest.
+
+    Where the second of the two transactions fails, all are appended again, and the first finds its own work.
+    """
+    plain = [one for one in entries if is_plain(one.entry)]
+    taken = await append_plain(connection, plain) if plain else frozenset()
+    rest = [one for one in entries if one.entry.conversation.sandbox not in taken]
+    outcomes = iter(await _append_any(connection, rest) if rest else ())
+    return [Appended.DURABLE if one.entry.conversation.sandbox in taken else next(outcomes) for one in entries]
+
+
+async def _append_any(connection: Connection, entries: Sequence[EncodedEntry]) -> Sequence[Appended]:
+    """Write entries of any kind in one transaction."""
     async with connection.transaction():
         rows = await connection.fetch(_LOCK, [one.entry.conversation.sandbox for one in entries])
         known = {row["sandbox"]: row for row in rows}

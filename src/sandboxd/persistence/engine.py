@@ -42,10 +42,11 @@ class DatabaseSettings:
     url: str
     """`postgresql://user:password@host/database`; `?host=/directory` for a socket."""
     application_name: str = "sandboxd"
-    pool_size: int = 10
+    pool_size: int = 15
     """Connections that are kept."""
-    pool_overflow: int = 5
-    """Connections on top of these under load."""
+    pool_overflow: int = 0
+    """Connections on top of these, made and closed again under load: each costs the server a process and our statements
+    their plans, at the moment when time is shortest."""
     pool_timeout: timedelta = timedelta(seconds=5)
     """How long to wait for a free connection."""
     connect_timeout: timedelta = timedelta(seconds=5)

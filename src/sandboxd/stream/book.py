@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final
 
 import structlog
 
 from sandboxd.model.errors import SessionNotFoundError, TurnInProgressError
-from sandboxd.model.events import AttachmentInfo, EventBody, SessionEvent, TurnCompleted, TurnStarted
+from sandboxd.model.events import AttachmentInfo, EventBody, SessionEvent, Text, Thought, TurnCompleted, TurnStarted
 from sandboxd.model.ids import RequestId, SessionId, TurnId
 from sandboxd.model.session import PromptInput, Session, StopReason, Turn, TurnState
 from sandboxd.model.sources import Clock, IdSource
@@ -25,6 +26,9 @@ log = structlog.get_logger(__name__)
 
 TITLE_CHARACTERS: Final = 80
 """First characters of the first prompt that become the title of a session without one."""
+UPDATE_STEP: Final = timedelta(seconds=5)
+"""How much a session's `update_time` lags behind its log at most. It is indexed: to move it with every chunk wrote all
+indexes of the row anew for each, a third of an append's log."""
 _ENDED = (TurnState.COMPLETED, TurnState.FAILED)
 
 
@@ -108,7 +112,8 @@ class ConversationBook:
         now = self._clock.now()
         sequence = row.head_sequence + 1
         self._events.append(SessionEvent(session=session, sequence=sequence, turn=turn, event_time=now, body=body))
-        self._save(replace(row, head_sequence=sequence, update_time=now))
+        streamed = isinstance(body, Text | Thought) and now - row.update_time < UPDATE_STEP
+        self._save(replace(row, head_sequence=sequence, update_time=row.update_time if streamed else now))
 
     def start_turn(
         self, session: SessionId, *, request_id: RequestId, prompt: PromptInput, traceparent: str = ""
