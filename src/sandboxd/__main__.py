@@ -166,7 +166,7 @@ def _run_role(name: str, *, with_parent: bool = False) -> None:
             import_module(f"sandboxd.bootstrap.{name}"), name
         )
         uvloop = import_module("uvloop")
-        # What was imported stays. To look through it for garbage would stop everything for a tenth of a second each time.
+        # What was imported stays: to look through it for garbage would stop everything for a tenth of a second.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

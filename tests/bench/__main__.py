@@ -11,8 +11,9 @@ from pathlib import Path
 
 import grpc
 
+from tests.bench.bare import bare
 from tests.bench.driver import Client, Plan, Samples
-from tests.bench.figures import PARTS, Parts
+from tests.bench.figures import PARTS, Parts, Use
 from tests.bench.recorded_cli import call_model
 from tests.bench.report import PAGE, Run, render, write
 from tests.bench.stack import Stack, stack
@@ -22,27 +23,37 @@ DIRECT_CALLS = 100
 STAND_IN, REAL = "stand-in", "real"
 
 
-async def measure(running: Stack, streams: int, plan: Plan, *, turns: int, cli: str) -> Run:
-    """Create the sandboxes, let every stream take its turns at the same time, and end the sandboxes."""
-    samples = Samples()
+async def measure(running: Stack, streams: int, plan: Plan, *, turns: int, cli: str) -> list[Run]:
+    """Create the sandboxes, let the streams take their turns, each for itself and then all at once, and end them."""
+    samples, together, ready = Samples(), Samples(), asyncio.Barrier(streams + 1)
     async with grpc.aio.insecure_channel(running.address) as channel:
         client = Client(channel, token=running.token)
         began = time.monotonic()
         names = await client.create(streams)
         print(f"{streams} sandboxes created in {time.monotonic() - began:.1f} s", flush=True)
-        ready = asyncio.Barrier(streams + 1)
         async with asyncio.TaskGroup() as group:
             for name in names:
-                group.create_task(client.converse(name, plan, turns=turns, samples=samples, ready=ready), name=name)
+                work = client.converse(name, plan, turns=turns, samples=samples, ready=ready, at_once=together)
+                group.create_task(work, name=name)
             await ready.wait()
-            parts, began = Parts(PARTS, within=str(running.data)), time.monotonic()
+            spread_uses = await _watched(running, ready)
             await ready.wait()
-            seconds = time.monotonic() - began
-            uses = parts.used(seconds)
+            together_uses = await _watched(running, ready)
         await client.terminate(names)
-    for failure in sorted(set(samples.failures)):
-        print(f"failure: {failure} ({samples.failures.count(failure)} times)", flush=True)
-    return Run(cli=cli, streams=streams, seconds=seconds, samples=samples, uses=uses)
+    failures = samples.failures + together.failures
+    for failure in sorted(set(failures)):
+        print(f"failure: {failure} ({failures.count(failure)} times)", flush=True)
+    return [
+        Run(cli=cli, streams=streams, starts="spread", samples=samples, uses=spread_uses),
+        Run(cli=cli, streams=streams, starts="at once", samples=together, uses=together_uses),
+    ]
+
+
+async def _watched(running: Stack, end: asyncio.Barrier) -> dict[str, Use]:
+    """Watch what the parts use until the streams are through."""
+    parts, began = Parts(PARTS, within=str(running.data)), time.monotonic()
+    await end.wait()
+    return parts.used(time.monotonic() - began)
 
 
 async def direct(url: str) -> Samples:
@@ -69,6 +80,9 @@ async def main() -> int:
     runs = []
     async with upstream() as url:
         without = await direct(url)
+        floors = {}
+        for streams in map(int, given.streams.split(",") if given.streams else []):
+            floors[streams] = await bare(streams, plan, turns=given.turns, upstream=url)
         for cli, numbers in ((STAND_IN, given.streams), (REAL, given.real)):
             if numbers:
                 with tempfile.TemporaryDirectory(prefix="sandboxd-bench-") as directory:
@@ -76,11 +90,13 @@ async def main() -> int:
                     try:
                         async with stack(data, upstream=url, stand_in=cli == STAND_IN) as running:
                             for streams in map(int, numbers.split(",")):
-                                runs += [await measure(running, streams, plan, turns=given.turns, cli=cli)]
+                                runs += await measure(running, streams, plan, turns=given.turns, cli=cli)
                     finally:
                         if given.logs:
                             shutil.copytree(data / "logs", given.logs / cli, dirs_exist_ok=True)
-    tables = render(runs, without=without, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}")
+    tables = render(
+        runs, without=without, floors=floors, plan=plan, turns=given.turns, day=f"{datetime.now(UTC):%Y-%m-%d}"
+    )
     print(tables)
     if not given.dry:
         write(PAGE, tables)

@@ -32,6 +32,11 @@ class Plan:
     calls: int
 
     @property
+    def seconds(self) -> float:
+        """How long its text takes."""
+        return self.chunks * self.interval
+
+    @property
     def prompt(self) -> str:
         """The prompt that makes the stand-in CLI do it."""
         return json.dumps({"chunks": self.chunks, "interval": self.interval, "calls": self.calls})
@@ -95,18 +100,37 @@ class Client:
             request = sandbox_pb2.TerminateRequest(request_id=str(uuid.uuid4()), name=name)
             await self._stub.Terminate(request, metadata=self._metadata, timeout=TURN_SECONDS)
 
-    async def converse(self, sandbox: str, plan: Plan, *, turns: int, samples: Samples, ready: asyncio.Barrier) -> None:
-        """Open a session, take a turn that is not counted, wait for the others, take the turns that are."""
+    async def converse(
+        self,
+        sandbox: str,
+        plan: Plan,
+        *,
+        turns: int,
+        samples: Samples,
+        ready: asyncio.Barrier,
+        at_once: Samples | None = None,
+    ) -> None:
+        """Open a session, take a turn that is not counted, wait for the others, and take the turns that are.
+
+        Each stream for itself: its turns begin at random moments, as people's do. Then, where `at_once` is given and
+        all are through, one more turn that everybody begins in the same instant.
+        """
         call = self._stub.Stream(metadata=self._metadata)
         await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), open=stream_pb2.Open(sandbox=sandbox)))
         await self._turn(call, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
         samples.resent += warm_up.resent
         samples.failures += [f"in the turn before: {failure}" for failure in warm_up.failures]
         await ready.wait()
+        # The first turns are spread over the length of one, or they would come in step.
+        await asyncio.sleep(random.uniform(0, plan.seconds))
         for _ in range(turns):
-            await asyncio.sleep(random.uniform(0, plan.chunks * plan.interval / 2))
+            await asyncio.sleep(random.uniform(0, plan.seconds / 2))
             await self._turn(call, plan, samples)
         await ready.wait()
+        if at_once is not None:
+            await ready.wait()
+            await self._turn(call, plan, at_once)
+            await ready.wait()
         await call.done_writing()
 
     async def _turn(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -30,6 +31,8 @@ class Use:
 
     processes: int
     cores: float
+    waited: float
+    """Threads that were ready and waited for a processor, on average."""
     memory: int
     """Bytes in all, shared pages counted once (proportional set size)."""
     largest: int
@@ -48,7 +51,9 @@ class Parts:
         """
         self._words = words
         self._within = within
-        self._began = {part: sum(map(_cpu_seconds, members)) for part, members in self._look().items()}
+        looked = self._look()
+        self._began = {part: sum(map(_cpu_seconds, members)) for part, members in looked.items()}
+        self._waited = {part: sum(map(_queue_seconds, members)) for part, members in looked.items()}
 
     def used(self, seconds: float) -> dict[str, Use]:
         """Return what was used since the first look."""
@@ -58,6 +63,7 @@ class Parts:
             uses[part] = Use(
                 processes=len(members),
                 cores=(sum(map(_cpu_seconds, members)) - self._began[part]) / seconds,
+                waited=max(0.0, sum(map(_queue_seconds, members)) - self._waited[part]) / seconds,
                 memory=sum(proportional for proportional, _ in sizes),
                 largest=max((resident for _, resident in sizes), default=0),
             )
@@ -84,6 +90,17 @@ def _cpu_seconds(process: psutil.Process) -> float:
         return 0.0
     # With what its ended children used: PostgreSQL's connections come and go.
     return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def _queue_seconds(process: psutil.Process) -> float:
+    """How long its threads have been ready and not running, as the kernel counts it."""
+    waited = 0
+    try:
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            waited += int((thread / "schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        pass
+    return waited / 1e9
 
 
 def _memory(process: psutil.Process) -> tuple[int, int]:

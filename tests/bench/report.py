@@ -19,19 +19,20 @@ class Run:
 
     cli: str
     streams: int
-    seconds: float
+    starts: str
+    """`spread`: turns begin at random moments; `at once`: everybody begins in the same instant."""
     samples: Samples
     uses: dict[str, Use]
 
 
-def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: str) -> str:
+def render(runs: list[Run], *, without: Samples, floors: dict[int, Samples], plan: Plan, turns: int, day: str) -> str:
     """Return the tables."""
     machine = f"{os.cpu_count()} processors ({platform.machine()}), {platform.system()} {platform.release()}"
     load = f"{turns} turns of {plan.calls} model calls and {plan.chunks} text chunks, {1 / plan.interval:g} a second"
     load += " (with the real CLI: one model call, whose answer has that many chunks)"
     baseline = "The same model calls without agent and gateway, alone on the machine: first byte "
     baseline += f"{_both(without.first_byte)}, whole call {_both(without.whole_call)}"
-    heads = ["CLI", "Streams", "Turns", "Failures", "Resent", "Events", "Event P50", "P99", "max"]
+    heads = ["CLI", "Streams", "Turns begin", "Turns", "Failures", "Resent", "Events", "Event P50", "P99", "max"]
     heads += ["Calls", "First byte P50", "P99", "Whole call P50", "P99"]
     lines = [
         f"Measured {day}: {machine}, Python {platform.python_version()}. Each stream: {load}.",
@@ -39,24 +40,30 @@ def render(runs: list[Run], *, without: Samples, plan: Plan, turns: int, day: st
         f"{baseline}.",
         "",
         f"| {' | '.join(heads)} |",
-        "| --- " + "| ---: " * (len(heads) - 1) + "|",
+        "| --- | ---: | --- " + "| ---: " * (len(heads) - 3) + "|",
     ]
-    for run in runs:
+    floor = [
+        Run(cli="stand-in, no sandboxd", streams=n, starts="spread", samples=one, uses={}) for n, one in floors.items()
+    ]
+    for run in floor + runs:
         samples = run.samples
-        counts = [run.streams, samples.turns, len(samples.failures), samples.resent, len(samples.event)]
-        cells = [run.cli, *map(str, counts)]
+        counts = [samples.turns, len(samples.failures), samples.resent, len(samples.event)]
+        cells = [run.cli, str(run.streams), run.starts, *map(str, counts)]
         cells += [_ms(samples.event, share) for share in (0.5, 0.99, 1.0)]
         cells += [str(len(samples.whole_call))]
         cells += [_ms(values, share) for values in (samples.first_byte, samples.whole_call) for share in (0.5, 0.99)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "| CLI | Streams | Part | Processes | CPU (cores) | Memory, all (MB, PSS) | Largest process (MB, RSS) |",
+        (
+            "| CLI | Streams | Turns begin | Part | Processes | CPU (cores) | Waiting for a processor (threads) "
+            "| Memory, all (MB, PSS) | Largest process (MB, RSS) |"
+        ),
+        "| --- | ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    lines.append("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     lines += [
-        f"| {run.cli} | {run.streams} | {part} | {use.processes} | {use.cores:.2f} | {use.memory / MEBIBYTE:.0f} "
-        f"| {use.largest / MEBIBYTE:.0f} |"
+        f"| {run.cli} | {run.streams} | {run.starts} | {part} | {use.processes} | {use.cores:.2f} | {use.waited:.2f} "
+        f"| {use.memory / MEBIBYTE:.0f} | {use.largest / MEBIBYTE:.0f} |"
         for run in runs
         for part, use in run.uses.items()
         if use.processes
