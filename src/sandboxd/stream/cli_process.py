@@ -51,7 +51,7 @@ log = structlog.get_logger(__name__)
 ACK_BYTES: Final = 256 << 10
 ACK_AFTER: Final = timedelta(seconds=10)
 """Committed output is acknowledged to the agent at this distance, or after this time: its spool is much larger. Only
-disk hangs on it; a call for every few chunks was a fifth of the service's time and a third of the agent's."""
+disk hangs on it; a call for every few chunks was a fifth of the service's time and a quarter of the agent's."""
 STDERR_TAIL_BYTES: Final = 8 << 10
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 2.0
