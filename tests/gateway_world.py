@@ -25,6 +25,7 @@ from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.model.usage import UsageEvent, UsageState
 from sandboxd.monitor.list_prices import list_prices
+from sandboxd.monitor.ports import GatewayReports
 from tests.contract.usage_world import an_identity
 from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
@@ -62,6 +63,7 @@ class GatewayWorld:
     keys: ApiKeys = field(default_factory=lambda: StaticApiKeys(Secret(CANARY)))
     policies: StaticModelPolicies = field(default_factory=StaticModelPolicies)
     tracer: Tracer = NO_TRACES
+    reports: GatewayReports | None = None
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     gateway: Gateway = field(init=False)
     http: aiohttp.ClientSession = field(init=False)
@@ -83,6 +85,7 @@ class GatewayWorld:
             registry=self.registry,
             policies=self.policies,
             tracer=self.tracer,
+            reports=self.reports,
         )
         async with aiohttp.ClientSession(auto_decompress=False) as self.http, gateway as self.gateway:
             yield self

@@ -240,6 +240,7 @@ async def an_access_world(folder: Path, postgres_url: str) -> AsyncIterator[Acce
     )
     rooms = build_rooms(settings, postgres_url)
     port = rooms.api.listen("127.0.0.1:0", tls=None)
+    rooms.presence.address = "127.0.0.1:1"  # so that it is in the list of replicas
     try:
         things = {
             OWN: await _given_things(rooms, client=CLIENT, freelancer=ADA),

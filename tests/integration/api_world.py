@@ -42,6 +42,7 @@ from sandboxd.v1 import (
     stream_pb2,
     usage_pb2_grpc,
 )
+from tests.fakes.administration import FakeInstallation
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
 from tests.fakes.manager import FakeClock, FakeIds, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeUsageLedger
@@ -85,6 +86,7 @@ class World:
     hub: FakeHub
     directory: FakeDirectory
     ledger: FakeUsageLedger
+    installation: FakeInstallation
     units: FakeUnits
     token: str
     sandboxes: Any = field(init=False)
@@ -127,6 +129,7 @@ async def a_world(
     registry = CollectorRegistry()
     units = FakeUnits(FakeClock())
     issuer = Issuer(path / "keys.json")
+    installation = FakeInstallation()
     server = ApiServer(
         manager=manager,
         hub=hub,
@@ -144,6 +147,7 @@ async def a_world(
         registry=registry,
         backend="fake",
         limits=limits or ServerLimits(),
+        administration=installation.administration(),
         standing=standing,
         tenancy=make_tenancy(
             units=units,
@@ -167,6 +171,7 @@ async def a_world(
             hub=hub,
             directory=directory,
             ledger=ledger,
+            installation=installation,
             units=units,
             token=issuer.token(),
         )

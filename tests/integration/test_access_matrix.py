@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
 from sandboxd.model.caller import Role
-from sandboxd.v1 import budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import admin_pb2, budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
 from tests.integration.access_world import (
     ABSENT,
     CALLERS,
@@ -92,12 +92,39 @@ def a_price(target: Target) -> price_pb2.Price:
     return price_pb2.Price(model=target.request_id, currency="USD", rates=[price_pb2.Rates(input=1)])
 
 
+D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
 EVERYBODY = {P, C, F, A}
 WRITERS = {P, C, F}
 
 CASES = [
+    Case(method=f"{D}/GetStatus", ask=lambda _: admin_pb2.GetStatusRequest(), roles={P}, unseen=OK),
+    Case(method=f"{D}/ListReplicas", ask=lambda _: admin_pb2.ListReplicasRequest(), roles={P}, unseen=OK),
+    Case(
+        method=f"{D}/SweepNow",
+        ask=lambda t: admin_pb2.SweepNowRequest(request_id=t.request_id, sweeps=[admin_pb2.SWEEP_RETENTION]),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{D}/DrainReplica",
+        ask=lambda t: admin_pb2.DrainReplicaRequest(request_id=t.request_id),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(  # after the drain, for the cases that follow
+        method=f"{D}/UndrainReplica",
+        ask=lambda t: admin_pb2.UndrainReplicaRequest(request_id=t.request_id),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{D}/ResetCircuit",
+        ask=lambda t: admin_pb2.ResetCircuitRequest(request_id=t.request_id),
+        roles={P},
+        unseen=OK,
+    ),
     Case(
         method=f"{S}/Create",
         # Whoever creates names a freelancer; a freelancer only itself. The id was used before, so nothing is made.

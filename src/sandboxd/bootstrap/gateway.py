@@ -23,6 +23,7 @@ from sandboxd.gateway.tokens import SandboxTokenVerifier
 from sandboxd.monitor.list_prices import list_prices
 from sandboxd.monitor.process_metrics import ProcessMetrics
 from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
+from sandboxd.persistence.installation import PostgresGatewayReports
 from sandboxd.persistence.ledger import PostgresUsageLedger
 from sandboxd.persistence.metrics import DatabaseMetrics
 from sandboxd.persistence.prices import PostgresPriceBookStore
@@ -78,6 +79,7 @@ async def gateway(settings: Settings) -> None:
                 registry=registry,
                 stop=stop,
                 tracer=tracer,
+                reports=PostgresGatewayReports(database),
             )
         except TlsFilesError as error:
             raise SettingsError(

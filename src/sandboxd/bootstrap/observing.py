@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from sandboxd import __version__
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.bootstrap.tracing import make_tracer
+from sandboxd.manager.administration import Figures
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.trace import Tracer
@@ -74,6 +75,25 @@ class Observation:
         self.stream.watchers.set_function(lambda: feed.watchers)
         self.stream.queued.set_function(lambda: commit.queued)
         self.stream.agents.set_function(lambda: connector.connections)
+
+    def figures(self, *, replica: str, version: str) -> Figures:
+        """What this replica knows of itself, for operators: the same numbers as in its metrics."""
+
+        def shown(name: str, **labels: str) -> int:
+            return int(self.registry.get_sample_value(name, labels) or 0)
+
+        return Figures(
+            replica=replica,
+            version=version,
+            conversations=shown("sandboxd_conversations_owned"),
+            open_turns=shown("sandboxd_open_turns"),
+            watchers=shown("sandboxd_stream_watchers"),
+            agent_connections=shown("sandboxd_agent_connections"),
+            queued_appends=shown("sandboxd_journal_queued_entries"),
+            database_used=shown("sandboxd_database_connections", state="used"),
+            database_idle=shown("sandboxd_database_connections", state="idle"),
+            database_limit=shown("sandboxd_database_connections_limit"),
+        )
 
     async def run(self, database: Database) -> None:
         """Measure until cancelled."""

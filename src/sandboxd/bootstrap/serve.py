@@ -16,6 +16,7 @@ from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.bootstrap.callers import Callers, listen, make_callers, web_tls
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
+from sandboxd.bootstrap.operating import ReplicaDoors, make_administration
 from sandboxd.bootstrap.peers import PeerRoom
 from sandboxd.bootstrap.places import make_connector, make_local_backend
 from sandboxd.bootstrap.schema import wait_for_schema
@@ -29,10 +30,12 @@ from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import SandboxId
+from sandboxd.monitor.sweep import OrphanSweep
 from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
 from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
+from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.persistence.replicas import PostgresReplicas
 from sandboxd.persistence.retention import forget_commands
 from sandboxd.persistence.sessions import PostgresSessions
@@ -209,8 +212,19 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     seen.look_at(database=database, custody=custody, feed=services.feed, commit=commit, connector=connector)
     manager = SandboxManager(core=core, conversations=hub)
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
+    web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
+    doors = ReplicaDoors(web=web, custody=custody)
     api = ApiServer(
         manager=manager,
+        administration=make_administration(
+            database=database,
+            doors=doors,
+            seen=seen,
+            recovery=manager.recovery,
+            usage=OrphanSweep(ledger=ledger, prices=PostgresPriceBookStore(database), clock=clock),
+            replica=replica,
+            clock=clock,
+        ),
         hub=hub,
         sessions=SessionDirectory(services, hub, router),
         ledger=ledger,
@@ -230,7 +244,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         tenancy=make_tenancy(units=core.tools.units, accounts=core.accounts, clock=clock),
         tracer=seen.tracer,
     )
-    web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
+    doors.entrance = api
     return Rooms(
         seen=seen,
         presence=presence,

@@ -81,6 +81,10 @@ class CircuitBreaker:
         """Report that the call ended without saying anything about the upstream (refused later, the CLI went away)."""
         self._probing = False
 
+    def reset(self) -> None:
+        """Close the circuit: an operator knows that the upstream is well."""
+        self.succeeded()
+
     def _open(self) -> None:
         self.state = CircuitState.OPEN
         self._opened = self._monotonic()

@@ -94,6 +94,16 @@ class Meter:
         self._metrics.oldest_spooled.set(max(0.0, waited))
         self._metrics.ledger_silence.set(0.0 if self._beaten is None else time.monotonic() - self._beaten)
 
+    @property
+    def open_calls(self) -> int:
+        """How many calls run."""
+        return len(self._open)
+
+    @property
+    def spooled(self) -> int:
+        """How many settlements wait for the ledger."""
+        return len(self._spool)
+
     async def open(self, call: MeteredCall) -> None:
         """Write the call's row, or refuse the call.
 

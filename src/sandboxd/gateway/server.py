@@ -25,6 +25,7 @@ from sandboxd.gateway.metrics import GatewayMetrics
 from sandboxd.gateway.policy import StaticModelPolicies
 from sandboxd.gateway.ports import ApiKeys, Clock, ModelPolicies
 from sandboxd.gateway.refusals import RefusalReason
+from sandboxd.gateway.reporting import Reporter
 from sandboxd.gateway.spool import SettlementSpool
 from sandboxd.gateway.tokens import SandboxTokenVerifier
 from sandboxd.gateway.tracing import CallTraces
@@ -32,7 +33,7 @@ from sandboxd.gateway.upstream import GeminiUpstream
 from sandboxd.model.ids import ENTROPY_BYTES, make_id
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.model.usage import GatewayId
-from sandboxd.monitor.ports import PriceBookStore, UsageLedger
+from sandboxd.monitor.ports import GatewayReports, PriceBookStore, UsageLedger
 from sandboxd.monitor.sweep import OrphanSweep
 from sandboxd.tls.contexts import make_server_context
 from sandboxd.tls.files import TlsFiles
@@ -55,6 +56,7 @@ class Gateway:
         registry: CollectorRegistry,
         policies: ModelPolicies | None = None,
         tracer: Tracer = NO_TRACES,
+        reports: GatewayReports | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -99,6 +101,15 @@ class Gateway:
             clock=clock,
             traces=traces,
         )
+        self._reporter: Reporter | None = None
+        if reports is not None:
+            self._reporter = Reporter(
+                meter=self._meter,
+                breaker=self._breaker,
+                reports=reports,
+                every=config.beat_seconds,
+                timeout=timeouts.ledger_settle,
+            )
         self._stack = AsyncExitStack()
         self.url = ""
         """Base URL for sandboxes, known once the gateway runs."""
@@ -113,6 +124,9 @@ class Gateway:
             stack.push_async_callback(self._meter.close)
             beating = asyncio.create_task(self._meter.run(), name="gateway meter")
             stack.push_async_callback(_cancelled, beating)
+            if self._reporter is not None:
+                reporting = asyncio.create_task(self._reporter.run(), name="gateway reports")
+                stack.push_async_callback(_cancelled, reporting)
             self.admin_url = await self._serve(
                 stack, self._admin_app(), config.admin_host, config.admin_port, tls=_tls(config.admin_tls)
             )
@@ -188,6 +202,7 @@ async def run_gateway(
     started: asyncio.Future[Gateway] | None = None,
     policies: ModelPolicies | None = None,
     tracer: Tracer = NO_TRACES,
+    reports: GatewayReports | None = None,
 ) -> None:
     """Run a gateway until `stop` is set (or the task is cancelled), then drain it.
 
@@ -203,6 +218,7 @@ async def run_gateway(
         started: Gets the running gateway, with its addresses.
         policies: What each client may call; by default all Gemini models.
         tracer: Where spans are reported.
+        reports: Where it says how it is; None for nowhere.
     """
     async with Gateway(
         config=config,
@@ -214,6 +230,7 @@ async def run_gateway(
         registry=registry,
         policies=policies,
         tracer=tracer,
+        reports=reports,
     ) as gateway:
         if started is not None:
             started.set_result(gateway)

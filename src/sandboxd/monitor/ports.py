@@ -263,6 +263,33 @@ class UsageLedger(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayReport:
+    """How a gateway is, for operators."""
+
+    version: str
+    circuit: str
+    """`closed`, `open` or `half_open`."""
+    open_calls: int
+    spooled: int
+    """Settlements that wait for the ledger."""
+
+
+class GatewayReports(Protocol):
+    """Where gateways say how they are, and hear what operators want."""
+
+    async def report(self, gateway: GatewayId, report: GatewayReport) -> datetime | None:
+        """Replace the gateway's last report. A gateway that never beat has none.
+
+        Returns:
+            When an operator last asked it to close its circuit; None for never.
+
+        Raises:
+            DatabaseUnavailableError: The database does not answer.
+        """
+        ...
+
+
 class PriceBookStore(Protocol):
     """Where the prices are kept."""
 

@@ -158,6 +158,11 @@ class Custody:
         self._draining = True
         await asyncio.gather(*(self.give_up(sandbox) for sandbox in list(self._owners)))
 
+    def undrain(self) -> None:
+        """Take on conversations again."""
+        self._draining = False
+        self._orphaned.set()
+
     async def _keep(self, owner: ConversationOwner) -> None:
         self._services.hints.took_over(owner.sandbox)
         try:

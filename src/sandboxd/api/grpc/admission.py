@@ -63,6 +63,10 @@ class Drain:
         """Tell every stream to end."""
         self._begun.set()
 
+    def cease(self) -> None:
+        """Let streams begin again."""
+        self._begun.clear()
+
     def refuse(self) -> None:
         """Let no new stream begin.
 

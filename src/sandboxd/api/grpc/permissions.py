@@ -86,6 +86,7 @@ def changes(scope: Scope, roles: frozenset[Role] = WRITERS) -> Permission:
     return Permission(roles=roles, mutating=True, scope=scope)
 
 
+_ADMIN: Final = "sandboxd.v1.AdminService"
 _SANDBOXES: Final = "sandboxd.v1.SandboxService"
 _CLIENTS: Final = "sandboxd.v1.ClientService"
 _SESSIONS: Final = "sandboxd.v1.SessionService"
@@ -94,6 +95,12 @@ _PRICES: Final = "sandboxd.v1.PriceService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
 PERMISSIONS: Final[Mapping[str, Permission]] = {
+    f"{_ADMIN}/GetStatus": reads(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/ListReplicas": reads(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/SweepNow": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/DrainReplica": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/UndrainReplica": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/ResetCircuit": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_SANDBOXES}/Create": changes(Scope.OWN),
     f"{_SANDBOXES}/Get": reads(Scope.OWN),
     f"{_SANDBOXES}/List": reads(Scope.OWN),

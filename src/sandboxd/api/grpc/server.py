@@ -14,6 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import CollectorRegistry
 
+from sandboxd.api.grpc.admin_service import AdminServicer
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
@@ -36,11 +37,14 @@ from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
 from sandboxd.manager.accounting import Accounting
+from sandboxd.manager.administration import Administration
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.monitor.ports import UsageLedger
 from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
     budget_pb2,
     budget_pb2_grpc,
     client_pb2,
@@ -58,6 +62,7 @@ from sandboxd.v1 import (
 log = structlog.get_logger("sandboxd.api")
 
 _SERVED: Final = (
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
     budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
     price_pb2.DESCRIPTOR.services_by_name["PriceService"],
@@ -108,6 +113,7 @@ class ApiServer:
         limits: ServerLimits,
         reflect: bool = True,
         tenancy: Tenancy,
+        administration: Administration,
         standing: Standing | None = None,
         tracer: Tracer = NO_TRACES,
     ) -> None:
@@ -156,6 +162,7 @@ class ApiServer:
         usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(ledger=ledger), self._server)
         budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(budgets=accounting.budgets), self._server)
         price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(administration=administration), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
             reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
@@ -190,6 +197,16 @@ class ApiServer:
         await self._health.enter_graceful_shutdown()
         self._drain.begin()
         await self._server.stop(grace.total_seconds())
+
+    async def pause(self) -> None:
+        """Refuse new streams and end the open ones; other calls are still answered."""
+        await self.set_healthy(healthy=False)
+        self._drain.begin()
+
+    async def resume(self) -> None:
+        """Take streams again."""
+        self._drain.cease()
+        await self.set_healthy(healthy=True)
 
     async def stop(self) -> None:
         """End at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sandboxd.persistence.tables.base import Base, Moment
@@ -16,3 +17,4 @@ class ReplicaRow(Base):
     address: Mapped[str]
     """Where other replicas reach it, `host:port`."""
     start_time: Mapped[Moment]
+    draining: Mapped[bool] = mapped_column(server_default=text("false"))

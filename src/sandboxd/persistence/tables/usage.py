@@ -75,6 +75,13 @@ class GatewayRow(Base):
 
     id: Mapped[str] = mapped_column(primary_key=True)
     beat_time: Mapped[Moment]
+    version: Mapped[str] = mapped_column(server_default="")
+    circuit: Mapped[str] = mapped_column(server_default="")
+    """Of the last report, as the two below."""
+    open_calls: Mapped[int] = mapped_column(server_default=text("0"))
+    spooled: Mapped[int] = mapped_column(server_default=text("0"))
+    reset_time: Mapped[Moment | None]
+    """When an operator last asked this gateway to close its circuit."""
 
 
 class PriceRow(Base):

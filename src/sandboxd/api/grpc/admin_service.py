@@ -1,0 +1,163 @@
+"""AdminService: decode, call, encode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import Any, Final
+
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from typing_extensions import override
+
+from sandboxd.api.grpc.codec_sandbox import STATES
+from sandboxd.api.grpc.rpc import current_rpc
+from sandboxd.manager.administration import (
+    MAX_NAMES,
+    Administration,
+    Figures,
+    GatewayStatus,
+    ReplicaStatus,
+    Sweep,
+    SweepResult,
+)
+from sandboxd.v1 import admin_pb2 as pb
+from sandboxd.v1 import admin_pb2_grpc
+
+STATUS_TIMEOUT: Final = timedelta(seconds=5)
+"""How long the database may take; then what this replica knows is all."""
+SWEEP_TIMEOUT: Final = timedelta(minutes=2)
+_SWEEPS: Final = {
+    pb.SWEEP_RECOVERY: Sweep.RECOVERY,
+    pb.SWEEP_ORPHANS: Sweep.ORPHANS,
+    pb.SWEEP_USAGE: Sweep.USAGE,
+    pb.SWEEP_RETENTION: Sweep.RETENTION,
+}
+_SHOWN: Final = {sweep: number for number, sweep in _SWEEPS.items()}
+_CIRCUITS: Final = {
+    "closed": pb.CIRCUIT_STATE_CLOSED,
+    "open": pb.CIRCUIT_STATE_OPEN,
+    "half_open": pb.CIRCUIT_STATE_HALF_OPEN,
+}
+
+Context = grpc.aio.ServicerContext[Any, Any]
+"""Any: servicers here never touch the context's own request and response types."""
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """Serves operators."""
+
+    def __init__(self, *, administration: Administration) -> None:
+        self._admin = administration
+
+    @override
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        """Tell how the installation is."""
+        here = _figures(self._admin.here(), draining=self._admin.draining)
+        status = await self._admin.status(timeout=current_rpc().remaining(at_most=STATUS_TIMEOUT) * 0.9)
+        if status is None:
+            return pb.GetStatusResponse(here=here)
+        return pb.GetStatusResponse(
+            here=here,
+            database_answers=True,
+            replicas=[_replica(one) for one in status.replicas],
+            gateways=[_gateway(one) for one in status.gateways],
+            sandboxes=[
+                pb.StateCount(state=STATES[state], sandboxes=number)
+                for state, number in status.sandboxes.items()
+                if number
+            ],
+            stuck_sandboxes=status.stuck,
+        )
+
+    @override
+    async def ListReplicas(self, request: pb.ListReplicasRequest, context: Context) -> pb.ListReplicasResponse:
+        """List the replicas."""
+        return pb.ListReplicasResponse(replicas=[_replica(one) for one in await self._admin.replicas()])
+
+    @override
+    async def SweepNow(self, request: pb.SweepNowRequest, context: Context) -> pb.SweepNowResponse:
+        """Run sweeps."""
+        wanted = [_SWEEPS[sweep] for sweep in request.sweeps]
+        # A little less than the caller has, so that what was done is told.
+        timeout = current_rpc().remaining(at_most=SWEEP_TIMEOUT) * 0.9
+        return pb.SweepNowResponse(results=_results(await self._admin.sweep(wanted, timeout=timeout)))
+
+    @override
+    async def DrainReplica(self, request: pb.DrainReplicaRequest, context: Context) -> pb.DrainReplicaResponse:
+        """Hand over."""
+        handed = await self._admin.drain()
+        return pb.DrainReplicaResponse(replica=self._admin.here().replica, conversations=handed)
+
+    @override
+    async def UndrainReplica(self, request: pb.UndrainReplicaRequest, context: Context) -> pb.UndrainReplicaResponse:
+        """Take new work again."""
+        await self._admin.undrain()
+        return pb.UndrainReplicaResponse(replica=self._admin.here().replica)
+
+    @override
+    async def ResetCircuit(self, request: pb.ResetCircuitRequest, context: Context) -> pb.ResetCircuitResponse:
+        """Close circuits."""
+        return pb.ResetCircuitResponse(gateways=await self._admin.reset_circuits(request.gateway))
+
+
+def _figures(here: Figures, *, draining: bool) -> pb.ReplicaFigures:
+    return pb.ReplicaFigures(
+        id=here.replica,
+        version=here.version,
+        draining=draining,
+        conversations=here.conversations,
+        open_turns=here.open_turns,
+        watchers=here.watchers,
+        agent_connections=here.agent_connections,
+        queued_appends=here.queued_appends,
+        database_used=here.database_used,
+        database_idle=here.database_idle,
+        database_limit=here.database_limit,
+    )
+
+
+def _replica(one: ReplicaStatus) -> pb.Replica:
+    began = Timestamp()
+    began.FromDatetime(one.start_time)
+    return pb.Replica(
+        id=one.id,
+        address=one.address,
+        living=one.living,
+        draining=one.draining,
+        conversations=one.conversations,
+        start_time=began,
+    )
+
+
+def _gateway(one: GatewayStatus) -> pb.Gateway:
+    return pb.Gateway(
+        id=one.id,
+        version=one.version,
+        living=one.living,
+        silence=_span(one.silence),
+        circuit=_CIRCUITS.get(one.circuit, pb.CIRCUIT_STATE_UNSPECIFIED),
+        open_calls=one.open_calls,
+        spooled_settlements=one.spooled,
+    )
+
+
+def _results(results: Iterable[SweepResult]) -> list[pb.SweepResult]:
+    return [
+        pb.SweepResult(
+            sweep=_SHOWN[one.sweep],
+            done=one.swept.done,
+            found=len(one.swept.names),
+            names=list(one.swept.names)[:MAX_NAMES],
+            failure=one.failure,
+            duration=_span(one.duration),
+        )
+        for one in results
+    ]
+
+
+def _span(span: timedelta) -> Duration:
+    made = Duration()
+    made.FromTimedelta(max(span, timedelta(0)))
+    return made

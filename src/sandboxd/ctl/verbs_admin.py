@@ -1,0 +1,107 @@
+"""The verbs of operators: names, options and help. What they do is in `commands/admin.py`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from sandboxd.ctl.options import OutputOption
+from sandboxd.ctl.root import app, execute, help_text
+
+admin = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+circuit = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(admin, name="admin", help="Operate an installation (the platform).")
+admin.add_typer(circuit, name="circuit", help="The gateways' circuits to the model API.")
+
+
+class SweepName(StrEnum):
+    """A kind of background work."""
+
+    RECOVERY = "recovery"
+    ORPHANS = "orphans"
+    USAGE = "usage"
+    RETENTION = "retention"
+
+
+@admin.command(
+    "status",
+    help=help_text(
+        "Show replicas, gateways with their circuits, queues and the database pool.",
+        "sandboxctl admin status",
+        "sandboxctl admin status -o json",
+    ),
+)
+def status(context: typer.Context, output: OutputOption = None) -> None:
+    """Show how the installation is."""
+    from sandboxd.ctl.commands import admin as command
+
+    execute(context, output, command.status)
+
+
+@admin.command(
+    "sweep",
+    help=help_text(
+        "Run background work now, and tell what it did. Without a name all of it.",
+        "sandboxctl admin sweep",
+        "sandboxctl admin sweep orphans usage",
+    ),
+)
+def sweep(
+    context: typer.Context,
+    sweeps: Annotated[
+        list[SweepName] | None, typer.Argument(metavar="[SWEEP]...", help="recovery, orphans, usage, retention.")
+    ] = None,
+    output: OutputOption = None,
+) -> None:
+    """Run sweeps."""
+    from sandboxd.ctl.commands import admin as command
+
+    execute(context, output, lambda shell: command.sweep(shell, [one.value for one in sweeps or ()]))
+
+
+@admin.command(
+    "drain",
+    help=help_text(
+        "Let the replica that answers hand over and take nothing new. Turns go on; clients come again elsewhere.",
+        "sandboxctl --address replica-2:50051 admin drain",
+    ),
+)
+def drain(context: typer.Context, output: OutputOption = None) -> None:
+    """Drain a replica."""
+    from sandboxd.ctl.commands import admin as command
+
+    execute(context, output, command.drain)
+
+
+@admin.command(
+    "undrain",
+    help=help_text(
+        "Let the replica that answers take new work again.", "sandboxctl --address replica-2:50051 admin undrain"
+    ),
+)
+def undrain(context: typer.Context, output: OutputOption = None) -> None:
+    """End a drain."""
+    from sandboxd.ctl.commands import admin as command
+
+    execute(context, output, command.undrain)
+
+
+@circuit.command(
+    "reset",
+    help=help_text(
+        "Let gateways call the model API again at once, where many failures in a row keep them from it.",
+        "sandboxctl admin circuit reset",
+        "sandboxctl admin circuit reset gtw-01jd2m…",
+    ),
+)
+def reset(
+    context: typer.Context,
+    gateway: Annotated[str, typer.Argument(metavar="[GATEWAY]", help="One gateway, as `status` shows it.")] = "",
+    output: OutputOption = None,
+) -> None:
+    """Reset circuits."""
+    from sandboxd.ctl.commands import admin as command
+
+    execute(context, output, lambda shell: command.reset_circuit(shell, gateway))

@@ -1,0 +1,122 @@
+"""An installation for operators, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from time import monotonic
+
+from sandboxd.manager.administration import (
+    Administration,
+    Figures,
+    GatewayStatus,
+    InstallationStatus,
+    ReplicaStatus,
+    Sweep,
+    Swept,
+)
+from sandboxd.model.errors import DatabaseUnavailableError
+from sandboxd.model.sandbox import SandboxState
+
+BORN = datetime(2026, 11, 28, 12, tzinfo=UTC)
+
+
+class _Clock:
+    def now(self) -> datetime:
+        return BORN
+
+    def monotonic(self) -> float:
+        return monotonic()
+
+
+@dataclass(kw_only=True)
+class FakeInstallation:
+    down: bool = False
+    draining: dict[str, bool] = field(default_factory=dict)
+    reset: list[str] = field(default_factory=list)
+    gateways: tuple[str, ...] = ("gtw-1", "gtw-2")
+    open_doors: bool = True
+    sweeps: dict[Sweep, Callable[[], Awaitable[Swept]]] = field(default_factory=dict)
+    ran: list[Sweep] = field(default_factory=list)
+
+    def _weather(self) -> None:
+        if self.down:
+            raise DatabaseUnavailableError("The database does not answer. Try again in a moment.")
+
+    async def status(self) -> InstallationStatus:
+        self._weather()
+        return InstallationStatus(
+            replicas=await self.replicas(),
+            gateways=[
+                GatewayStatus(
+                    id=name,
+                    version="1",
+                    living=True,
+                    silence=timedelta(seconds=2),
+                    circuit="closed" if name in self.reset else "open",
+                    open_calls=3,
+                    spooled=4,
+                )
+                for name in self.gateways
+            ],
+            sandboxes={SandboxState.ACTIVE: 7, SandboxState.FAILED: 0},
+            stuck=1,
+        )
+
+    async def replicas(self) -> Sequence[ReplicaStatus]:
+        self._weather()
+        return [
+            ReplicaStatus(
+                id="here",
+                address="127.0.0.1:1",
+                living=True,
+                draining=self.draining.get("here", False),
+                conversations=5,
+                start_time=BORN,
+            )
+        ]
+
+    async def mark_draining(self, replica: str, *, draining: bool) -> None:
+        self._weather()
+        self.draining[replica] = draining
+
+    async def reset_circuits(self, gateway: str) -> Sequence[str]:
+        self._weather()
+        told = [name for name in self.gateways if gateway in ("", name)]
+        self.reset += told
+        return told
+
+    async def close(self) -> int:
+        self.open_doors = False
+        return 5
+
+    async def open(self) -> None:
+        self.open_doors = True
+
+    def administration(self) -> Administration:
+        def sweep(kind: Sweep) -> Callable[[], Awaitable[Swept]]:
+            async def run() -> Swept:
+                self.ran.append(kind)
+                return await self.sweeps[kind]() if kind in self.sweeps else Swept(done=1)
+
+            return run
+
+        return Administration(
+            installation=self,
+            doors=self,
+            sweeps={kind: sweep(kind) for kind in Sweep},
+            figures=lambda: Figures(
+                replica="here",
+                version="1",
+                conversations=5,
+                open_turns=2,
+                watchers=1,
+                agent_connections=4,
+                queued_appends=0,
+                database_used=1,
+                database_idle=2,
+                database_limit=15,
+            ),
+            clock=_Clock(),
+        )
