@@ -116,6 +116,7 @@ class _Rows:
     leases: dict[SandboxId, _Lease] = field(default_factory=dict)
     clients: dict[ClientId, Client] = field(default_factory=dict)
     freelancers: dict[tuple[ClientId, FreelancerId], Freelancer] = field(default_factory=dict)
+    seen: dict[IncarnationId, datetime] = field(default_factory=dict)
     budgets: dict[BudgetId, Budget] = field(default_factory=dict)
     prices: dict[str, Price] = field(default_factory=dict)
 
@@ -127,6 +128,7 @@ class _Rows:
             leases=dict(self.leases),
             clients=dict(self.clients),
             freelancers=dict(self.freelancers),
+            seen=dict(self.seen),
             budgets=dict(self.budgets),
             prices=dict(self.prices),
         )
@@ -346,6 +348,11 @@ class _Incarnations(_Repository, IncarnationRepository):
     async def current(self, sandbox: SandboxId) -> Incarnation | None:
         rows = await self.work.read()
         return next((r for r in rows.incarnations.values() if r.sandbox == sandbox and r.end_time is None), None)
+
+    @override
+    async def seen(self, incarnations: Sequence[IncarnationId], *, at: datetime) -> None:
+        rows = await self.work.write()
+        rows.seen.update(dict.fromkeys(incarnations, at))
 
     @override
     async def living(self, *, limit: int, after: IncarnationId | None = None) -> Sequence[Life]:

@@ -195,6 +195,10 @@ class IncarnationRepository(Protocol):
         """The one that has not ended, or None."""
         ...
 
+    async def seen(self, incarnations: Sequence[IncarnationId], *, at: datetime) -> None:
+        """Note that the backend runs these: one that is later found dead counts as living until then."""
+        ...
+
     async def living(self, *, limit: int, after: IncarnationId | None = None) -> Sequence[Life]:
         """Incarnations of all sandboxes that have not ended, by incarnation id, after an id."""
         ...

@@ -25,6 +25,7 @@ from sandboxd.manager.release import Release
 from sandboxd.manager.startup import Startup
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
+from sandboxd.model.metering import SEEN_EVERY
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock
 
@@ -82,6 +83,7 @@ class Recovery:
     clock: Clock
     _patience: dict[SandboxId, _Patience] = field(default_factory=dict, init=False)
     _reported: Orphans = field(default_factory=Orphans, init=False)
+    _note_at: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
         """Repair until cancelled."""
@@ -160,6 +162,7 @@ class Recovery:
         """Compare the rows with what the backend finds: end what is gone, report what has no counterpart."""
         lives, rows = await self._lives(), await self._rows()
         seen = {observation.sandbox: observation for observation in await self.backend.list()}
+        await self._note_living(lives, seen)
         for life in lives:
             observation = seen.get(life.sandbox.id)
             found = None if observation is None else observation.find(life.incarnation.id)
@@ -168,6 +171,21 @@ class Recovery:
         orphans = await self._orphans(rows, seen)
         self._report(orphans)
         return orphans
+
+    async def _note_living(self, lives: Sequence[Life], seen: Mapping[SandboxId, Observation]) -> None:
+        """Write which incarnations were found alive, now and then: one that dies unseen is paid for until then."""
+        if self.clock.monotonic() < self._note_at:
+            return
+        living = [
+            life.incarnation.id
+            for life in lives
+            if (found := seen.get(life.sandbox.id)) is not None and found.find(life.incarnation.id) is not None
+        ]
+        if living:
+            async with self.units.begin() as work:
+                await work.incarnations.seen(living, at=self.clock.now())
+                await work.commit()
+        self._note_at = self.clock.monotonic() + SEEN_EVERY.total_seconds()
 
     async def _orphans(self, rows: Mapping[SandboxId, Sandbox], seen: Mapping[SandboxId, Observation]) -> Orphans:
         suspects = {

@@ -26,11 +26,12 @@ from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import incarnation_values, read_incarnation, read_sandbox, sandbox_values
-from sandboxd.persistence.tables import IncarnationRow, SandboxRow
+from sandboxd.persistence.tables import IncarnationRow, SandboxRow, UsageIntervalRow
 from sandboxd.persistence.tables.base import table
 
 _SANDBOXES: Final = table(SandboxRow)
 _INCARNATIONS: Final = table(IncarnationRow)
+_INTERVALS: Final = table(UsageIntervalRow)
 
 
 class PostgresSandboxRepository(SandboxRepository):
@@ -164,6 +165,13 @@ class PostgresIncarnationRepository(IncarnationRepository):
     @override
     async def current(self, sandbox: SandboxId) -> Incarnation | None:
         return await self._one(and_(_INCARNATIONS.c.sandbox == sandbox, _INCARNATIONS.c.end_time.is_(None)))
+
+    @override
+    async def seen(self, incarnations: Sequence[IncarnationId], *, at: datetime) -> None:
+        c = _INTERVALS.c
+        statement = update(_INTERVALS).where(c.incarnation.in_(incarnations), c.closed_time.is_(None))
+        with translated():
+            await self._connection.execute(statement.values(last_seen_time=func.greatest(c.last_seen_time, at)))
 
     @override
     async def living(self, *, limit: int, after: IncarnationId | None = None) -> Sequence[Life]:

@@ -16,6 +16,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnRow,
 )
 from sandboxd.persistence.tables.replicas import ReplicaRow
+from sandboxd.persistence.tables.resources import UsageIntervalRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
@@ -41,4 +42,5 @@ __all__ = [
     "TurnAttachmentRow",
     "TurnRow",
     "UsageEventRow",
+    "UsageIntervalRow",
 ]
