@@ -526,6 +526,32 @@ class FakePlatform(
         return usage_pb2.ListUsageEventsResponse(events=found, next_page_token=token)
 
     @override
+    def WatchUsage(self, request: usage_pb2.WatchUsageRequest, context: Any) -> Iterator[usage_pb2.WatchUsageResponse]:
+        """Send totals, and every call after the cursor; then cut, as a restart does, or refuse, when there is none."""
+        self._enter("WatchUsage", request, context)
+        seen = int(request.cursor.split(".")[0] or 0)
+        if seen >= len(self.usage):
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, "You have seen everything.")
+        total = usage_pb2.UsageSum()
+        for row in self.usage:
+            _add(total, row)
+        yield usage_pb2.WatchUsageResponse(cursor=f"{seen}.0.", totals=total)
+        yield usage_pb2.WatchUsageResponse(cursor=f"{seen + 1}.0.", event=self.usage[seen])
+        context.abort(grpc.StatusCode.UNAVAILABLE, "The service is restarting.")
+
+    @override
+    def SummarizeResources(
+        self, request: usage_pb2.SummarizeResourcesRequest, context: Any
+    ) -> usage_pb2.SummarizeResourcesResponse:
+        self._enter("SummarizeResources", request, context)
+        found = usage_pb2.ResourceSum(
+            keys=["basic"] * len(request.group_by), duration=Duration(seconds=5400), sandboxes=2
+        )
+        if request.kind == usage_pb2.RESOURCE_KIND_STORAGE:
+            found.megabyte_seconds = 36_000_000
+        return usage_pb2.SummarizeResourcesResponse(sums=[found], total=found)
+
+    @override
     def SummarizeUsage(
         self, request: usage_pb2.SummarizeUsageRequest, context: Any
     ) -> usage_pb2.SummarizeUsageResponse:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from sandboxd.model.budget import BudgetNotice
 from sandboxd.model.errors import DatabaseUnavailableError, UsageEventNotFoundError
 from sandboxd.model.ids import IncarnationId, SandboxId, SessionId, TurnId
+from sandboxd.model.metering import ResourceDimension, ResourceFilter, ResourceKind, ResourceSum, ResourceSummary
 from sandboxd.model.money import Money
 from sandboxd.model.pricing import Price, PriceBook
 from sandboxd.model.session import TurnState
@@ -24,6 +25,8 @@ from sandboxd.monitor.ports import (
     CallStart,
     OpenedCall,
     Settlement,
+    UsageChanges,
+    UsageCursor,
     UsageDimension,
     UsageFilter,
     UsagePage,
@@ -49,6 +52,8 @@ class FakeUsageLedger:
     over_budget: set[SandboxId] = field(default_factory=set)
     rows: dict[UsageEventId, UsageEvent] = field(default_factory=dict)
     beats: dict[GatewayId, datetime] = field(default_factory=dict)
+    settled: list[UsageEventId] = field(default_factory=list)
+    """In the order of their settlements; the place, from 1, stands for the transaction."""
     progress_count: int = 0
     down: bool = False
     answer_lost: bool = False
@@ -132,6 +137,7 @@ class FakeUsageLedger:
         corrected = swept and settlement.error_reason is not CallError.GATEWAY_LOST
         changes = row.state is UsageState.OPEN or corrected
         if changes:
+            self.settled.append(event)
             self.rows[event] = replace(
                 row,
                 state=settlement.state,
@@ -195,6 +201,21 @@ class FakeUsageLedger:
         await self._weather()
         return sorted(self._matching(UsageFilter(turn=turn)), key=lambda row: row.id)
 
+    async def changes(self, where: UsageFilter, *, after: UsageCursor | None, limit: int) -> UsageChanges:
+        await self._weather()
+        head = UsageCursor(transaction=len(self.settled) + 1, event="", notices=len(self.settled) + 1)
+        if after is None:
+            return UsageChanges(events=(), notices=(), cursor=head, more=False)
+        wanted = {row.id for row in self._matching(where)}
+        found = [
+            (self.rows[event], UsageCursor(transaction=number, event=event, notices=number))
+            for number, event in enumerate(self.settled, start=1)
+            if event in wanted and (number, event) > (after.transaction, after.event)
+        ]
+        if len(found) > limit:
+            return UsageChanges(events=found[:limit], notices=(), cursor=found[limit - 1][1], more=True)
+        return UsageChanges(events=found, notices=(), cursor=head, more=False)
+
     async def turn_notices(self, turn: TurnId) -> Sequence[BudgetNotice]:
         await self._weather()
         return []
@@ -209,6 +230,22 @@ class FakeUsageLedger:
             and (where.start_from is None or row.start_time >= where.start_from)
             and (where.start_before is None or row.start_time < where.start_before)
         ]
+
+
+@dataclass(kw_only=True)
+class FakeResourceLedger:
+    summary: ResourceSummary = field(
+        default_factory=lambda: ResourceSummary(
+            rows=(), total=ResourceSum(key=(), span=timedelta(0), megabyte_seconds=0, sandboxes=0)
+        )
+    )
+    asked: list[tuple[ResourceFilter, ResourceKind, Sequence[ResourceDimension]]] = field(default_factory=list)
+
+    async def summarise(
+        self, where: ResourceFilter, *, kind: ResourceKind, by: Sequence[ResourceDimension], limit: int
+    ) -> ResourceSummary:
+        self.asked.append((where, kind, by))
+        return self.summary
 
 
 @dataclass(kw_only=True)

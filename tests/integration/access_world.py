@@ -7,10 +7,12 @@ answer and changes nothing.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,8 @@ from tests.contract.postgres_worlds import PostgresLedgerWorld
 from tests.contract.usage_world import NOON, a_call, a_settlement, an_id, an_identity
 from tests.issuers import AUDIENCE, ISSUER, TokenIssuer, key_set
 
+_CURSOR = re.compile(r'"cursor": "[0-9.]*"')
+"""A place in time, which is another one in each answer."""
 OWN, NEIGHBOURS, FOREIGN, ABSENT = "own", "the neighbour's", "another client's", "nobody's"
 TARGETS = (OWN, NEIGHBOURS, FOREIGN, ABSENT)
 CLIENT, OTHER_CLIENT = "acme-inc", "other-inc"
@@ -65,7 +69,7 @@ class Target:
         """What was answered, with this target's names taken out: what is left must not tell targets apart."""
         for name in (self.session, self.budget, self.sandbox, self.request_id, self.freelancer, self.client):
             shown = shown.replace(name, "X")
-        return shown
+        return _CURSOR.sub('"cursor": "X"', shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +274,11 @@ async def _given_things(rooms: Rooms, *, client: str, freelancer: str) -> Sandbo
     call = a_call(identity)
     await world.ledger.open_call(call)
     await world.ledger.settle_call(call.id, a_settlement())
+    async with rooms.database.begin() as connection:
+        await connection.execute(
+            text("UPDATE incarnations SET ready_time = :at WHERE id = :id"),
+            {"id": identity.incarnation, "at": NOON - timedelta(hours=1)},
+        )
     await world.end_incarnation(identity.incarnation)
     async with rooms.database.begin() as connection:
         await connection.execute(

@@ -45,7 +45,7 @@ from sandboxd.v1 import (
 from tests.fakes.administration import FakeInstallation
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
 from tests.fakes.manager import FakeClock, FakeIds, FakeUnits, FakeWakeups
-from tests.fakes.usage import FakeUsageLedger
+from tests.fakes.usage import FakeResourceLedger, FakeUsageLedger
 
 ISSUER, AUDIENCE = "https://issuer.test", "sandboxd"
 
@@ -88,6 +88,7 @@ class World:
     ledger: FakeUsageLedger
     installation: FakeInstallation
     units: FakeUnits
+    wakeups: FakeWakeups
     token: str
     sandboxes: Any = field(init=False)
     sessions: Any = field(init=False)
@@ -128,6 +129,7 @@ async def a_world(
     ledger = FakeUsageLedger()
     registry = CollectorRegistry()
     units = FakeUnits(FakeClock())
+    wakeups = FakeWakeups()
     issuer = Issuer(path / "keys.json")
     installation = FakeInstallation()
     server = ApiServer(
@@ -135,7 +137,14 @@ async def a_world(
         hub=hub,
         sessions=directory,
         ledger=ledger,
-        accounting=make_accounting(units=units, clock=units.clock, ids=FakeIds(units.clock)),
+        accounting=make_accounting(
+            units=units,
+            ledger=ledger,
+            resources=FakeResourceLedger(),
+            wakeups=wakeups,
+            clock=SystemClock(),
+            ids=FakeIds(units.clock),
+        ),
         callers=Door(
             tokens=BearerTokens(
                 keys=FileKeys(path / "keys.json"),
@@ -151,7 +160,7 @@ async def a_world(
         standing=standing,
         tenancy=make_tenancy(
             units=units,
-            accounts=AccountCache(units=units, wakeups=FakeWakeups(), clock=units.clock),
+            accounts=AccountCache(units=units, wakeups=wakeups, clock=units.clock),
             clock=units.clock,
         ),
         tracer=tracer,
@@ -173,6 +182,7 @@ async def a_world(
             ledger=ledger,
             installation=installation,
             units=units,
+            wakeups=wakeups,
             token=issuer.token(),
         )
     await server.stop()

@@ -303,6 +303,29 @@ CASES = [
 ]
 
 
+CASES += [
+    Case(
+        method=f"{U}/WatchUsage",
+        ask=lambda t: usage_pb2.WatchUsageRequest(filter=usage_pb2.UsageFilter(sandbox=sandbox(t)), cursor="1.1."),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.sandbox,
+        until="totals",
+    ),
+    Case(
+        method=f"{U}/SummarizeResources",
+        ask=lambda t: usage_pb2.SummarizeResourcesRequest(
+            kind=usage_pb2.RESOURCE_KIND_STORAGE,
+            freelancer=t.freelancer,
+            group_by=[usage_pb2.RESOURCE_DIMENSION_SANDBOX],
+        ),
+        roles=EVERYBODY,
+        unseen=OK,
+        shows=lambda t: t.sandbox,
+    ),
+]
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(
     postgres_server: PostgresServer, tmp_path_factory: pytest.TempPathFactory

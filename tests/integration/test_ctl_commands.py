@@ -449,3 +449,29 @@ def test_prices_are_added_ended_and_listed(platform: FakePlatform) -> None:
 )
 def test_what_is_no_budget_and_no_price_is_a_usage_error(platform: FakePlatform, words: tuple[str, ...]) -> None:
     assert ctl(*words).code == 2
+
+
+def test_usage_is_watched_across_restarts_of_the_service(platform: FakePlatform) -> None:
+    ctl("prompt", "demo", "hello")
+    ctl("prompt", "demo", "again")
+
+    watched = ctl("usage", "--watch")
+    as_json = ctl("usage", "-w", "-o", "json").objects
+
+    lines = watched.out.splitlines()
+    assert watched.code == 4  # the fake refuses when everything was seen
+    assert sum(line.startswith("total: 2 calls, 2,120 tokens") for line in lines) == 2
+    assert sum("gemini-2.5-flash  1,060" in line for line in lines) == 2
+    assert [each["event"]["id"] for each in as_json if "event" in each] == ["use-1", "use-2"]
+    assert ctl("usage", "--watch", "--by", "day").code == 2
+
+
+def test_running_time_and_storage_are_added_up(platform: FakePlatform) -> None:
+    runtime = ctl("usage", "runtime", "--by", "tier", "--since", "7d").out.splitlines()
+    storage = ctl("usage", "runtime", "--storage", "--sandbox", "demo").out
+
+    assert runtime[1].split()[:2] == ["basic", "2"]
+    assert "1 h 30 min" in runtime[1]
+    assert "10.000" in storage
+    assert ctl("usage", "runtime", "-o", "json").objects[0]["total"]["sandboxes"] == 2
+    assert ctl("usage", "runtime", "--by", "moon").code == 2

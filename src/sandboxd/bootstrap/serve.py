@@ -37,6 +37,7 @@ from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
 from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.persistence.replicas import PostgresReplicas
+from sandboxd.persistence.resources import PostgresResourceLedger
 from sandboxd.persistence.retention import forget_commands
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.persistence.texts import PostgresKeptTexts
@@ -228,7 +229,14 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         hub=hub,
         sessions=SessionDirectory(services, hub, router),
         ledger=ledger,
-        accounting=make_accounting(units=core.tools.units, clock=clock, ids=ids),
+        accounting=make_accounting(
+            units=core.tools.units,
+            ledger=ledger,
+            resources=PostgresResourceLedger(database),
+            wakeups=presence,
+            clock=clock,
+            ids=ids,
+        ),
         callers=callers.door,
         registry=seen.registry,
         backend=manager.backend().name,

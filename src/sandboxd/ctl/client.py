@@ -19,6 +19,7 @@ from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
 from sandboxd.ctl.session_stream import Link, SessionStream, attachment
+from sandboxd.ctl.usage_watching import watch_usage
 from sandboxd.ctl.watching import watch
 from sandboxd.v1 import (
     sandbox_pb2,
@@ -174,6 +175,16 @@ class Client:
         dimensions = [usage_pb2.UsageDimension.Value(f"USAGE_DIMENSION_{each.upper()}") for each in by]
         request = usage_pb2.SummarizeUsageRequest(filter=wanted, group_by=dimensions)
         return await self.connection.call(self._usage.SummarizeUsage, request)
+
+    def watch_usage(
+        self, wanted: usage_pb2.UsageFilter | None = None, *, cursor: str = ""
+    ) -> AsyncIterator[usage_pb2.WatchUsageResponse]:
+        """Yield totals, then every call as it is settled; survives a restart of the service."""
+        return watch_usage(self.connection, wanted, cursor=cursor, patience=self._reconnect)
+
+    async def resources(self, request: usage_pb2.SummarizeResourcesRequest) -> usage_pb2.SummarizeResourcesResponse:
+        """Add up for how long sandboxes ran, or how much storage they kept."""
+        return await self.connection.call(self._usage.SummarizeResources, request)
 
     def stream(
         self,

@@ -52,6 +52,19 @@ class Dimension(StrEnum):
     SESSION = "session"
     MODEL = "model"
     DAY = "day"
+    CLASS = "class"
+
+
+class ResourceDimension(StrEnum):
+    """What running time and storage are added up by."""
+
+    CLIENT = "client"
+    FREELANCER = "freelancer"
+    SANDBOX = "sandbox"
+    DAY = "day"
+    TIER = "tier"
+    STATE = "state"
+    VOLUME = "volume"
 
 
 class State(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rich import box
@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sandboxd.ctl.figures import money
+from sandboxd.ctl.figures import money, span
 from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.tables import when
-from sandboxd.v1 import budget_pb2, price_pb2
+from sandboxd.v1 import budget_pb2, price_pb2, usage_pb2
 
 _LOW: Final = 80
 _FULL: Final = 100
@@ -58,6 +58,43 @@ def price_table(prices: Iterable[price_pb2.Price], console: Console) -> Table:
                 until if first else "",
             )
     return table
+
+
+def resource_table(
+    found: usage_pb2.SummarizeResourcesResponse, by: Sequence[str], console: Console, *, storage: bool
+) -> Table:
+    """Make the table of `usage runtime`: a column for each dimension, then the figures."""
+    figures = ("SANDBOXES", "TIME", *(("GB HOURS",) if storage else ()))
+    table = _table(console, *(each.upper() for each in by), *figures, right=figures)
+    for each in found.sums if by else [found.total]:
+        table.add_row(*(clean_line(key.rpartition("/")[2] or "-") for key in each.keys), *_held(each, storage=storage))
+    if by:
+        table.add_section()
+        table.add_row("total", *[""] * (len(by) - 1), *_held(found.total, storage=storage), style="bold")
+    return table
+
+
+def news_line(news: usage_pb2.WatchUsageResponse) -> Text:
+    """Write one piece of live news as a line."""
+    match news.WhichOneof("news"):
+        case "event":
+            event = news.event
+            cost = money(event.cost_micros, event.currency) if event.HasField("cost_micros") else "no price"
+            whose = f"{clean_line(event.freelancer)} {bare(event.sandbox)}"
+            return Text(f"{when(event.end_time)}  {whose}  {clean_line(event.model)}  {event.tokens.total:,}  {cost}")
+        case "notice":
+            notice = news.notice
+            return Text(f"{when(notice.notice_time)}  {clean_line(notice.message)}", style="yellow")
+        case _:
+            totals = news.totals
+            costs = ", ".join(money(cost.micros, clean_line(cost.currency)) for cost in totals.costs) or "-"
+            line = f"total: {totals.calls:,} calls, {totals.tokens.total:,} tokens, {costs}"
+            return Text(f"{line}, {totals.open_calls:,} open" if totals.open_calls else line, style="bold")
+
+
+def _held(each: usage_pb2.ResourceSum, *, storage: bool) -> list[str]:
+    cells = [f"{each.sandboxes:,}", span(each.duration.ToTimedelta().total_seconds())]
+    return [*cells, f"{each.megabyte_seconds / 3_600_000:,.3f}"] if storage else cells
 
 
 def limit_text(budget: budget_pb2.Budget) -> str:

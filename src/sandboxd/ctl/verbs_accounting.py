@@ -1,4 +1,4 @@
-"""The verbs of budgets and prices: names, options and help. What they do is in `commands/accounting.py`."""
+"""The verbs of usage, budgets and prices: names, options and help. What they do is in `commands/`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from sandboxd.ctl.completion import complete_sandbox
-from sandboxd.ctl.options import FreelancerOption, OutputOption, SandboxOption
+from sandboxd.ctl.options import Dimension, FreelancerOption, OutputOption, ResourceDimension, SandboxOption
 from sandboxd.ctl.root import app, execute, help_text
 
 budgets = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 prices = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(budgets, name="budgets", help="Limit what a client, a freelancer or a sandbox may spend.")
+usages = typer.Typer(rich_markup_mode=None)
+app.add_typer(usages, name="usage")
 app.add_typer(prices, name="prices", help="Manage what the tokens of a model cost (the platform).")
 
 
@@ -156,3 +158,85 @@ def list_prices(
     from sandboxd.ctl.commands import accounting as command
 
     execute(context, output, lambda shell: command.list_prices(shell, every=every, model=model))
+
+
+@usages.callback(
+    invoke_without_command=True,
+    help=help_text(
+        "Show tokens and cost, from the ledger that is billed.",
+        "sandboxctl usage --by model",
+        "sandboxctl usage --by freelancer --by day --since 7d",
+        "sandboxctl usage --sandbox demo --events --since today",
+        "sandboxctl usage --watch",
+        "sandboxctl usage runtime --by tier --by state --since 7d",
+    ),
+)
+def usage(
+    context: typer.Context,
+    by: Annotated[
+        list[Dimension] | None, typer.Option("--by", help="Add up by this; up to three.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str,
+        typer.Option("--since", help="From this moment: 2026-11-23[T14:00], today, 24h, 7d.", show_default=False),
+    ] = "",
+    until: Annotated[str, typer.Option("--until", help="Before this moment.", show_default=False)] = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Calls and totals as they come, until Ctrl-C.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Each call of the model instead of sums.")] = False,
+    freelancer: FreelancerOption = "",
+    sandbox: SandboxOption = "",
+    session: Annotated[str, typer.Option("--session", help="Only this session.", show_default=False)] = "",
+    model: Annotated[str, typer.Option("--model", help="Only this model.", show_default=False)] = "",
+    output: OutputOption = None,
+) -> None:
+    """Show usage."""
+    if context.invoked_subcommand is not None:
+        return
+    from sandboxd.ctl.commands import usage as command
+
+    options = command.UsageOptions(
+        by=[each.value for each in by or ()],
+        since=since,
+        until=until,
+        events=events,
+        freelancer=freelancer,
+        sandbox=sandbox,
+        session=session,
+        model=model,
+        watch=watch,
+    )
+    execute(context, output, lambda shell: command.usage(shell, options))
+
+
+@usages.command(
+    "runtime",
+    help=help_text(
+        "Show for how long sandboxes ran, or with --storage how much they kept.",
+        "sandboxctl usage runtime --by sandbox --by state",
+        "sandboxctl usage runtime --storage --by freelancer --by day --since 7d",
+    ),
+)
+def runtime(
+    context: typer.Context,
+    by: Annotated[
+        list[ResourceDimension] | None, typer.Option("--by", help="Add up by this; up to three.", show_default=False)
+    ] = None,
+    storage: Annotated[bool, typer.Option("--storage", help="Storage instead of running time.")] = False,
+    since: Annotated[str, typer.Option("--since", help="From this moment.", show_default=False)] = "",
+    until: Annotated[str, typer.Option("--until", help="Before this moment.", show_default=False)] = "",
+    freelancer: FreelancerOption = "",
+    sandbox: SandboxOption = "",
+    output: OutputOption = None,
+) -> None:
+    """Show running time."""
+    from sandboxd.ctl.commands import usage as command
+
+    options = command.RuntimeOptions(
+        storage=storage,
+        by=[each.value for each in by or ()],
+        since=since,
+        until=until,
+        freelancer=freelancer,
+        sandbox=sandbox,
+    )
+    execute(context, output, lambda shell: command.runtime(shell, options))

@@ -1,4 +1,4 @@
-"""The verbs of sandboxes and usage: names, options and help. What they do is in `commands/`, imported when one runs."""
+"""The verbs of sandboxes: names, options and help. What they do is in `commands/`, imported when one runs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import typer
 
 from sandboxd.ctl.completion import complete_sandbox
 from sandboxd.ctl.options import (
-    Dimension,
     FreelancerOption,
     LabelOption,
     ModelOption,
     ModeOption,
     OutputOption,
     SandboxArgument,
-    SandboxOption,
     StateOption,
     Tier,
     TimeoutOption,
@@ -182,47 +180,6 @@ def watch(
 
     states, labels = [each.value for each in state or ()], parse_labels(label)
     execute(context, output, lambda shell: command.watch(shell, states=states, freelancer=freelancer, labels=labels))
-
-
-@app.command(
-    help=help_text(
-        "Show tokens and cost, from the ledger that is billed.",
-        "sandboxctl usage --by model",
-        "sandboxctl usage --by freelancer --by day --since 7d",
-        "sandboxctl usage --sandbox demo --events --since today",
-    )
-)
-def usage(
-    context: typer.Context,
-    by: Annotated[
-        list[Dimension] | None, typer.Option("--by", help="Add up by this; up to three.", show_default=False)
-    ] = None,
-    since: Annotated[
-        str,
-        typer.Option("--since", help="From this moment: 2026-11-23[T14:00], today, 24h, 7d.", show_default=False),
-    ] = "",
-    until: Annotated[str, typer.Option("--until", help="Before this moment.", show_default=False)] = "",
-    events: Annotated[bool, typer.Option("--events", help="Each call of the model instead of sums.")] = False,
-    freelancer: FreelancerOption = "",
-    sandbox: SandboxOption = "",
-    session: Annotated[str, typer.Option("--session", help="Only this session.", show_default=False)] = "",
-    model: Annotated[str, typer.Option("--model", help="Only this model.", show_default=False)] = "",
-    output: OutputOption = None,
-) -> None:
-    """Show usage."""
-    from sandboxd.ctl.commands import usage as command
-
-    options = command.UsageOptions(
-        by=[each.value for each in by or ()],
-        since=since,
-        until=until,
-        events=events,
-        freelancer=freelancer,
-        sandbox=sandbox,
-        session=session,
-        model=model,
-    )
-    execute(context, output, lambda shell: command.usage(shell, options))
 
 
 @app.command(help=help_text("Say how the shell learns to complete commands and names.", "sandboxctl completion"))

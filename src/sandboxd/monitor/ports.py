@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sandboxd.model.budget import BudgetNotice
+from sandboxd.model.budget import BudgetId, BudgetNotice
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, SessionId, TurnId
 from sandboxd.model.money import Money
 from sandboxd.model.pricing import Price, PriceBook
@@ -147,6 +147,8 @@ class UsageDimension(enum.Enum):
     MODEL = "model"
     DAY = "day"
     """Day of the call's start in UTC, as `2026-11-23`."""
+    CLASS = "class"
+    """Class of tokens; made of sums without it (`monitor/classes.py`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +169,41 @@ class UsageSummaryRow:
     """Sums of what the rows hold; an open call counts with its last progress."""
     costs: Sequence[Money]
     """One amount a currency, ordered by currency; empty where nothing was priced."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageCursor:
+    """How far somebody has seen what changes in the ledger: numbers of transactions, as moments are in no order."""
+
+    transaction: int
+    event: str
+    """Last call that was seen of that transaction's; empty for none."""
+    notices: int
+    """Transaction before which all notices were seen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaidNotice:
+    """A notice, and what it is about."""
+
+    budget: BudgetId
+    freelancer: FreelancerId
+    sandbox: SandboxId
+    notice_time: datetime
+    notice: BudgetNotice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageChanges:
+    """News of the ledger."""
+
+    events: Sequence[tuple[UsageEvent, UsageCursor]]
+    """With the cursor to go on after each."""
+    notices: Sequence[SaidNotice]
+    cursor: UsageCursor
+    """To go on after all of them."""
+    more: bool
+    """True where there is more to read at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,6 +293,17 @@ class UsageLedger(Protocol):
 
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
         """Return all rows of a turn ordered by id, the OPEN ones too; the caller counts and awaits those."""
+        ...
+
+    async def changes(self, where: UsageFilter, *, after: UsageCursor | None, limit: int) -> UsageChanges:
+        """Return calls that were settled or corrected after a cursor, and what was said about budgets since.
+
+        Without a cursor nothing is returned but the cursor of the present moment. Nothing is missed: what a transaction
+        wrote that is still on its way comes after it has ended. A call that changed again since comes once, as it is.
+
+        Raises:
+            InvalidRequestError: The cursor is not one of this database (violation `cursor`).
+        """
         ...
 
     async def turn_notices(self, turn: TurnId) -> Sequence[BudgetNotice]:

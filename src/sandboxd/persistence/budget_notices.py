@@ -13,13 +13,11 @@ from sandboxd.persistence.rows import Row
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"  # Any: rows are records of any shape
 
-_WITH_BUDGET: Final = """
+WITH_BUDGET: Final = """
     SELECT n.*, b.period, b.unit, b.freelancer AS of_freelancer, b.sandbox AS of_sandbox
     FROM {source} AS n JOIN budgets AS b ON b.id = n.budget
 """
-NOTICES_OF_TURN: Final = (
-    f"{_WITH_BUDGET.format(source='budget_notices')} WHERE n.turn = $1 ORDER BY n.notice_time, n.id"
-)
+NOTICES_OF_TURN: Final = f"{WITH_BUDGET.format(source='budget_notices')} WHERE n.turn = $1 ORDER BY n.notice_time, n.id"
 # Once for each turn; where the call belongs to none, once an hour.
 _NOTE: Final = f"""
     WITH hint AS (
@@ -42,7 +40,7 @@ _NOTE: Final = f"""
             freelancer, sandbox, turn, model, notice_time, written_by)
         SELECT * FROM said ON CONFLICT DO NOTHING
     )
-    {_WITH_BUDGET.format(source="said")}
+    {WITH_BUDGET.format(source="said")}
 """  # noqa: S608  constant text
 _CODES: Final = {
     CallRefusal.BUDGET_SPENT: BudgetNoticeCode.BUDGET_SPENT,

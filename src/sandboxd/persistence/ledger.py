@@ -24,6 +24,8 @@ from sandboxd.monitor.ports import (
     CallStart,
     OpenedCall,
     Settlement,
+    UsageChanges,
+    UsageCursor,
     UsageDimension,
     UsageFilter,
     UsageLedger,
@@ -34,6 +36,7 @@ from sandboxd.persistence.budget_notices import NOTICES_OF_TURN, note_refusal, r
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.escape import escape
 from sandboxd.persistence.presence import channel
+from sandboxd.persistence.usage_changes import read_changes
 from sandboxd.persistence.usage_rows import TOKEN_COLUMNS, conditions, read_usage_event, token_values
 from sandboxd.persistence.usage_sums import summarise
 from sandboxd.stream.ports import TurnLedger, TurnUsage
@@ -77,7 +80,7 @@ _SETTLE: Final = f"""
     WITH known AS (SELECT sandbox FROM usage_events WHERE id = $1), changed AS (
         UPDATE usage_events SET {_TOKENS_SET}, state = $8, model_version = $9, http_status = $10, finish_reason = $11,
             block_reason = $12, cost_micros = $13, currency = $14, price = $15, first_byte_time = $16, end_time = $17,
-            error_reason = $18
+            error_reason = $18, settled_by = pg_current_xact_id()::text::bigint
         WHERE id = $1 AND (state = 'OPEN' OR (
             state = 'ESTIMATED' AND error_reason = '{CallError.GATEWAY_LOST.value}'
             AND $18 IS DISTINCT FROM '{CallError.GATEWAY_LOST.value}'))
@@ -236,6 +239,10 @@ class PostgresUsageLedger(UsageLedger):
     @override
     async def turn_usage(self, turn: TurnId) -> Sequence[UsageEvent]:
         return [read_usage_event(row) for row in await self._database.fetch(_OF_TURN, turn)]
+
+    @override
+    async def changes(self, where: UsageFilter, *, after: UsageCursor | None, limit: int) -> UsageChanges:
+        return await read_changes(self._database, where, after=after, limit=limit)
 
     @override
     async def turn_notices(self, turn: TurnId) -> Sequence[BudgetNotice]:

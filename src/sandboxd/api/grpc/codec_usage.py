@@ -27,6 +27,7 @@ DIMENSIONS: Final[Mapping[UsageDimension, pb.UsageDimension.ValueType]] = {
     UsageDimension.MODEL: pb.USAGE_DIMENSION_MODEL,
     UsageDimension.DAY: pb.USAGE_DIMENSION_DAY,
     UsageDimension.SESSION: pb.USAGE_DIMENSION_SESSION,
+    UsageDimension.CLASS: pb.USAGE_DIMENSION_CLASS,
 }
 _DIMENSIONS_BACK: Final = {number: dimension for dimension, number in DIMENSIONS.items()}
 

@@ -128,6 +128,8 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_PRICES}/ListPrices": reads(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_USAGE}/ListUsageEvents": reads(Scope.OWN),
     f"{_USAGE}/SummarizeUsage": reads(Scope.OWN),
+    f"{_USAGE}/WatchUsage": reads(Scope.OWN),
+    f"{_USAGE}/SummarizeResources": reads(Scope.OWN),
     f"{_CLIENTS}/CreateClient": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_CLIENTS}/GetClient": reads(Scope.PLATFORM, OVERSEERS),
     f"{_CLIENTS}/ListClients": reads(Scope.PLATFORM, PLATFORM_ONLY),

@@ -159,7 +159,17 @@ class ApiServer:
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=sessions), self._server)
         client_pb2_grpc.add_ClientServiceServicer_to_server(ClientServicer(tenancy=tenancy), self._server)
-        usage_pb2_grpc.add_UsageServiceServicer_to_server(UsageServicer(ledger=ledger), self._server)
+        usage_pb2_grpc.add_UsageServiceServicer_to_server(
+            UsageServicer(
+                ledger=ledger,
+                watch=accounting.watch,
+                resources=accounting.resources,
+                slots=slots,
+                drain=self._drain,
+                stay=stay,
+            ),
+            self._server,
+        )
         budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(budgets=accounting.budgets), self._server)
         price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(administration=administration), self._server)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
 from typing_extensions import override
 
+from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.codec_live_usage import (
+    DIMENSIONS as RESOURCE_DIMENSIONS,
+)
+from sandboxd.api.grpc.codec_live_usage import (
+    KINDS,
+    decode_resource_filter,
+    encode_news,
+    encode_resource_sum,
+    read_cursor,
+)
 from sandboxd.api.grpc.codec_usage import (
     decode_dimensions,
     decode_filter,
@@ -17,15 +31,22 @@ from sandboxd.api.grpc.codec_usage import (
     encode_usage_event,
     matches_nothing,
 )
-from sandboxd.api.grpc.rpc import current_rpc
+from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
+from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.validation import refusal
+from sandboxd.manager.usage_watch import UsageNews, UsageWatch
 from sandboxd.model.errors import FieldViolation
+from sandboxd.model.ids import SandboxId
 from sandboxd.model.usage import UsageEventId
-from sandboxd.monitor.ports import MAX_PAGE_SIZE, UsageLedger
+from sandboxd.monitor.classes import summarise_usage
+from sandboxd.monitor.ports import MAX_PAGE_SIZE, MAX_SUMMARY_ROWS, UsageLedger
+from sandboxd.monitor.resource_ports import ResourceLedger
 from sandboxd.v1 import usage_pb2 as pb
 from sandboxd.v1 import usage_pb2_grpc
 
 DEFAULT_PAGE = 100
+NOBODYS = SandboxId("")
+"""No sandbox has this id: who may see nothing watches nothing."""
 _TAG_BYTES = 8
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,10 +54,24 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
-    """Serves the ledger, read only."""
+    """Serves the ledger and the intervals, read only."""
 
-    def __init__(self, *, ledger: UsageLedger) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: UsageLedger,
+        watch: UsageWatch,
+        resources: ResourceLedger,
+        slots: StreamSlots,
+        drain: Drain,
+        stay: Stay,
+    ) -> None:
         self._ledger = ledger
+        self._watch = watch
+        self._resources = resources
+        self._slots = slots
+        self._drain = drain
+        self._stay = stay
 
     @override
     async def ListUsageEvents(self, request: pb.ListUsageEventsRequest, context: Context) -> pb.ListUsageEventsResponse:
@@ -64,10 +99,45 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         by = decode_dimensions(list(request.group_by))
         if matches_nothing(request.filter, caller=caller):
             return pb.SummarizeUsageResponse(total=pb.UsageSum(tokens=pb.TokenCounts()))
-        summary = await self._ledger.summarise(decode_filter(request.filter, caller=caller), by=by)
+        summary = await summarise_usage(self._ledger, decode_filter(request.filter, caller=caller), by=by)
         return pb.SummarizeUsageResponse(
             sums=[encode_sum(row, by=by) for row in summary.rows], total=encode_sum(summary.total, by=[])
         )
+
+    @override
+    async def WatchUsage(self, request: pb.WatchUsageRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
+        """Send totals, and what is settled as it is settled."""
+        self._drain.refuse()
+        rpc = current_rpc()
+        where = decode_filter(request.filter, caller=rpc.caller)
+        if matches_nothing(request.filter, caller=rpc.caller):
+            where = replace(where, sandbox=NOBODYS)
+        with self._slots.take(rpc.caller.client):
+            news = self._watch.watch(where, after=read_cursor(request.cursor))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._send(news, context), name="watch-usage-send")
+                tasks.create_task(self._drain.end(), name="watch-usage-drain")
+                tasks.create_task(self._stay.end(rpc), name="watch-usage-stay")
+
+    @override
+    async def SummarizeResources(
+        self, request: pb.SummarizeResourcesRequest, context: Context
+    ) -> pb.SummarizeResourcesResponse:
+        """Add up what sandboxes held."""
+        where = decode_resource_filter(request, caller=current_rpc().caller)
+        by = [RESOURCE_DIMENSIONS[number] for number in request.group_by]
+        if where is None:
+            return pb.SummarizeResourcesResponse(total=pb.ResourceSum())
+        found = await self._resources.summarise(where, kind=KINDS[request.kind], by=by, limit=MAX_SUMMARY_ROWS)
+        return pb.SummarizeResourcesResponse(
+            sums=[encode_resource_sum(row, by=by) for row in found.rows],
+            total=encode_resource_sum(found.total, by=[]),
+        )
+
+    async def _send(self, news: AsyncIterator[UsageNews], context: Context) -> None:
+        async with closed_at_end(news):
+            async for one in news:
+                await write(context, encode_news(one))
 
 
 def _tag(request: pb.ListUsageEventsRequest) -> bytes:

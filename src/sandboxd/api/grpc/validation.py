@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
 from sandboxd.api.grpc.codec_budget import budget_rules
+from sandboxd.api.grpc.codec_live_usage import resource_rules, watch_rules
 from sandboxd.api.grpc.quick_rules import QuickRules
 from sandboxd.model.errors import FieldViolation, InvalidRequestError
 from sandboxd.model.session import MAX_PROMPT_BYTES
@@ -118,6 +119,8 @@ MORE_RULES: Final[Mapping[type[Message], Callable[[Any], Iterator[FieldViolation
     sandbox_pb2.ListRequest: _filter_rules,
     sandbox_pb2.WatchRequest: _filter_rules,
     usage_pb2.SummarizeUsageRequest: _summary_rules,
+    usage_pb2.SummarizeResourcesRequest: resource_rules,
+    usage_pb2.WatchUsageRequest: watch_rules,
     stream_pb2.StreamRequest: _stream_rules,
 }
 """Rules between fields, and about bytes in sum, which protovalidate's standard rules cannot express."""

@@ -14,6 +14,8 @@ from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.names import find_sandbox, find_session
 from sandboxd.ctl.shell import Shell, UsageError
 from sandboxd.ctl.tables import event_table, sum_table
+from sandboxd.ctl.tables_accounting import news_line, resource_table
+from sandboxd.v1 import usage_pb2
 
 _SPAN = re.compile(r"(\d{1,6})\s*(m|h|d|w)")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -31,12 +33,27 @@ class UsageOptions:
     sandbox: str = ""
     session: str = ""
     model: str = ""
+    watch: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """Which running time or storage, and how to add it up."""
+
+    storage: bool = False
+    by: Sequence[str] = ()
+    since: str = ""
+    until: str = ""
+    freelancer: str = ""
+    sandbox: str = ""
 
 
 async def usage(shell: Shell, options: UsageOptions) -> Exit:
     """Show usage."""
     if len(options.by) > 3 or len({*options.by}) != len(options.by):
         raise UsageError("--by takes up to three different dimensions.")
+    if options.watch and (options.events or options.by or options.until):
+        raise UsageError("--watch goes without --events, --by and --until.")
     sandbox = await find_sandbox(shell.client, options.sandbox, ended=True) if options.sandbox else ""
     wanted = usage_filter(
         freelancer=options.freelancer,
@@ -46,6 +63,8 @@ async def usage(shell: Shell, options: UsageOptions) -> Exit:
         since=moment(options.since),
         until=moment(options.until),
     )
+    if options.watch:
+        return await _watch(shell, wanted)
     if options.events:
         found = shell.client.usage_events(wanted)
         if shell.json:
@@ -68,6 +87,38 @@ async def usage(shell: Shell, options: UsageOptions) -> Exit:
         shell.err.print(
             Text(f"{summary.total.estimated_calls} calls are estimated: their end was not seen.", style="yellow")
         )
+    return Exit.OK
+
+
+async def runtime(shell: Shell, options: RuntimeOptions) -> Exit:
+    """Show for how long sandboxes ran, or how much storage they kept."""
+    if len(options.by) > 3 or len({*options.by}) != len(options.by):
+        raise UsageError("--by takes up to three different dimensions.")
+    kind = usage_pb2.RESOURCE_KIND_STORAGE if options.storage else usage_pb2.RESOURCE_KIND_RUNTIME
+    request = usage_pb2.SummarizeResourcesRequest(
+        kind=kind,
+        freelancer=options.freelancer,
+        sandbox=await find_sandbox(shell.client, options.sandbox, ended=True) if options.sandbox else "",
+        group_by=[usage_pb2.ResourceDimension.Value(f"RESOURCE_DIMENSION_{each.upper()}") for each in options.by],
+    )
+    for said, field in ((options.since, request.start_time), (options.until, request.end_time)):
+        meant = moment(said)
+        if meant is not None:
+            field.FromDatetime(meant)
+    answer = await shell.client.resources(request)
+    if shell.json:
+        shell.emit(answer)
+    else:
+        shell.out.print(resource_table(answer, options.by, shell.out, storage=options.storage))
+    return Exit.OK
+
+
+async def _watch(shell: Shell, wanted: usage_pb2.UsageFilter) -> Exit:
+    async for each in shell.client.watch_usage(wanted):
+        if shell.json:
+            shell.emit(each)
+        else:
+            shell.out.print(news_line(each))
     return Exit.OK
 
 

@@ -50,6 +50,8 @@ class UsageEventRow(Base):
     first_byte_time: Mapped[Moment | None]
     end_time: Mapped[Moment | None]
     error_reason: Mapped[str | None]
+    settled_by: Mapped[int | None] = mapped_column(BigInteger)
+    """Transaction that settled or corrected it: watchers go by it, because moments of gateways are in no order."""
 
     __table_args__ = (
         one_of("method", ModelMethod),
@@ -64,6 +66,13 @@ class UsageEventRow(Base):
         Index(None, "sandbox", "id"),
         Index("ix_usage_events_session", "session", "id", postgresql_where=text("session IS NOT NULL")),
         Index("ix_usage_events_turn", "turn", "id", postgresql_where=text("turn IS NOT NULL")),
+        Index(
+            "ix_usage_events_settled",
+            "client",
+            "settled_by",
+            "id",
+            postgresql_where=text("settled_by IS NOT NULL"),
+        ),
         Index("ix_usage_events_open", "id", postgresql_where=text("state = 'OPEN'")),
     )
 
