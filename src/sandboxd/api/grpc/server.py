@@ -167,6 +167,7 @@ class ApiServer:
                 slots=slots,
                 drain=self._drain,
                 stay=stay,
+                write_within=limits.write_within,
             ),
             self._server,
         )

@@ -8,6 +8,7 @@ import binascii
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import grpc.aio
@@ -65,6 +66,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         slots: StreamSlots,
         drain: Drain,
         stay: Stay,
+        write_within: timedelta,
     ) -> None:
         self._ledger = ledger
         self._watch = watch
@@ -72,6 +74,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
         self._slots = slots
         self._drain = drain
         self._stay = stay
+        self._write_within = write_within
 
     @override
     async def ListUsageEvents(self, request: pb.ListUsageEventsRequest, context: Context) -> pb.ListUsageEventsResponse:
@@ -137,7 +140,7 @@ class UsageServicer(usage_pb2_grpc.UsageServiceServicer):
     async def _send(self, news: AsyncIterator[UsageNews], context: Context) -> None:
         async with closed_at_end(news):
             async for one in news:
-                await write(context, encode_news(one))
+                await write(context, encode_news(one), within=self._write_within)
 
 
 def _tag(request: pb.ListUsageEventsRequest) -> bytes:
