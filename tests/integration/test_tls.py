@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import aiohttp
 import grpc
@@ -18,6 +19,10 @@ from prometheus_client import CollectorRegistry
 
 from sandboxd.api.grpc.server import ServerLimits
 from sandboxd.api.web.operations import OperationsServer
+from sandboxd.ctl.advice import advise
+from sandboxd.ctl.client import ApiError, connect
+from sandboxd.ctl.exits import Exit, of_status
+from sandboxd.ctl.target import TlsOptions
 from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import sandbox_pb2 as pb
 from sandboxd.v1 import sandbox_pb2_grpc, stream_pb2
@@ -159,6 +164,74 @@ async def test_a_connection_does_not_outlive_its_certificate(tmp_path: Path) -> 
     assert time.monotonic() >= soon - 1
     assert notice.notice.code == "CERTIFICATE_EXPIRED"
     assert {(one.code, one.reason) for one in errors} == {(grpc.StatusCode.UNAUTHENTICATED, "CERTIFICATE_EXPIRED")}
+
+
+# ------------------------------------------------------------------------------------------------ sandboxctl
+
+
+def files_of(tls: TlsWorld, identity: Issued | None = None, **files: Path) -> TlsOptions:
+    written = identity.write(tls.folder, "identity") if identity else None
+    return TlsOptions(
+        **{
+            "ca_file": tls.folder / "server-authority.pem",
+            "cert_file": written.certificate if written else None,
+            "cert_key_file": written.key if written else None,
+            **files,
+        }
+    )
+
+
+async def asks(
+    tls: TlsWorld, options: TlsOptions, *, host: str = "localhost", port: int = 0, token: str = ""
+) -> list[str]:
+    (tls.folder / "server-authority.pem").write_bytes(tls.servers.pem)
+    address = f"https://{host}:{port or tls.world.tls_port}"
+    async with connect(address, token=token, tls=options, for_client="acme" if not token else "") as client:
+        return [sandbox.name async for sandbox in client.sandboxes()]
+
+
+async def told(call: Any) -> tuple[str, str, Exit]:
+    """What a person is told: the reason, what to do, and the exit code."""
+    with pytest.raises(ApiError) as error:
+        await asyncio.wait_for(call, timeout=15)  # at once, and not after the patience for a service that is away
+    advice = advise(error.value.code.name, error.value.reason, error.value.metadata, address="host:1")
+    return error.value.reason, advice, of_status(error.value.code.name)
+
+
+async def test_sandboxctl_shows_a_certificate_of_the_platform_and_names_the_client(tls: TlsWorld) -> None:
+    identity = tls.clients.issue(NAMES[0])
+    both = tls.folder / "both.pem"
+    both.write_bytes(identity.certificate + identity.key)
+
+    apart = await asks(tls, files_of(tls, identity))
+    in_one_file = await asks(tls, files_of(tls, cert_file=both))
+
+    assert apart == in_one_file == ["sandboxes/sbx-1", "sandboxes/sbx-2"]
+
+
+async def test_sandboxctl_says_what_is_wrong_with_tls_and_what_to_do(tls: TlsWorld) -> None:
+    identity, other = tls.clients.issue(NAMES[0]), tls.clients.issue(NAMES[0]).write(tls.folder, "other")
+    (tls.folder / "strange.pem").write_bytes(Authority().pem)
+    (tls.folder / "empty.pem").touch()
+    token = tls.world.token
+
+    untrusted = await told(asks(tls, files_of(tls, identity, ca_file=tls.folder / "strange.pem")))
+    wrong_name = await told(asks(tls, files_of(tls, identity), host="127.0.0.1"))
+    not_tls = await told(asks(tls, files_of(tls, identity), port=tls.world.port))
+    refused_name = await told(asks(tls, files_of(tls, tls.clients.issue("other.test"))))
+    unfit = await told(asks(tls, files_of(tls, identity, cert_key_file=other.key)))
+    missing = await told(asks(tls, files_of(tls, identity, cert_file=tls.folder / "none.pem")))
+    no_authority = await told(asks(tls, files_of(tls, identity, ca_file=tls.folder / "empty.pem")))
+    only_key = await told(asks(tls, files_of(tls, cert_key_file=other.key), token=token))
+
+    assert untrusted == ("TLS_NOT_TRUSTED", ANY, Exit.UNAVAILABLE)
+    assert "--ca FILE" in untrusted[1]
+    assert wrong_name == ("TLS_WRONG_NAME", ANY, Exit.UNAVAILABLE)
+    assert not_tls == ("TLS_NOT_SPOKEN", ANY, Exit.UNAVAILABLE)
+    assert refused_name == ("CERTIFICATE_REFUSED", ANY, Exit.AUTH)
+    for one in (unfit, missing, only_key):
+        assert one == ("CERT_FILE_UNUSABLE", ANY, Exit.USAGE)
+    assert no_authority == ("CA_FILE_UNUSABLE", ANY, Exit.USAGE)
 
 
 # ------------------------------------------------------------------------------------------------ renewed while in use

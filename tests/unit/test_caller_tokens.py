@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,13 @@ FORGERIES = {
         lambda f: jwt.api_jws.encode(b'{"exp":' + b"9" * 5000 + b"}", f.issuers[0].key, "EdDSA"),
         "TOKEN_INVALID",
     ),
+    "padding": (lambda f: f.token() + "=", "TOKEN_INVALID"),
+    "the other alphabet": (lambda f: f.token().replace("_", "/").replace("-", "+") + "/", "TOKEN_INVALID"),
+    "a line break": (lambda f: f.token()[:-3] + "\n" + f.token()[-3:], "TOKEN_INVALID"),
+    "no signature": (lambda f: f.token().rpartition(".")[0] + ".", "TOKEN_INVALID"),
+    "half a signature": (lambda f: f.token()[:-40], "TOKEN_INVALID"),
+    "a signature of zeros": (lambda f: f.token().rpartition(".")[0] + "." + "A" * 86, "TOKEN_INVALID"),
+    "a long header": (lambda f: f.issuers[0].sign(f.claims(), x5c="x" * 3000), "TOKEN_INVALID"),
     "huge": (lambda f: f.token(text="x" * 9000), "TOKEN_INVALID"),
     "garbage": (lambda f: "a.b.c", "TOKEN_INVALID"),
     "one part": (lambda f: "abcdef", "TOKEN_INVALID"),
@@ -190,6 +198,33 @@ async def test_a_forged_token_is_refused(case: str) -> None:
     fixture = Fixture()
 
     assert await fixture.reason(make(fixture)) == reason
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "RS256", "ES256"])
+async def test_no_bit_of_a_token_can_be_turned(algorithm: str) -> None:
+    fixture = Fixture(TokenIssuer(algorithm=algorithm))
+    token = fixture.token()
+    await fixture.check(token)
+
+    for place in range(0, len(token), 7):
+        other = "A" if token[place] != "A" else "B"
+        with pytest.raises(SandboxdError):
+            await fixture.check(token[:place] + other + token[place + 1 :])
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "RS256", "ES256"])
+async def test_a_thousand_forged_tokens_of_the_largest_size_leave_the_loop_most_of_its_second(algorithm: str) -> None:
+    """In processor time, so that a loaded machine does not matter; a tenfold slower one does not, either."""
+    good, stranger = TokenIssuer(algorithm=algorithm), TokenIssuer(algorithm=algorithm)
+    fixture = Fixture(good)
+    forged = [stranger.sign(fixture.claims(jti=str(number), text="x" * 5500)) for number in range(100)]
+
+    began = time.process_time()
+    for token in forged:
+        assert await fixture.reason(token) == "TOKEN_INVALID"
+    each = (time.process_time() - began) / len(forged)
+
+    assert each < 0.002, f"{each * 1e6:.0f} us for a forged token"
 
 
 async def test_clocks_may_differ_a_little(subtests: pytest.Subtests) -> None:

@@ -17,7 +17,7 @@ from sandboxd.ctl.jsonlines import to_dict, to_line
 from sandboxd.ctl.options import asks_for_json, hoist
 from sandboxd.ctl.permissions import understand
 from sandboxd.ctl.shell import UsageError
-from sandboxd.ctl.target import SetupError, TargetOptions, find
+from sandboxd.ctl.target import SetupError, TargetOptions, TlsOptions, find
 from sandboxd.v1 import sandbox_pb2, stream_pb2
 
 
@@ -40,6 +40,21 @@ def test_arguments_come_before_the_environment_and_that_before_dev(tmp_path: Pat
     assert find(TargetOptions(), environment).read_token() == "from-env"
     said = find(TargetOptions(address="said:1", token="said"), environment)
     assert (said.address, said.read_token()) == ("said:1", "said")
+
+
+def test_a_certificate_needs_no_token_and_comes_with_its_key_from_one_place(tmp_path: Path) -> None:
+    environment = {"SANDBOXCTL_ADDRESS": "env:1", "SANDBOXCTL_CERT": "env.pem", "SANDBOXCTL_CERT_KEY": "env.key"}
+    environment |= {"SANDBOXCTL_CA": "ca.pem", "SANDBOXCTL_FOR_CLIENT": "acme", "SANDBOXD_DATA_DIR": str(tmp_path)}
+
+    from_environment = find(TargetOptions(), environment)
+    from_arguments = find(TargetOptions(tls=TlsOptions(cert_file=Path("both.pem")), for_client="other"), environment)
+
+    assert from_environment.read_token() == ""
+    assert from_environment.tls == TlsOptions(
+        ca_file=Path("ca.pem"), cert_file=Path("env.pem"), cert_key_file=Path("env.key")
+    )
+    assert (from_environment.for_client, from_arguments.for_client) == ("acme", "other")
+    assert from_arguments.tls == TlsOptions(ca_file=Path("ca.pem"), cert_file=Path("both.pem"))
 
 
 def test_the_token_of_dev_goes_to_no_other_address(tmp_path: Path) -> None:

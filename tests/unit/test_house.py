@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import settings_page
+from tools import access_page, settings_page
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MAKEFILE = (REPOSITORY / "Makefile").read_text()
@@ -55,6 +55,10 @@ def test_every_link_between_the_pages_leads_somewhere() -> None:
 
 def test_the_page_of_settings_says_what_the_settings_say() -> None:
     assert settings_page.PAGE.read_text() == settings_page.render(), "run .venv/bin/python tools/settings_page.py"
+
+
+def test_the_page_of_who_may_call_what_is_up_to_date() -> None:
+    assert access_page.PAGE.read_text() == access_page.render(), "run .venv/bin/python tools/access_page.py"
 
 
 def test_the_migrations_are_one_chain() -> None:

@@ -10,6 +10,18 @@ _BY_REASON = {
         "Follow it with: sandboxctl history {session} --follow\n"
         "Or join it, Ctrl-C cancels it: sandboxctl chat SANDBOX --session {session}"
     ),
+    "TLS_NOT_TRUSTED": "Name the authority that signed it: --ca FILE or SANDBOXCTL_CA.",
+    "TLS_CERTIFICATE_EXPIRED": "Look at this machine's clock, and tell whoever runs the service.",
+    "TLS_WRONG_NAME": "Use the address by which the service's certificate names it, instead of {address}.",
+    "TLS_NOT_SPOKEN": "On a network that you trust, leave TLS out: --address http://{address}",
+    "CONNECTION_CLOSED": (
+        "Does it speak TLS? Then: --address https://{address}\n"
+        "Does it demand a client certificate? Then: --cert FILE --cert-key FILE, of an authority that it trusts."
+    ),
+    "CERTIFICATE_REFUSED": "Give a token (SANDBOXCTL_TOKEN, --token-file FILE), or a certificate of the platform.",
+    "CERTIFICATE_EXPIRED": "Give a new certificate: --cert FILE --cert-key FILE.",
+    "CLIENT_MISSING": "Say for which client: --for-client CLIENT or SANDBOXCTL_FOR_CLIENT.",
+    "CLIENT_MISMATCH": "Leave --for-client out, or use a token of that client.",
     "SANDBOX_NOT_FOUND": "See which there are: sandboxctl ls",
     "SESSION_NOT_FOUND": "See which there are: sandboxctl sessions SANDBOX",
 }

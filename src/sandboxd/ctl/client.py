@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
-from pathlib import Path
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,6 +18,7 @@ from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
 from sandboxd.ctl.session_stream import Link, SessionStream, attachment
+from sandboxd.ctl.target import TlsOptions
 from sandboxd.ctl.usage_watching import watch_usage
 from sandboxd.ctl.watching import watch
 from sandboxd.v1 import (
@@ -231,7 +231,8 @@ async def connect(
     address: str,
     *,
     token: str | Callable[[], str] = "",
-    ca_file: Path | None = None,
+    tls: TlsOptions | None = None,
+    for_client: str = "",
     retry: RetryPolicy = UNARY,
     reconnect: RetryPolicy = RECONNECT,
 ) -> AsyncIterator[Client]:
@@ -240,12 +241,15 @@ async def connect(
     Args:
         address: See `Target.address`.
         token: The bearer token, or what to ask for it before each call.
-        ca_file: Certificates to trust; asks for TLS.
+        tls: Whom to trust and what to show; each file asks for TLS.
+        for_client: The client that the platform acts for, where its token or certificate belongs to none.
         retry: Patience of calls.
         reconnect: Patience of conversations and watches that were open.
     """
     source = token if callable(token) else lambda: token
-    connection = Connection(Target(address=address, token=source, ca_file=ca_file), retry=retry)
+    connection = Connection(
+        Target(address=address, token=source, tls=tls or TlsOptions(), for_client=for_client), retry=retry
+    )
     try:
         yield Client(connection, reconnect=reconnect)
     finally:

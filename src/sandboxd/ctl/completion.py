@@ -70,19 +70,24 @@ def _ask(context: typer.Context, question: Callable[[Client], Awaitable[Suggesti
 async def _bounded(context: typer.Context, question: Callable[[Client], Awaitable[Suggestions]]) -> Suggestions:
     from sandboxd.ctl.backoff import RetryPolicy
     from sandboxd.ctl.client import connect
-    from sandboxd.ctl.target import TargetOptions, find
+    from sandboxd.ctl.target import TargetOptions, TlsOptions, find
 
     said = context.find_root().params
     options = TargetOptions(
         address=said.get("address") or "",
         token=said.get("token") or "",
         token_file=said.get("token_file"),
-        ca_file=said.get("ca_file"),
+        tls=TlsOptions(ca_file=said.get("ca_file"), cert_file=said.get("cert"), cert_key_file=said.get("cert_key")),
+        for_client=said.get("for_client") or "",
     )
     credentials = find(options)
     async with asyncio.timeout(SECONDS):
         async with connect(
-            credentials.address, token=credentials.read_token, ca_file=credentials.ca_file, retry=RetryPolicy()
+            credentials.address,
+            token=credentials.read_token,
+            tls=credentials.tls,
+            for_client=credentials.for_client,
+            retry=RetryPolicy(),
         ) as client:
             return await question(client)
 

@@ -6,14 +6,15 @@ import asyncio
 import ipaddress
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 
 from sandboxd.ctl.backoff import UNARY, Backoff, RetryPolicy
 from sandboxd.ctl.errors import ApiError, from_rpc_error
+from sandboxd.ctl.target import TlsOptions
+from sandboxd.ctl.tls import TlsError, channel_credentials
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -38,8 +39,10 @@ class Target:
     for every host but loopback: a token must not cross a network in clear by accident."""
     token: Callable[[], str]
     """Asked before each call, so that a token file that was renewed is read again."""
-    ca_file: Path | None = None
-    """Certificates to trust instead of the system's; asks for TLS."""
+    tls: TlsOptions = field(default_factory=TlsOptions)
+    """Whom to trust, and what to show; each file asks for TLS."""
+    for_client: str = ""
+    """The client that the platform acts for, where neither its token nor its certificate says so."""
 
 
 class Connection:
@@ -57,7 +60,10 @@ class Connection:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what goes with every call."""
         token = self.target.token()
-        return (("authorization", f"Bearer {token}"),) if token else ()
+        shown = [("authorization", f"Bearer {token}")] if token else []
+        if self.target.for_client:
+            shown.append(("x-sandboxd-client", self.target.for_client))
+        return tuple(shown)
 
     async def call(
         self,
@@ -79,12 +85,15 @@ class Connection:
                 return await method(request, timeout=max(left, 0.001), metadata=self.metadata())
             except grpc.aio.AioRpcError as failure:
                 error = from_rpc_error(failure)
-            delay = (
-                backoff.next_delay(at_least=error.retry_after) if error.code is grpc.StatusCode.UNAVAILABLE else None
-            )
+            delay = backoff.next_delay(at_least=error.retry_after) if is_away(error) else None
             if delay is None or delay > left:
                 raise error
             await asyncio.sleep(delay)
+
+
+def is_away(error: ApiError) -> bool:
+    """Tell whether the same call may succeed later. A certificate that is not trusted does not become so."""
+    return error.code is grpc.StatusCode.UNAVAILABLE and not error.reason.startswith("TLS_")
 
 
 def new_request_id() -> str:
@@ -96,7 +105,7 @@ def open_channel(target: Target) -> grpc.aio.Channel:
     """Open a channel; nothing is sent until the first call.
 
     Raises:
-        ApiError: The file of certificates cannot be read.
+        ApiError: A file for TLS cannot be used.
     """
     address, secure, local = _parse(target)
     options: list[tuple[str, int]] = [
@@ -111,17 +120,11 @@ def open_channel(target: Target) -> grpc.aio.Channel:
     ]
     if not secure:
         return grpc.aio.insecure_channel(address, options=options)
-    roots: bytes | None = None
-    if target.ca_file is not None:
-        try:
-            roots = target.ca_file.read_bytes()
-        except OSError as error:
-            raise ApiError(
-                code=grpc.StatusCode.INVALID_ARGUMENT,
-                reason="CA_FILE_UNREADABLE",
-                message=f"The file of certificates {target.ca_file} cannot be read: {error.strerror}.",
-            ) from error
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(root_certificates=roots), options=options)
+    try:
+        credentials = channel_credentials(target.tls)
+    except TlsError as error:
+        raise ApiError(code=grpc.StatusCode.INVALID_ARGUMENT, reason=error.reason, message=error.message) from error
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 def _parse(target: Target) -> tuple[str, bool, bool]:
@@ -132,7 +135,7 @@ def _parse(target: Target) -> tuple[str, bool, bool]:
             with_port = host if ":" in host.rpartition("]")[2] else f"{host}:{443 if tls else 80}"
             return with_port, tls, _is_loopback(with_port)
     local = address.startswith("unix:") or _is_loopback(address)
-    return address, target.ca_file is not None or not local, local
+    return address, bool(target.tls) or not local, local
 
 
 def _is_loopback(address: str) -> bool:

@@ -15,6 +15,7 @@ from google.protobuf.any_pb2 import Any as PackedDetail
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from sandboxd.ctl.tls import explain
 from sandboxd.model.errors import ErrorKind, SandboxdError
 from sandboxd.v1 import stream_pb2
 
@@ -99,9 +100,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> ApiError:
             retry = error_details_pb2.RetryInfo()
             detail.Unpack(retry)
             retry_after = retry.retry_delay.ToTimedelta()
+    message = error.details() or f"The call ended with {error.code().name}."
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not reason:
+        reason, message = explain(message) or (reason, message)
     return ApiError(
         code=error.code(),
-        message=error.details() or f"The call ended with {error.code().name}.",
+        message=message,
         reason=reason,
         violations=violations,
         metadata=metadata,

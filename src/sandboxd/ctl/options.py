@@ -114,8 +114,37 @@ TokenFileOption = Annotated[
 CaOption = Annotated[
     Path | None,
     typer.Option(
+        "--ca",
         "--ca-file",
-        help="Certificates (PEM) to trust instead of the system's; asks for TLS.",
+        help="Certificates (PEM) to trust instead of the system's; asks for TLS. Also $SANDBOXCTL_CA.",
+        show_default=False,
+    ),
+]
+CertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert",
+        help="Client certificate (PEM) to show; asks for TLS. One of the platform's needs no token. "
+        "Also $SANDBOXCTL_CERT.",
+        show_default=False,
+    ),
+]
+CertKeyOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cert-key",
+        help="Key (PEM, no password) of the client certificate, where it is not in the same file. "
+        "Also $SANDBOXCTL_CERT_KEY.",
+        show_default=False,
+    ),
+]
+ForClientOption = Annotated[
+    str,
+    typer.Option(
+        "--for-client",
+        metavar="CLIENT",
+        help="Act for this client: for the platform, whose certificate or token belongs to none. "
+        "Also $SANDBOXCTL_FOR_CLIENT.",
         show_default=False,
     ),
 ]
@@ -222,7 +251,16 @@ def parse_labels(pairs: Sequence[str] | None) -> dict[str, str]:
     return labels
 
 
-_ANYWHERE = ("--address", "--token", "--token-file", "--ca-file")
+_ANYWHERE = (
+    "--address",
+    "--token",
+    "--token-file",
+    "--ca",
+    "--ca-file",
+    "--cert",
+    "--cert-key",
+    "--for-client",
+)
 
 
 class Root(TyperGroup):

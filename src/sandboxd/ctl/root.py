@@ -13,6 +13,9 @@ import typer
 from sandboxd.ctl.options import (
     AddressOption,
     CaOption,
+    CertKeyOption,
+    CertOption,
+    ForClientOption,
     Globals,
     Mode,
     Output,
@@ -23,7 +26,7 @@ from sandboxd.ctl.options import (
     is_json,
     target_of,
 )
-from sandboxd.ctl.target import TargetOptions
+from sandboxd.ctl.target import TargetOptions, TlsOptions
 
 if TYPE_CHECKING:
     from sandboxd.ctl.exits import Exit
@@ -58,9 +61,18 @@ def _root(
     token: TokenOption = "",
     token_file: TokenFileOption = None,
     ca_file: CaOption = None,
+    cert: CertOption = None,
+    cert_key: CertKeyOption = None,
+    for_client: ForClientOption = "",
     output: OutputOption = None,
 ) -> None:
-    target = TargetOptions(address=address, token=token, token_file=token_file, ca_file=ca_file)
+    target = TargetOptions(
+        address=address,
+        token=token,
+        token_file=token_file,
+        tls=TlsOptions(ca_file=ca_file, cert_file=cert, cert_key_file=cert_key),
+        for_client=for_client,
+    )
     context.obj = Globals(target, output or Output.TEXT)
 
 

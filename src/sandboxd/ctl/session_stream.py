@@ -88,6 +88,7 @@ class SessionStream:
         self._call: _Call | None = None
         self._reading: asyncio.Task[stream_pb2.StreamResponse | None] | None = None
         self._heard = 0.0
+        self._shown: tuple[tuple[str, str], ...] = ()
         self._ready = False
         self._lost = False
         self._closing = False
@@ -166,8 +167,8 @@ class SessionStream:
         """Wait for one response of the present call, which is made where there is none."""
         clock = asyncio.get_running_loop().time
         if self._call is None:
-            metadata = self._connection.metadata()
-            self._call = self._method(self._requests(), metadata=metadata)
+            self._shown = self._connection.metadata()
+            self._call = self._method(self._requests(), metadata=self._shown)
             self._heard = clock()
         while True:
             if self._reading is None:
@@ -241,7 +242,10 @@ class SessionStream:
         return first
 
     async def _wait_to_try_again(self, error: ApiError) -> None:
-        away = error.code in _AWAY or any(word in error.message for word in _CUT_WORDS)
+        broken = error.code in _AWAY or any(word in error.message for word in _CUT_WORDS)
+        away = broken and not error.reason.startswith("TLS_")
+        # A token file is renewed by somebody else: another token than the one that expired is worth another call.
+        away = away or (error.reason == "TOKEN_EXPIRED" and self._connection.metadata() != self._shown)
         delay = self._backoff.next_delay(at_least=error.retry_after) if away else None
         if delay is None:
             self._closing = True

@@ -88,7 +88,9 @@ async def _run(
 ) -> Exit:
     credentials = find(options)
     credentials.read_token()  # tell now, not in the middle of something
-    async with connect(credentials.address, token=credentials.read_token, ca_file=credentials.ca_file) as client:
+    async with connect(
+        credentials.address, token=credentials.read_token, tls=credentials.tls, for_client=credentials.for_client
+    ) as client:
         shell = Shell(client=client, address=credentials.address, json=as_json, out=make_console(), err=err)
         return await work(shell)
 

@@ -27,13 +27,30 @@ class SetupError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsOptions:
+    """Files for TLS; each of them asks for it."""
+
+    ca_file: Path | None = None
+    """PEM certificates to trust instead of the system's."""
+    cert_file: Path | None = None
+    """PEM chain of a client certificate."""
+    cert_key_file: Path | None = None
+    """PEM key of the client certificate; without it the key is in `cert_file`, too."""
+
+    def __bool__(self) -> bool:
+        """Tell whether there is any."""
+        return any((self.ca_file, self.cert_file, self.cert_key_file))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TargetOptions:
     """What the command line says; None and empty where it says nothing."""
 
     address: str = ""
     token: str = ""
     token_file: Path | None = None
-    ca_file: Path | None = None
+    tls: TlsOptions = TlsOptions()
+    for_client: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +61,11 @@ class Credentials:
     token: str
     """The token itself, where it was given; else `token_file` is read before each call."""
     token_file: Path | None
-    ca_file: Path | None
+    tls: TlsOptions
+    for_client: str
 
     def read_token(self) -> str:
-        """Return the token as it is now.
+        """Return the token as it is now; empty where a client certificate is shown instead.
 
         Raises:
             SetupError: The file cannot be read or is empty.
@@ -92,13 +110,30 @@ def find(options: TargetOptions, environment: Mapping[str, str] = os.environ) ->
         token_file = Path(named) if named and not token else None
     if not token and token_file is None and dev is not None and address == dev.address:
         token_file = dev.token_file
-    if not token and token_file is None:
+    tls = _tls(options.tls, environment)
+    if not token and token_file is None and tls.cert_file is None:
         raise SetupError(
             f"There is no token for {address}.",
-            advice="Give one with SANDBOXCTL_TOKEN, --token-file FILE or --token TOKEN.",
+            advice="Give one with SANDBOXCTL_TOKEN, --token-file FILE or --token TOKEN; the platform a certificate "
+            "with --cert FILE.",
             exit_code=Exit.AUTH,
         )
-    return Credentials(address=address, token=token, token_file=token_file, ca_file=options.ca_file)
+    for_client = options.for_client or environment.get("SANDBOXCTL_FOR_CLIENT", "")
+    return Credentials(address=address, token=token, token_file=token_file, tls=tls, for_client=for_client)
+
+
+def _tls(options: TlsOptions, environment: Mapping[str, str]) -> TlsOptions:
+    named = {
+        name: Path(file) if (file := environment.get(variable, "")) else None
+        for name, variable in (("ca", "SANDBOXCTL_CA"), ("cert", "SANDBOXCTL_CERT"), ("key", "SANDBOXCTL_CERT_KEY"))
+    }
+    # A certificate and its key come from the same place.
+    given = options.cert_file or options.cert_key_file
+    return TlsOptions(
+        ca_file=options.ca_file or named["ca"],
+        cert_file=options.cert_file if given else named["cert"],
+        cert_key_file=options.cert_key_file if given else named["key"],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

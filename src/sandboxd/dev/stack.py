@@ -17,7 +17,8 @@ from sandboxd.dev.child import Child, child_environment
 from sandboxd.dev.gemini_cli import GeminiCli, ensure_gemini_cli
 from sandboxd.dev.home import DevHome, write_private
 from sandboxd.persistence.scripts import newest_revision
-from sandboxd.settings import DEFAULT_GEMINI_URL, Settings
+from sandboxd.settings import DEFAULT_GEMINI_URL, Settings, SettingsError
+from sandboxd.settings_rules import PREFIX, is_loopback
 
 READY_SECONDS: Final = 60.0
 TOKEN_SECONDS: Final = 24 * 3600.0
@@ -53,6 +54,7 @@ class DevStack:
     """A running stack, as a context."""
 
     def __init__(self, settings: Settings, options: StackOptions, *, say: Callable[[str], None]) -> None:
+        _require_loopback(settings)
         self._settings = settings
         self._options = options
         self.home = options.home
@@ -206,6 +208,26 @@ async def _prepare(url: str, start: Callable[[], Awaitable[object]] | None) -> N
 async def _ended(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait([task])
+
+
+def _require_loopback(settings: Settings) -> None:
+    """Refuse to serve other machines: this stack has no TLS, isolates nothing and gives everybody here a token."""
+    listeners = {
+        "grpc_listen": settings.grpc_listen,
+        "grpc_platform_listen": settings.grpc_platform_listen,
+        "web_listen": settings.web_listen,
+        "peer_listen": settings.peer_listen,
+        "gateway_listen": settings.gateway_listen,
+        "gateway_web_listen": settings.gateway_web_listen,
+    }
+    far = [
+        f"{PREFIX}{name.upper()}: {address} can be reached from other machines, and a development stack serves this "
+        "one only; take it out, or start `sandboxd serve` and `sandboxd gateway` with TLS"
+        for name, address in listeners.items()
+        if address is not None and not is_loopback(address)
+    ]
+    if far:
+        raise SettingsError("\n  ".join(["The settings cannot be used:", *far]))
 
 
 def _choose_ports(settings: Settings, *, fixed: bool) -> Ports:

@@ -6,6 +6,8 @@ verified a refusal says the coarsest word that still helps an honest caller. Mus
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import json
 from collections import OrderedDict
@@ -27,6 +29,8 @@ from sandboxd.model.sources import Clock
 
 MAX_TOKEN_CHARS: Final = 8192
 """Longest header that is looked at."""
+MAX_HEADER_CHARS: Final = 2048
+"""Longest first part of a token."""
 MAX_REMEMBERED: Final = 4096
 """Tokens whose good signature is remembered: a caller shows the same token with every call."""
 
@@ -95,10 +99,10 @@ class BearerTokens:
 
 def _header(token: str) -> tuple[str | None, object]:
     """Return the key id and the algorithm that a token names. Cheap: forged tokens end here, or one step later."""
-    try:
-        header = jwt.get_unverified_header(token)
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
-        raise _invalid() from error
+    encoded, _, rest = token.partition(".")
+    if rest.count(".") != 1 or len(encoded) > MAX_HEADER_CHARS:
+        raise _invalid()
+    header = _json(encoded)
     key_id = header.get("kid")
     if "crit" in header or not (key_id is None or (isinstance(key_id, str) and len(key_id) <= MAX_KEY_ID_CHARS)):
         raise _invalid()  # RFC 7515: what the token calls critical must be understood, and we know no extension
@@ -106,14 +110,40 @@ def _header(token: str) -> tuple[str | None, object]:
 
 
 def _verify(token: str, key_id: str | None, key: PyJWK) -> _Verified:
+    """Check the signature, and only then read what was signed.
+
+    Not by PyJWT's `decode`: it looks at each character of the token in Python before it checks the signature. That is
+    0.6 ms for 8 KB, so a thousand forged tokens a second would take the whole event loop.
+    """
+    signed, _, signature = token.rpartition(".")
     try:
-        payload = jwt.api_jws.decode(token, key, algorithms=[key.algorithm_name])
-        claims = json.loads(payload)
-    except (jwt.PyJWTError, ValueError, TypeError, RecursionError) as error:
+        genuine = key.Algorithm.verify(signed.encode("ascii"), key.key, _bytes(signature))
+    except (jwt.PyJWTError, ValueError, TypeError) as error:
         raise _invalid() from error
-    if not isinstance(claims, dict):
+    if not genuine:
         raise _invalid()
-    return _Verified(key_id, key, claims)
+    return _Verified(key_id, key, _json(signed.partition(".")[2]))
+
+
+def _json(encoded: str) -> dict[str, Any]:
+    try:
+        found = json.loads(_bytes(encoded))
+    except (ValueError, RecursionError) as error:
+        raise _invalid() from error
+    if not isinstance(found, dict):
+        raise _invalid()
+    return found
+
+
+def _bytes(encoded: str) -> bytes:
+    """Decode base64url without padding, as RFC 7515 has it: one text for the same bytes, and nothing is forgiven."""
+    try:
+        found = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except binascii.Error as error:
+        raise _invalid() from error
+    if base64.urlsafe_b64encode(found).rstrip(b"=") != encoded.encode("ascii"):
+        raise _invalid()
+    return found
 
 
 def _invalid() -> TokenInvalidError:
