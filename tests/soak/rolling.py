@@ -50,6 +50,8 @@ class Plan:
     freeze_seconds: float = 40.0
     calm_seconds: float = 5.0
     """Between two disturbances, once every stream has moved."""
+    short: bool = False
+    """One of each kind of disturbance, as CI does."""
     chunks: int = 20
     interval: float = 0.2
 
@@ -204,6 +206,11 @@ class Run:
         await self._all_move()
         await asyncio.sleep(self.plan.calm_seconds)
         first, second, third = (self.cluster.replicas * 3)[:3]
+        if self.plan.short:
+            await self._measured("kill -9 of one", self._kill(first))
+            await self._measured("SIGTERM of one", self._restart(second))
+            await self._measured("SIGSTOP of one", self._freeze(third))
+            return
         await self._measured("nothing", self._calm())
         await self._measured("kill -9 of one", self._kill(first))
         for role in self.cluster.replicas:
