@@ -55,7 +55,7 @@ ROWS = {
         """UPDATE usage_events SET state = 'SETTLED', end_time = now(), total_tokens = 900 WHERE id = 'use'""",
     ),
     "0007": ("INSERT INTO replicas VALUES ('replica', '127.0.0.1:1', now())",),
-    "0009": ("UPDATE incarnations SET ready_time = now() WHERE id = 'inc'",),  # opens three intervals
+    "0010": ("UPDATE incarnations SET ready_time = now() WHERE id = 'inc'",),  # opens three intervals
 }
 """One row in each table that a revision makes; a new revision that makes a table has to add its own."""
 
