@@ -153,7 +153,7 @@ def token(
 def _run_role(name: str, *, with_parent: bool = False) -> None:
     from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415  only roles need it
     from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
-    from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
+    from sandboxd.monitor.logging import configure_logging, log_unhandled  # noqa: PLC0415
     from sandboxd.settings import SettingsError, load_settings  # noqa: PLC0415
 
     if with_parent:
@@ -170,6 +170,7 @@ def _run_role(name: str, *, with_parent: bool = False) -> None:
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.get_loop().set_exception_handler(log_unhandled)
             runner.run(role(settings))
     except SettingsError as error:
         typer.echo(f"sandboxd {name}: {error}", err=True)

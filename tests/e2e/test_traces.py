@@ -8,6 +8,7 @@ import pytest
 from sandboxd.v1 import sandbox_pb2, sandbox_pb2_grpc, stream_pb2
 from tests.e2e.conftest import StackMaker
 from tests.eventually import eventually
+from tests.gateway_world import CANARY
 from tests.integration.api_world import next_event
 from tests.traces import GIVEN, GIVEN_SPAN, GIVEN_TRACE, Seen, a_collector
 
@@ -19,7 +20,11 @@ SERVICE = "sandboxd.v1.SandboxService"
 async def test_one_prompt_is_one_connected_trace(postgres_url: str, make_stack: StackMaker) -> None:
     async with (
         a_collector() as collector,
-        make_stack(postgres_url, settings={"SANDBOXD_OTLP_ENDPOINT": collector.url}) as stack,
+        make_stack(
+            postgres_url,
+            api_key=CANARY,
+            settings={"SANDBOXD_OTLP_ENDPOINT": collector.url, "SANDBOXD_LOG_LEVEL": "debug"},
+        ) as stack,
         grpc.aio.insecure_channel(f"127.0.0.1:{stack.ports['grpc']}") as channel,
     ):
         stub = sandbox_pb2_grpc.SandboxServiceStub(channel)
@@ -36,7 +41,8 @@ async def test_one_prompt_is_one_connected_trace(postgres_url: str, make_stack: 
         await call.write(stream_pb2.StreamRequest(request_id="request-3", prompt=prompt))
         await next_event(call, "turn_completed")
         await call.done_writing()
-        log = stack.log("gateway") + stack.log("serve")
+        logs = [stack.home / "serve.log", stack.home / "gateway.log", *stack.home.rglob("agent*.log")]
+        log = "".join(path.read_text(errors="replace") for path in logs)
 
         def whole() -> dict[str, Seen]:
             found = {span.name: span for span in collector.spans if span.trace == GIVEN_TRACE}
@@ -61,4 +67,7 @@ async def test_one_prompt_is_one_connected_trace(postgres_url: str, make_stack: 
     assert GIVEN_TRACE in log, "log lines name the trace"
     assert not [name for request in requests for name in request["headers"] if name.lower() == "traceparent"]
     assert b"fake:say" not in collector.raw, "no text of a person is in a trace"
-    assert stack.token.encode() not in collector.raw
+    assert len(logs) > 2, "the agent's, too"
+    for secret in (stack.token, CANARY, "fake:say", "eyJ"):  # so begins every signed token
+        assert secret not in log
+        assert secret.encode() not in collector.raw

@@ -8,6 +8,7 @@ import logging
 from typing_extensions import override
 
 from sandboxd.agent.clock import now
+from sandboxd.monitor.tracebacks import render
 
 
 class JsonFormatter(logging.Formatter):
@@ -17,8 +18,8 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"time": now().isoformat(), "level": record.levelname.lower(), "event": record.getMessage()}
         line |= getattr(record, "fields", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["exception"] = render(record.exc_info[1])
         return json.dumps(line, default=str)
 
 

@@ -6,6 +6,7 @@ secrets are blanked whatever their value is; no room should log them in the firs
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, MutableMapping
@@ -14,10 +15,12 @@ from typing import Any, Final, TextIO
 import structlog
 
 from sandboxd.model.trace import NO_TRACES, TraceContext
+from sandboxd.monitor.tracebacks import ExcInfo, render
 
 BLANKED: Final = frozenset({"authorization", "token", "api_key", "key", "password", "secret", "x-goog-api-key"})
 """Names of pairs whose values are never shown."""
-_NOISY: Final = ("aiohttp.access", "asyncio", "grpc", "sqlalchemy.engine", "alembic")
+
+log = structlog.get_logger("sandboxd.monitor")
 
 
 def configure_logging(*, role: str, style: str, level: str, stream: TextIO | None = None) -> None:
@@ -40,12 +43,16 @@ def configure_logging(*, role: str, style: str, level: str, stream: TextIO | Non
     ]
     if style == "json":
         render: list[structlog.typing.Processor] = [
-            structlog.processors.format_exc_info,
+            structlog.processors.ExceptionRenderer(_render),
             structlog.processors.EventRenamer("event"),
             structlog.processors.JSONRenderer(default=str),
         ]
     else:
-        render = [structlog.dev.ConsoleRenderer(colors=target.isatty())]
+        # Never structlog's own formatter: where rich is installed it prints local variables.
+        render = [
+            structlog.processors.ExceptionRenderer(_render),
+            structlog.dev.ConsoleRenderer(colors=target.isatty(), exception_formatter=structlog.dev.plain_traceback),
+        ]
     structlog.configure(
         processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -61,9 +68,21 @@ def configure_logging(*, role: str, style: str, level: str, stream: TextIO | Non
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
+    # What libraries say at debug level is theirs to choose, headers and parameters too: only ours is shown.
+    logging.getLogger("sandboxd").setLevel(level.upper())
+    root.setLevel(max(logging.WARNING, logging.getLogger("sandboxd").level))
+
+
+def log_unhandled(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what an event loop found that nobody awaited. Its own handler writes the error's text.
+
+    Any: asyncio's own signature.
+    """
+    error = context.get("exception")
+    facts = {} if error is None else {"exc_info": error}
+    task = context.get("task") or context.get("future")
+    name = task.get_name() if isinstance(task, asyncio.Task) else ""
+    log.error("loop.unhandled", what=str(context.get("message", "")), task=name, **facts)
 
 
 def log_places(current: Callable[[], TraceContext | None]) -> None:
@@ -84,6 +103,10 @@ def _add_place(_logger: Any, _method: str, pairs: MutableMapping[str, Any]) -> M
         pairs.setdefault("trace_id", place.trace_id)
         pairs.setdefault("span_id", place.span_id)
     return pairs
+
+
+def _render(exc_info: ExcInfo) -> str:
+    return render(exc_info[1]) if exc_info[1] is not None else ""
 
 
 class _RoleAdder:
