@@ -75,6 +75,7 @@ class GatewayWorld:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[GatewayWorld]:
         await self.prices.add(list_prices())
+        self.registry = CollectorRegistry()  # each life of a gateway has its own
         gateway = Gateway(
             config=self.config,
             ledger=self.ledger,

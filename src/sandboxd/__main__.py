@@ -151,7 +151,8 @@ def token(
 
 
 def _run_role(name: str, *, with_parent: bool = False) -> None:
-    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415  only roles need it
+    from sandboxd.bootstrap.failpoint_guard import guard_failpoints  # noqa: PLC0415  only roles need it
+    from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415
     from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
     from sandboxd.monitor.logging import configure_logging, log_unhandled  # noqa: PLC0415
     from sandboxd.settings import SettingsError, load_settings  # noqa: PLC0415
@@ -161,6 +162,7 @@ def _run_role(name: str, *, with_parent: bool = False) -> None:
     try:
         settings = load_settings()
         configure_logging(role=name, style=settings.log_format, level=settings.log_level)
+        guard_failpoints(settings)
         # After the settings: a bad one is told at once, and not after seconds of imports.
         role: Callable[[Settings], Coroutine[Any, Any, object]] = getattr(
             import_module(f"sandboxd.bootstrap.{name}"), name

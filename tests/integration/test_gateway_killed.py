@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import Process
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,8 @@ import pytest
 
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
+from sandboxd.model.failpoints import POINTS, VARIABLE
+from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.model.usage import CallError, UsageEvent, UsageState
 from sandboxd.monitor.list_prices import list_prices
 from sandboxd.monitor.ports import UsageFilter
@@ -37,8 +40,8 @@ def fake() -> Iterator[FakeGemini]:
 
 
 @asynccontextmanager
-async def gateway(settings: dict[str, str]) -> AsyncIterator[tuple[Process, str]]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+async def gateway(settings: dict[str, str], *, failpoints: str = "") -> AsyncIterator[tuple[Process, str]]:
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", VARIABLE: failpoints}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -114,3 +117,48 @@ async def test_calls_of_a_killed_gateway_are_settled_by_the_next_and_the_rest_is
     assert sorted(row.tokens.total for row in settled) == sorted(upstream)
     assert all(row.state is UsageState.ESTIMATED and row.tokens.output == 8192 for row in lost)
     assert all(row.cost is not None for row in ended)
+
+
+async def test_gateways_that_are_killed_at_steps_of_a_call_leave_rows_that_the_next_one_ends(
+    fake: FakeGemini, database: Database, postgres_url: str, tmp_path: Path
+) -> None:
+    world = PostgresLedgerWorld(database=database)
+    await world.prices.add(list_prices())
+    key, key_id = ensure_token_keys(private_file=tmp_path / "key.pem", public_directory=tmp_path / "keys")
+    settings = {"database": postgres_url, "upstream": fake.url, "keys": str(tmp_path / "keys")}
+    places = {name: an_identity() for name in POINTS if name.startswith("gateway.")}
+    target = f"/v1beta/models/{MODEL}:streamGenerateContent?alt=sse"
+
+    async def die_at(place: str, identity: SandboxIdentity) -> None:
+        await world.given_incarnation(identity)
+        token = SandboxTokenSigner(key=key, key_id=key_id, clock=RealClock()).mint(identity).text
+        body = {"contents": [{"role": "user", "parts": [{"text": f"{place} fake:think"}]}]}
+        async with (
+            aiohttp.ClientSession(headers={"authorization": f"Bearer {token}"}) as http,
+            gateway({**settings, "spool": str(tmp_path / place)}, failpoints=f"{place}=exit9") as (process, url),
+        ):
+            with pytest.raises(aiohttp.ClientError):
+                async with http.post(url + target, json=body) as answer:
+                    await answer.read()
+            assert await asyncio.wait_for(process.wait(), 30) == -signal.SIGKILL
+
+    async def ended() -> dict[str, UsageEvent]:
+        found = {}
+        for place, identity in places.items():
+            (row,) = (await world.ledger.list_events(UsageFilter(sandbox=identity.sandbox), page_size=100)).events
+            assert row.state is not UsageState.OPEN
+            found[place] = row
+        return found
+
+    await asyncio.gather(*(die_at(place, identity) for place, identity in places.items()))
+    async with gateway({**settings, "spool": str(tmp_path / "spool")}):
+        rows = await eventually(ended, within=30)
+
+    sent = Counter(request["body"]["contents"][0]["parts"][0]["text"].split(" ")[0] for request in fake.requests)
+    assert sent == {"gateway.mid_stream": 1, "gateway.before_settle": 1, "gateway.after_settle": 1}
+    settled = rows.pop("gateway.after_settle")
+    assert (settled.state, settled.error_reason) == (UsageState.SETTLED, None)
+    assert settled.tokens.total == fake.requests[0]["usage"]["totalTokenCount"]
+    for place, row in rows.items():
+        assert (place, row.state, row.error_reason) == (place, UsageState.ESTIMATED, CallError.GATEWAY_LOST)
+        assert row.tokens.total >= row.reserved.tokens, "unknown is not nothing"

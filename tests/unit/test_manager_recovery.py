@@ -9,7 +9,7 @@ from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.sandboxes import SandboxManager
 from sandboxd.model.caller import Request
 from sandboxd.model.errors import DatabaseUnavailableError, SandboxdError, UnavailableError
-from sandboxd.model.failpoints import VARIABLE, FailpointError
+from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
@@ -42,9 +42,7 @@ async def ask(manager: SandboxManager, verb: str, request: Request, sandbox: San
 
 
 @pytest.mark.parametrize(("verb", "step"), STEPS)
-async def test_another_replica_finishes_what_broke_off_at_any_step(
-    world: ManagerWorld, monkeypatch: pytest.MonkeyPatch, verb: str, step: str
-) -> None:
+async def test_another_replica_finishes_what_broke_off_at_any_step(world: ManagerWorld, verb: str, step: str) -> None:
     sandbox = None
     if verb == "resume":
         sandbox = (await world.given_paused()).id
@@ -52,10 +50,8 @@ async def test_another_replica_finishes_what_broke_off_at_any_step(
         sandbox = (await world.given_active()).id
     request = a_request()
     lives = world.backend.starts
-    monkeypatch.setenv(VARIABLE, f"{verb}.{step}=error")
-    with pytest.raises(FailpointError):
+    with arming(f"{verb}.{step}=error"), pytest.raises(FailpointError):
         await ask(world.manager, verb, request, sandbox)
-    monkeypatch.delenv(VARIABLE)
     world.crash()
     _, second = world.replica("second")
 
@@ -72,12 +68,10 @@ async def test_another_replica_finishes_what_broke_off_at_any_step(
     assert await second.recovery.finish_left_over() == 0
 
 
-async def test_a_crash_before_the_intent_leaves_nothing(world: ManagerWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_crash_before_the_intent_leaves_nothing(world: ManagerWorld) -> None:
     request = a_request()
-    monkeypatch.setenv(VARIABLE, "create.before_commit=error")
-    with pytest.raises(FailpointError):
+    with arming("create.before_commit=error"), pytest.raises(FailpointError):
         await world.manager.create(request, NewSandbox(), timeout=SOON)
-    monkeypatch.delenv(VARIABLE)
 
     assert world.units.rows.sandboxes == {}
     assert (await world.manager.create(request, NewSandbox(), timeout=SOON)).state is S.ACTIVE

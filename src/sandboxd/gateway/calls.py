@@ -29,6 +29,7 @@ from sandboxd.gateway.refusals import Refusal, RefusalReason, RefusedError, refu
 from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.tokens import SandboxTokenVerifier
 from sandboxd.gateway.tracing import CallTraces
+from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ENTROPY_BYTES, SandboxId, SessionId, is_id, make_id
 from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.model.usage import NOTHING_RESERVED, ModelMethod, Reservation, UsageEventId, reserve
@@ -109,6 +110,7 @@ class CallHandler:
                 )
             )
             await self._open(call)
+            failpoint("gateway.after_reserve")
             with self._traces.call(call, request):
                 return await self._forwarder.forward(request, call=call, target=target, key=key, body=body)
 

@@ -26,6 +26,7 @@ from sandboxd.gateway.scrub import KeyScrubber
 from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.tracing import CallTraces
 from sandboxd.gateway.upstream import GeminiUpstream, UpstreamAnswer, UpstreamError
+from sandboxd.model.failpoints import failpoint
 from sandboxd.model.usage import CallError, ModelMethod
 
 CALL_HEADER: Final = "x-sandboxd-usage-event"
@@ -103,7 +104,9 @@ class Forwarder:
             call.error = CallError.GATEWAY_STOPPED if cut else passing.why_ended(error)
             _ = self._meter.settle(call)
             raise
+        failpoint("gateway.before_settle")
         await asyncio.shield(self._meter.settle(call))
+        failpoint("gateway.after_settle")
         return await passing.end()
 
     def _report(self, status: int) -> None:
@@ -134,6 +137,7 @@ class Forwarder:
                 size += len(chunk)
                 if size > self._limits.response_bytes:
                     raise UpstreamError(CallError.RESPONSE_TOO_LARGE)
+                failpoint("gateway.mid_stream")
                 await passing.write(chunk, timeout_seconds=self._timeouts.client_write)
         finally:
             call.reader.end()

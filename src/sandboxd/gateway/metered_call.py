@@ -66,8 +66,11 @@ class MeteredCall:
             return UsageState.SETTLED, NO_TOKENS, self.error
         if refused or (self.ended and self.reader.failed):
             return UsageState.SETTLED, usage or NO_TOKENS, self.error or CallError.UPSTREAM_STATUS
+        malformed = CallError.UPSTREAM_MALFORMED if self.reader.malformed else None
+        if self.ended and malformed and usage is None:
+            # It ended well and nothing of it could be read: what the API has counted is unknown, not nothing.
+            return UsageState.ESTIMATED, watched_break(None, reserved=self.start.reserved, sent=True), malformed
         if self.ended:
-            malformed = CallError.UPSTREAM_MALFORMED if self.reader.malformed else None
             return UsageState.SETTLED, usage or NO_TOKENS, self.error or malformed
         if self.reader.finish_reason is not None and usage is not None:
             # The answer's last part was here; only the end of the connection was not seen. The CLI may leave now.

@@ -45,6 +45,7 @@ class UpstreamAnswer:
         self._response = response
         self.status: Final = response.status
         self.sse: Final = response.content_type == "text/event-stream"
+        _end_with_connection(response)
 
     def headers(self) -> dict[str, str]:
         """Return the headers that may be passed on."""
@@ -63,6 +64,24 @@ class UpstreamAnswer:
             raise UpstreamError(CallError.UPSTREAM_TIMEOUT) from None
         except (aiohttp.ClientError, OSError):
             raise UpstreamError(CallError.UPSTREAM_CUT) from None
+
+
+def _end_with_connection(response: aiohttp.ClientResponse) -> None:
+    """Make sure that whoever reads the body hears when its connection is gone.
+
+    aiohttp closes the connection on a chunk that it cannot read, and leaves the reader waiting, without any deadline.
+    """
+    connection, content = response.connection, response.content
+    protocol = connection.protocol if connection is not None else None
+    closed = protocol.closed if protocol is not None else None
+    if closed is None:
+        return  # the body is here already, or its end is
+
+    def on_closed(_: asyncio.Future[None]) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection is gone"))
+
+    closed.add_done_callback(on_closed)
 
 
 class GeminiUpstream:

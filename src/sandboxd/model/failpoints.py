@@ -1,8 +1,9 @@
-"""Named places in the code where a test can break the process. They do nothing unless a test sets them.
+"""Named places in the code where a test can break the process. They do nothing unless a test arms them.
 
-`SANDBOXD_FAILPOINTS` holds `name=action` pairs, separated by commas. Actions: `exit9` (SIGKILL to this process),
-`error` (raise `FailpointError`), `sleep:SECONDS` and `hang` (the whole process stands still, like a stalled replica).
-`action@N` strikes at the N-th pass only. This is the one place of the model that looks at the process around it.
+`SANDBOXD_FAILPOINTS` holds `name=action` pairs, separated by commas; it is read once, when the process starts.
+Actions: `exit9` (SIGKILL to this process), `error` (raise `FailpointError`), `sleep:SECONDS` and `hang` (the whole
+process stands still, like a stalled replica). `action@N` strikes at the N-th pass only. Where nothing is armed a place
+costs one look at a module's variable. This is the one place of the model that looks at the process around it.
 """
 
 from __future__ import annotations
@@ -10,46 +11,144 @@ from __future__ import annotations
 import os
 import signal
 import time
-from functools import lru_cache
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
 
-VARIABLE = "SANDBOXD_FAILPOINTS"
-_passes: dict[str, int] = {}
+VARIABLE: Final = "SANDBOXD_FAILPOINTS"
+
+POINTS: Final[Mapping[str, str]] = {
+    # sandboxes
+    "create.before_commit": "Create is decoded and allowed; nothing is written.",
+    "create.after_commit": "The row CREATING and the request are durable; the backend knows nothing yet.",
+    "create.after_start": "The agent answers; the row does not say so.",
+    "create.after_token": "The agent has its token; the row does not say ACTIVE.",
+    "create.after_settle": "The row says ACTIVE; the caller has no answer.",
+    "pause.before_commit": "Pause is allowed; nothing is written.",
+    "pause.after_commit": "The row says PAUSING; everything still runs.",
+    "pause.after_close": "The CLI has ended, and its turns with it; the agent still runs.",
+    "pause.after_stop": "The agent has ended; the row still says PAUSING.",
+    "pause.after_settle": "The row says PAUSED; the caller has no answer.",
+    "resume.before_commit": "Resume is allowed; nothing is written.",
+    "resume.after_commit": "The row says RESUMING and names the next life; nothing runs.",
+    "resume.after_start": "The agent of the next life answers; the row does not say so.",
+    "resume.after_token": "The agent has its token; the row does not say ACTIVE.",
+    "resume.after_settle": "The row says ACTIVE; the caller has no answer.",
+    "start.after_commit": "A use of a stopped sandbox: the row says STARTING; nothing runs.",
+    "start.after_start": "The agent answers; the row does not say so.",
+    "start.after_token": "The agent has its token; the row does not say ACTIVE.",
+    "start.after_settle": "The row says ACTIVE; the use has not begun.",
+    "stop.after_commit": "The row says STOPPING; everything still runs.",
+    "stop.after_close": "The CLI has ended; the agent still runs.",
+    "stop.after_stop": "The agent has ended; the row still says STOPPING.",
+    "stop.after_settle": "The row says STOPPED.",
+    "terminate.before_commit": "Terminate is allowed; nothing is written.",
+    "terminate.after_commit": "The row says TERMINATING; everything still runs.",
+    "terminate.after_close": "The CLI has ended; the agent still runs.",
+    "terminate.after_stop": "The agent has ended; the files are where they were.",
+    "terminate.after_remove": "The files are put aside; the row still says TERMINATING.",
+    "terminate.after_settle": "The row says TERMINATED; the caller has no answer.",
+    "hibernate.after_commit": "The row says HIBERNATING; nothing is frozen.",
+    "hibernate.after_freeze": "The processes are frozen; the row does not say HIBERNATED.",
+    "wake.after_commit": "The row says WAKING; the processes are frozen.",
+    "wake.after_thaw": "The processes run; the row does not say ACTIVE.",
+    # conversations
+    "command.before_run": "A command of a stream is new and allowed; the owner has not seen it.",
+    "command.after_commit": "The command is durable and done; the caller has no answer.",
+    "conversation.after_acquire": "The conversation has a new owner, who has read nothing of it yet.",
+    "conversation.process_planned": "The CLI's process is named in the journal; it was not started.",
+    "conversation.process_started": "The process runs; nobody reads it.",
+    "conversation.before_append": "A step of the conversation is made; nothing of it is durable.",
+    "conversation.after_append": "The step is durable; no client has seen its events, and the CLI not its input.",
+    # model calls
+    "gateway.after_reserve": "The call's row is open; nothing was sent to the model API.",
+    "gateway.mid_stream": "A piece of the answer was read and counted; the CLI does not have it.",
+    "gateway.before_settle": "The answer has ended; its row is open, and the CLI waits for the end.",
+    "gateway.after_settle": "The row is settled; the CLI still waits for the end.",
+}
+"""Every place there is, with what is true when it is passed."""
+
+_VERBS: Final = frozenset({"exit9", "error", "sleep", "hang"})
 
 
 class FailpointError(Exception):
     """A test made this place fail."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Action:
+    """What happens at a place, and at which pass; 0 is every one."""
+
+    verb: str
+    seconds: float = 0.0
+    at: int = 0
+
+
+def parse(setting: str) -> Mapping[str, _Action]:
+    """Read a setting.
+
+    Raises:
+        ValueError: It names a place or an action that does not exist.
+    """
+    actions = {}
+    for pair in filter(None, (pair.strip() for pair in setting.split(","))):
+        name, _, text = (part.strip() for part in pair.partition("="))
+        if name not in POINTS:
+            raise ValueError(f"{VARIABLE}: no failpoint is named {name}")
+        word, _, at = text.partition("@")
+        verb, _, seconds = word.partition(":")
+        if verb not in _VERBS or not (at or "1").isdecimal():
+            raise ValueError(f"{VARIABLE}: {name} has no action named {text}")
+        actions[name] = _Action(verb=verb, seconds=float(seconds or 0), at=int(at or 0))
+    return actions
+
+
+_armed: Mapping[str, _Action] | None = parse(os.environ.get(VARIABLE, "")) or None
+_passes: dict[str, int] = {}
+
+
 def failpoint(name: str) -> None:
-    """Pass a named place; break there if a test asked for it."""
-    setting = os.environ.get(VARIABLE)
-    if not setting:
-        return
-    action = _actions(setting).get(name)
+    """Pass a named place; break there if a test armed it."""
+    if _armed is not None:
+        _pass(name)
+
+
+def armed() -> list[str]:
+    """Names of the places that are armed in this process."""
+    return sorted(_armed or ())
+
+
+@contextmanager
+def arming(setting: str) -> Iterator[None]:
+    """Arm places in this process for the time of a block, instead of those that are; for tests."""
+    global _armed, _passes
+    before = _armed, _passes
+    _armed, _passes = parse(setting), {}
+    try:
+        yield
+    finally:
+        _armed, _passes = before
+
+
+def _pass(name: str) -> None:
+    if name not in POINTS:
+        raise ValueError(f"the failpoint {name} is not in the list of all")
+    action = _armed.get(name) if _armed else None
     if action is None:
         return
     _passes[name] = _passes.get(name, 0) + 1
-    verb, _, at = action.partition("@")
-    if at and int(at) != _passes[name]:
-        return
-    _strike(name, verb)
+    if action.at in (0, _passes[name]):
+        _strike(name, action)
 
 
-def _strike(name: str, verb: str) -> None:
-    kind, _, argument = verb.partition(":")
-    if kind == "exit9":
+def _strike(name: str, action: _Action) -> None:
+    if action.verb == "exit9":
         os.kill(os.getpid(), signal.SIGKILL)
-    elif kind == "error":
+    elif action.verb == "error":
         raise FailpointError(name)
-    elif kind == "sleep":
-        time.sleep(float(argument))
-    elif kind == "hang":
+    elif action.verb == "sleep":
+        time.sleep(action.seconds)
+    else:
         while True:
             time.sleep(3600)
-    else:
-        raise ValueError(f"{VARIABLE}: {name} has no action named {verb}")
-
-
-@lru_cache(maxsize=4)
-def _actions(setting: str) -> dict[str, str]:
-    return {name.strip(): action.strip() for name, _, action in (pair.partition("=") for pair in setting.split(","))}

@@ -6,8 +6,8 @@ call whose end nobody saw (`watched_break` and `unwatched_end`) are here so that
 How a call's tokens are decided:
 
 1. The answer ended (its body ended as HTTP says, an error status included): the last `usageMetadata` counts, none is
-   zero. State SETTLED. Figures in a stream are cumulative: the last ones replace the earlier, they are never added, and
-   a class that is absent is 0.
+   zero, unless the answer could not be read: then it is as in rule 2. State SETTLED. Figures in a stream are
+   cumulative: the last ones replace the earlier, they are never added, and a class that is absent is 0.
 2. The gateway watched the answer break (the CLI went away, the API cut the connection, a limit was reached): the last
    `usageMetadata` seen counts; where none was seen although the request was sent, the estimate of the prompt counts,
    because the API had it to read. State ESTIMATED. The call is cancelled upstream at once, so no output is assumed.

@@ -25,6 +25,7 @@ from sandboxd.model.errors import (
     WrongStateError,
 )
 from sandboxd.model.events import SessionEvent, SessionOpened
+from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.session import PromptInput, Session
@@ -114,7 +115,9 @@ class StreamHub:
         if known is not None:
             return repeated(known, order)
         _require_usable(await self.visible(caller, session.sandbox))
+        failpoint("command.before_run")
         accepted = await self._router.do(order, unknown_since=asked)
+        failpoint("command.after_commit")
         await self._services.sandboxes.touch(session.sandbox)
         return accepted
 

@@ -1,0 +1,28 @@
+"""Keeps failpoints out of production: a service that others can reach does not start with them."""
+
+from __future__ import annotations
+
+import structlog
+
+from sandboxd.model.failpoints import VARIABLE, armed
+from sandboxd.settings import Settings, SettingsError
+from sandboxd.settings_rules import is_loopback
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+
+def guard_failpoints(settings: Settings) -> None:
+    """Say loudly that failpoints are armed, where they are.
+
+    Raises:
+        SettingsError: They are, and an address of this installation can be reached from other machines.
+    """
+    names = armed()
+    if not names:
+        return
+    if not all(is_loopback(address) for address in (settings.grpc_listen, settings.gateway_listen)):
+        raise SettingsError(
+            f"The settings cannot be used:\n  {VARIABLE}: failpoints break this process on purpose, "
+            "and it can be reached from other machines"
+        )
+    log.warning("role.failpoints_armed", names=names, warning="this process breaks on purpose: it is for tests alone")
