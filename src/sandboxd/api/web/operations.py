@@ -10,6 +10,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from sandboxd.api.web.complaints import http_logger
 from sandboxd.tls.contexts import make_server_context
 from sandboxd.tls.files import TlsFiles
 
@@ -39,7 +40,7 @@ class OperationsServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, logger=http_logger())
         await self._runner.setup()
         host, _, port = address.rpartition(":")
         await web.TCPSite(self._runner, host.strip("[]"), int(port), ssl_context=context).start()
