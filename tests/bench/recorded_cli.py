@@ -2,7 +2,8 @@
 
 Where memory ends the real CLI (some 200 MB each) a hundred of these run. What a turn does stands in the prompt, as
 JSON: `{"chunks": 20, "interval": 0.2, "calls": 1}`. Each text chunk carries the moment it was written, each model call
-the moments it began and ended; the clock is the machine's monotonic one, the same in every process.
+the moments it began and ended; the clock is the machine's monotonic one, the same in every process. A `marker` in the
+plan goes to the model instead of a long text.
 """
 
 import http.client
@@ -34,10 +35,10 @@ def say(session: str, values: dict[str, object]) -> None:
     send({"method": "session/update", "params": {"sessionId": session, "update": update}})
 
 
-def call_model(url: str, key: str) -> dict[str, int]:
+def call_model(url: str, key: str, text: str = "") -> dict[str, int]:
     """Make one streamed model call and return what lay between the upstream's moments and ours, in nanoseconds."""
     base = urlsplit(url)
-    body = json.dumps({"contents": [{"role": "user", "parts": [{"text": "x" * 40_000}]}]}).encode()
+    body = json.dumps({"contents": [{"role": "user", "parts": [{"text": text or "x" * 40_000}]}]}).encode()
     began = time.monotonic_ns()
     connection = http.client.HTTPConnection(base.hostname or "", base.port, timeout=60)
     try:
@@ -64,11 +65,19 @@ def call_model(url: str, key: str) -> dict[str, int]:
     }
 
 
+def try_model(url: str, key: str, text: str) -> dict[str, int]:
+    """Make a model call; status 0 tells that it broke, and the turn goes on, as the CLI's would with a retry."""
+    try:
+        return call_model(url, key, text)
+    except (OSError, http.client.HTTPException, ValueError, LookupError):
+        return {"status": 0}
+
+
 def take_turn(request: int, session: str, prompt: str, key: str) -> None:
     """Do what the prompt says and answer it."""
     plan = json.loads(prompt[prompt.index("{") : prompt.rindex("}") + 1]) if "{" in prompt else {}
     for _ in range(plan.get("calls", 0)):
-        say(session, {"call": call_model(os.environ["GOOGLE_GEMINI_BASE_URL"], key)})
+        say(session, {"call": try_model(os.environ["GOOGLE_GEMINI_BASE_URL"], key, plan.get("marker", ""))})
     for _ in range(plan.get("chunks", 1)):
         # Real streams do not beat in time with one another.
         time.sleep(plan.get("interval", 0.0) * random.uniform(0.5, 1.5))

@@ -46,7 +46,7 @@ async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[S
     }
     data.mkdir(parents=True, exist_ok=True)
     if stand_in:
-        environment |= {"SANDBOXD_NODE": str(_shim(data)), "SANDBOXD_GEMINI_CLI": str(CLI)}
+        environment |= {"SANDBOXD_NODE": str(make_shim(data)), "SANDBOXD_GEMINI_CLI": str(CLI)}
     log = data / "bench.log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
@@ -67,7 +67,8 @@ async def stack(data: Path, *, upstream: str, stand_in: bool) -> AsyncIterator[S
                 await process.wait()
 
 
-def _shim(data: Path) -> Path:
+def make_shim(data: Path) -> Path:
+    """Make a program to name as Node, which runs the stand-in where the CLI is meant."""
     # The sandbox is prepared by small scripts for Node; only the CLI itself is replaced.
     shim = data / "node"
     python, node = shlex.quote(sys.executable), shlex.quote(str(find_node().binary))
