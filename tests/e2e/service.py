@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,7 @@ class Service:
     def log(self) -> str:
         return (self.data / "serve.log").read_text(errors="replace")
 
-    async def start(self, *, failpoints: str = "") -> None:
+    async def start(self, *, failpoints: str = "", settings: Mapping[str, str] | None = None) -> None:
         """Start it; whether it lives long enough to be ready is up to the failpoints."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOXD_")}
         environment |= {
@@ -57,6 +57,7 @@ class Service:
             "SANDBOXD_NODE": sys.executable,
             "SANDBOXD_GEMINI_CLI": __file__,  # and none starts the CLI
             VARIABLE: failpoints,
+            **(settings or {}),
         }
         with (self.data / "serve.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
