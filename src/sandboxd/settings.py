@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     """Where everything that must stay is kept on this machine: sandboxes of the local backend, keys, logs."""
     database_url: SecretStr | None = None
     """PostgreSQL, for example `postgresql://user:password@host/db`. `sandboxd dev` starts an embedded one if empty."""
+    database_owner_url: SecretStr | None = None
+    """The same database as the owner of its tables, for `sandboxd migrate`; `database_url` if empty."""
+    database_app_role: str = Field(default="sandboxd_app", max_length=63)
+    """Role that `sandboxd migrate` gives the application's rights; `serve` and gateways log in as a member of it. `-`
+    for none."""
     database_pool_size: int = Field(default=15, ge=2, le=200)
     """Most connections of one process."""
 
@@ -118,6 +123,14 @@ class Settings(BaseSettings):
     registration: Literal["first_use", "explicit"] = "first_use"
     """`first_use`: a client or freelancer with a good token is registered when first needed. `explicit`: who was
     not created before is refused."""
+
+    audit_key_file: Path | None = None
+    """PEM file with the Ed25519 key that signs audit heads, the same for all replicas; made at the first start if
+    empty, as `keys/audit.pem` in the data directory."""
+    audit_heads_dir: Path | None = None
+    """Where signed audit heads are written outside the database; `audit-heads` in the data directory if empty."""
+    audit_head_seconds: float = Field(default=60, gt=0, le=3600)
+    """How often the ends of the audit's chains are signed."""
 
     default_deadline_seconds: float = Field(default=60, gt=0, le=3600)
     """Deadline of a call whose caller gave none."""
@@ -296,6 +309,7 @@ class _SecretFiles(PydanticBaseSettingsSource):
         found: dict[str, Any] = {}
         for name, variables in {
             "database_url": [f"{PREFIX}DATABASE_URL_FILE"],
+            "database_owner_url": [f"{PREFIX}DATABASE_OWNER_URL_FILE"],
             "gemini_api_key": [f"{PREFIX}GEMINI_API_KEY_FILE", "GEMINI_API_KEY_FILE"],
         }.items():
             for variable in variables:

@@ -44,6 +44,7 @@ from sandboxd.v1 import (
 )
 from tests.fakes.administration import FakeInstallation
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
+from tests.fakes.audit import FakeAuditTrail
 from tests.fakes.manager import FakeClock, FakeIds, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeResourceLedger, FakeUsageLedger
 
@@ -89,6 +90,7 @@ class World:
     installation: FakeInstallation
     units: FakeUnits
     wakeups: FakeWakeups
+    trail: FakeAuditTrail
     token: str
     sandboxes: Any = field(init=False)
     sessions: Any = field(init=False)
@@ -127,6 +129,7 @@ async def a_world(
     hub = FakeHub(manager=manager)
     directory = FakeDirectory(hub=hub)
     ledger = FakeUsageLedger()
+    trail = FakeAuditTrail()
     registry = CollectorRegistry()
     units = FakeUnits(FakeClock())
     wakeups = FakeWakeups()
@@ -153,6 +156,7 @@ async def a_world(
             ),
             certificates=PlatformCertificates(names=platform_names, clock=SystemClock()),
         ),
+        trail=trail,
         registry=registry,
         backend="fake",
         limits=limits or ServerLimits(),
@@ -183,6 +187,7 @@ async def a_world(
             installation=installation,
             units=units,
             wakeups=wakeups,
+            trail=trail,
             token=issuer.token(),
         )
     await server.stop()

@@ -56,6 +56,14 @@ ROWS = {
     ),
     "0007": ("INSERT INTO replicas VALUES ('replica', '127.0.0.1:1', now())",),
     "0010": ("UPDATE incarnations SET ready_time = now() WHERE id = 'inc'",),  # opens three intervals
+    "0012": (
+        "INSERT INTO audit_chains VALUES ('acme', 1, sha256('a'), now())",
+        """INSERT INTO audit_entries VALUES ('acme', 1, 'aud', now(), 'INTENT', 'SandboxService/Create', 'platform', '',
+        'r', 0, '', '', 1, NULL, '{}', sha256('a'), sha256('b'))""",
+        "INSERT INTO audit_texts VALUES ('acme', 1, 'actor', 'boss', '\\x00', 'client_admin:boss')",
+        "INSERT INTO audit_open_intents VALUES ('acme', 1, 'replica', 'SandboxService/Create', 'platform', '', 'r')",
+        "INSERT INTO audit_heads VALUES ('acme', 1, 'key', sha256('b'), now(), '\\x00')",
+    ),
 }
 """One row in each table that a revision makes; a new revision that makes a table has to add its own."""
 

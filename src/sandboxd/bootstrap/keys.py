@@ -36,3 +36,13 @@ class KeyFiles:
     def caller_signing_key(self) -> Path:
         """Signs callers' tokens in development; made by `sandboxd dev`."""
         return self.home / "keys" / "callers.pem"
+
+    @property
+    def audit_key(self) -> Path:
+        """Signs the heads of the audit's chains, where no other file is set."""
+        return self.home / "keys" / "audit.pem"
+
+    @property
+    def audit_public(self) -> Path:
+        """Directory of the public keys whose signatures under audit heads are trusted."""
+        return self.home / "keys" / "audit"

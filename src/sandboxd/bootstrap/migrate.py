@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import structlog
+
 from sandboxd.persistence import migrations
+from sandboxd.persistence.roles import ensure_application_role
 from sandboxd.settings import Settings, SettingsError
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+NO_ROLE = "-"
 
 
 async def migrate(settings: Settings) -> str:
-    """Migrate, and return the revision that the database has then.
+    """Migrate, give the application's role its rights, and return the revision that the database has then.
 
     Raises:
         SettingsError: No database is set.
         DatabaseUnavailableError: It does not answer.
     """
-    if settings.database_url is None:
-        raise SettingsError("The settings cannot be used:\n  SANDBOXD_DATABASE_URL: migrate needs a PostgreSQL")
-    return await migrations.upgrade(settings.database_url.get_secret_value())
+    given = settings.database_owner_url or settings.database_url
+    if given is None:
+        raise SettingsError(
+            "The settings cannot be used:\n  SANDBOXD_DATABASE_OWNER_URL: migrate needs a PostgreSQL "
+            "(or SANDBOXD_DATABASE_URL)"
+        )
+    return await migrate_database(given.get_secret_value(), role=settings.database_app_role)
+
+
+async def migrate_database(url: str, *, role: str) -> str:
+    """Bring a database to the newest schema and give the application's role its rights; answers the revision.
+
+    Raises:
+        DatabaseUnavailableError: It does not answer.
+    """
+    revision = await migrations.upgrade(url)
+    if role == NO_ROLE:
+        log.warning("migrate.no_application_role", message="serve runs as the owner and could change audit entries")
+    elif problem := await ensure_application_role(url, role=role):
+        log.warning("migrate.application_role", role=problem.role, message=problem.message)
+    return revision

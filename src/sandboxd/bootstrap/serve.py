@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,7 @@ import structlog
 
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
+from sandboxd.bootstrap.audit import AuditRoom, make_audit, warn_of_bypass
 from sandboxd.bootstrap.callers import Callers, listen, make_callers, web_tls
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
@@ -99,6 +101,7 @@ class Rooms:
     custody: Custody
     hub: StreamHub
     manager: SandboxManager
+    audit: AuditRoom
     api: ApiServer
     callers: Callers
     web: OperationsServer
@@ -117,6 +120,7 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
         rooms.presence.address = rooms.peers.listen()
         if not await unless_stopped(stop, wait_for_schema(url)):
             return
+        await warn_of_bypass(rooms.database)
         if warning := rooms.manager.backend().warning:
             log.warning("backend.warning", backend=rooms.manager.backend().name, warning=warning)
         running = asyncio.create_task(_background(rooms), name="rooms")
@@ -179,6 +183,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         )
     )
     commit = GroupCommit(journal, appended=seen.stream.appended)
+    audit = make_audit(settings, database, clock=clock, ids=ids, replica=replica, registry=seen.registry)
     bills = TurnBills(PostgresTurnLedger(ledger), clock)
     dialect = DialectName(settings.cli_dialect)
     launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal, dialect=dialect)
@@ -239,6 +244,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         ),
         callers=callers.door,
         registry=seen.registry,
+        trail=audit.trail,
         backend=manager.backend().name,
         limits=ServerLimits(
             default_deadline=settings.default_deadline,
@@ -265,6 +271,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         custody=custody,
         hub=hub,
         manager=manager,
+        audit=audit,
         api=api,
         callers=callers,
         web=web,
@@ -281,6 +288,7 @@ async def _background(rooms: Rooms) -> None:
         # Before the lock is held this replica must own nothing.
         await rooms.presence.wait_held()
         tasks.create_task(rooms.seen.run(rooms.database), name="observation")
+        tasks.create_task(rooms.audit.run(), name="audit")
         tasks.create_task(rooms.commit.run(), name="group-commit")
         tasks.create_task(rooms.hints.run(), name="hints")
         tasks.create_task(rooms.custody.run(), name="custody")
@@ -319,13 +327,14 @@ async def _drain(rooms: Rooms, *, grace: timedelta) -> None:
     def left() -> timedelta:
         return max(MIN_GRACE, timedelta(seconds=deadline - asyncio.get_running_loop().time()))
 
-    steps = {
+    steps: dict[str, Callable[[], Awaitable[None]]] = {
         "api": lambda: rooms.api.drain(grace=left() * 0.6),
         "manager": lambda: rooms.manager.drain(grace=left() * 0.5),
         "conversations": rooms.hub.drain,
         # Until here: who waits for one of our conversations was answered, or told to look for its next owner.
         "peers": rooms.peers.stop,
         "agents": rooms.launcher.close,
+        "audit": lambda: rooms.audit.close(timeout=left()),
     }
     for name, step in steps.items():
         try:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Final, Self
 
+import asyncpg
+
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.schema import read_revision
 from sandboxd.dev.child import Child, child_environment
@@ -137,17 +139,22 @@ class DevStack:
         self.start_seconds = time.monotonic() - began
 
     async def _start_database(self, stack: AsyncExitStack) -> _Database:
-        from sandboxd.persistence.embedded import EmbeddedPostgres  # noqa: PLC0415  slow to import, and not always needed
+        from sandboxd.persistence.embedded import (  # noqa: PLC0415  slow to import, and not always needed
+            APPLICATION,
+            EmbeddedPostgres,
+        )
 
         if self._settings.database_url is not None:
             url = self._settings.database_url.get_secret_value()
-            start = None
+            owner = (self._settings.database_owner_url or self._settings.database_url).get_secret_value()
+            role, start = self._settings.database_app_role, None
         else:
             embedded = EmbeddedPostgres(self.home.postgres)
-            url = embedded.url()
+            # The roles own nothing: what protects the audit from them holds here, too.
+            url, owner, role = embedded.url(user=APPLICATION), embedded.url(), APPLICATION
             stack.push_async_callback(embedded.stop)
             start = embedded.start
-        ready = asyncio.create_task(_prepare(url, start), name="database")
+        ready = asyncio.create_task(_prepare(url, start, owner=owner, role=role), name="database")
         stack.push_async_callback(_ended, ready)
         return _Database(url=url, ready=ready)
 
@@ -197,12 +204,16 @@ class _Database:
     ready: asyncio.Task[None]
 
 
-async def _prepare(url: str, start: Callable[[], Awaitable[object]] | None) -> None:
+async def _prepare(url: str, start: Callable[[], Awaitable[object]] | None, *, owner: str, role: str) -> None:
     if start is not None:
         await start()
-    if await read_revision(url) != newest_revision():
-        migrations = await asyncio.to_thread(import_module, "sandboxd.persistence.migrations")
-        await migrations.upgrade(url)
+    try:
+        found = await read_revision(url)
+    except asyncpg.InsufficientPrivilegeError:
+        found = ""  # an earlier migration ended before it gave the role its rights
+    if found != newest_revision():
+        migrate = await asyncio.to_thread(import_module, "sandboxd.bootstrap.migrate")
+        await migrate.migrate_database(owner, role=role)
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

@@ -26,6 +26,9 @@ from urllib.parse import quote
 
 from sandboxd.model.errors import UnavailableError
 
+APPLICATION: Final = "sandboxd_app"
+"""Role that serve and gateway log in as; `sandboxd migrate` gives it its rights (`roles.py`)."""
+_OWNER: Final = "postgres"
 _START_SECONDS: Final = 30
 _STOP_SECONDS: Final = 20
 _ORPHANS_SECONDS: Final = 10
@@ -65,9 +68,9 @@ class EmbeddedPostgres:
         self._servant = _servant()
         self._sockets = _socket_folder(self._folder)
 
-    def url(self, database: str = "sandboxd") -> str:
-        """Address of one of its databases."""
-        return f"postgresql://postgres@/{database}?host={quote(str(self._sockets), safe='/')}"
+    def url(self, database: str = "sandboxd", *, user: str = _OWNER) -> str:
+        """Address of one of its databases, as the owner of everything unless another user is named."""
+        return f"postgresql://{user}@/{database}?host={quote(str(self._sockets), safe='/')}"
 
     async def start(self) -> str:
         """Start the server, or find it running; answers the address of database `sandboxd`, which is made if absent.
@@ -156,9 +159,15 @@ class EmbeddedPostgres:
 
     def _make_database(self) -> None:
         exists = "SELECT 1 FROM pg_database WHERE datname = 'sandboxd'"
+        role = f"SELECT rolcanlogin FROM pg_roles WHERE rolname = '{APPLICATION}'"  # noqa: S608  constant text
         connect = ("-X", "-q", "-t", "-A", "-h", str(self._sockets), "-U", "postgres", "-d", "postgres", "-c")
         if not self._run("psql", *connect, exists).strip():
             self._run("psql", *connect, "CREATE DATABASE sandboxd")
+        # Serve and gateway log in as it: they own nothing, so that they cannot undo what protects the audit.
+        may_log_in = self._run("psql", *connect, role).strip()
+        if may_log_in != "t":
+            verb = "ALTER" if may_log_in else "CREATE"
+            self._run("psql", *connect, f"{verb} ROLE {APPLICATION} LOGIN")
 
     def _stop(self) -> None:
         if not self._folder.exists():

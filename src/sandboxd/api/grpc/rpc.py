@@ -40,6 +40,12 @@ class Rpc:
     """Text metadata of the call, keys in lower case. Never logged: it holds the token."""
     request: Message | None
     """The request; None where requests are streamed."""
+    response: Message | None = None
+    """The response of a unary call, once there is one."""
+    on_record: bool = False
+    """True once an intent stands for the call, so that its end is that intent's outcome."""
+    target: str = ""
+    """Resource name that a stream is about; that of other calls is in their request."""
     undecodable: bool = False
     """True where the request's bytes are no message; the frame refuses it."""
     began: float = field(default_factory=time.monotonic)
@@ -148,7 +154,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor, abc.ABC):
                 )
                 _current.set(rpc)
             async with self.around(rpc):
-                return await inner(request, context)
+                answer = await inner(request, context)
+                rpc.response = answer if isinstance(answer, Message) else None
+                return answer
 
         return wrapped
 

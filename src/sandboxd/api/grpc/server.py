@@ -20,6 +20,7 @@ from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
 from sandboxd.api.grpc.credentials import make_server_credentials
 from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
+from sandboxd.api.grpc.interceptors.audit import AuditInterceptor, DenialInterceptor
 from sandboxd.api.grpc.interceptors.callers import CallerChecker, CallerInterceptor
 from sandboxd.api.grpc.interceptors.deadline import DeadlineInterceptor
 from sandboxd.api.grpc.interceptors.failures import FailureInterceptor
@@ -40,6 +41,7 @@ from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.administration import Administration
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
+from sandboxd.monitor.audit_ports import AuditTrail
 from sandboxd.monitor.ports import UsageLedger
 from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import (
@@ -108,6 +110,7 @@ class ApiServer:
         ledger: UsageLedger,
         accounting: Accounting,
         callers: CallerChecker,
+        trail: AuditTrail,
         registry: CollectorRegistry,
         backend: str,
         limits: ServerLimits,
@@ -130,11 +133,13 @@ class ApiServer:
                 AccessLogInterceptor(),
                 MetricsInterceptor(registry=registry),
                 FailureInterceptor(),
+                DenialInterceptor(trail=trail),
                 DeadlineInterceptor(default=limits.default_deadline),
                 CallerInterceptor(callers=callers),
                 TraceInterceptor(tracer=tracer),
                 PermissionInterceptor(standing=standing),
                 ValidationInterceptor(rules=rules),
+                AuditInterceptor(trail=trail),
             ],
             options=_options(),
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
@@ -147,6 +152,7 @@ class ApiServer:
             slots=slots,
             drain=self._drain,
             stay=stay,
+            trail=trail,
             first_within=limits.first_request_within,
             write_within=limits.write_within,
             tracer=tracer,

@@ -14,7 +14,9 @@ from sandboxd.api.grpc.admission import Drain, StreamSlots, draining
 from sandboxd.api.grpc.body_hash import hash_command
 from sandboxd.api.grpc.codec_events import encode_event
 from sandboxd.api.grpc.codec_session import decode_opening, decode_prompt
+from sandboxd.api.grpc.deeds import deed_of, outcome_of
 from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
+from sandboxd.api.grpc.interceptors.audit import on_record
 from sandboxd.api.grpc.interceptors.failures import make_error_id
 from sandboxd.api.grpc.names import session_name, turn_name
 from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
@@ -31,6 +33,7 @@ from sandboxd.model.errors import (
 from sandboxd.model.events import TurnCompleted
 from sandboxd.model.ids import RequestId, TurnId
 from sandboxd.model.trace import TRACEPARENT, Span, SpanKind, Tracer, parse_traceparent
+from sandboxd.monitor.audit_ports import AuditTrail
 from sandboxd.stream.opening import Accepted
 from sandboxd.v1 import stream_pb2 as pb
 
@@ -57,10 +60,12 @@ class StreamCalls:
         slots: StreamSlots,
         drain: Drain,
         stay: Stay,
+        trail: AuditTrail,
         first_within: timedelta,
         write_within: timedelta,
         tracer: Tracer,
     ) -> None:
+        self._trail = trail
         self._first_within = first_within
         self.write_within = write_within
         self.tracer = tracer
@@ -84,15 +89,26 @@ class StreamCalls:
                 raise refusal(violations)
             if not first.HasField("open"):
                 raise refusal([FieldViolation(field="command", description="the first request must be `open`")])
-            handle = await self._hub.open(
-                rpc.caller,
-                decode_opening(
-                    first.open, request_id=first.request_id, body_hash=hash_command(first, session=first.open.sandbox)
-                ),
-            )
+            rpc.target = first.open.session or first.open.sandbox
+            handle = await self._open(rpc, first)
+            rpc.on_record = True
             rpc.facts["sandbox"], rpc.facts["session"] = handle.session.sandbox, handle.session.id
             call = _Call(rpc=rpc, context=context, handle=handle, opening=first.open, calls=self)
             await call.run()
+
+    async def _open(self, rpc: Rpc, first: pb.StreamRequest) -> SessionHandle:
+        """Open the session. To make a new one changes something, and is put on record before."""
+        opening = decode_opening(
+            first.open, request_id=first.request_id, body_hash=hash_command(first, session=first.open.sandbox)
+        )
+        if opening.session is not None or opening.watch_only:
+            return await self._hub.open(rpc.caller, opening)
+        deed = deed_of(rpc, command="open", message=first, target=first.open.sandbox)
+        async with on_record(self._trail, rpc, deed) as record:
+            rpc.on_record = True
+            handle = await self._hub.open(rpc.caller, opening)
+            record.target = session_name(handle.session.sandbox, handle.session.id)
+        return handle
 
     async def _first(self, context: StreamContext) -> pb.StreamRequest | Undecodable | None:
         try:
@@ -111,6 +127,11 @@ class StreamCalls:
     def sessions(self) -> SessionDirectory:
         """Where a half-closed call asks how far its session is."""
         return self._sessions
+
+    @property
+    def trail(self) -> AuditTrail:
+        """Puts commands on record."""
+        return self._trail
 
     @property
     def drain(self) -> Drain:
@@ -246,10 +267,15 @@ class _Call:
                 return pb.StreamResponse(pong=pb.Pong(payload=message.ping.payload))
             if message.HasField("open"):
                 raise refusal([FieldViolation(field="open", description="must be the first request, and only that")])
+            deed = deed_of(self._rpc, command=message.WhichOneof("command") or "", message=message, target=self._name)
             if self._watch_only:
-                raise WatchOnlyError("This call only watches. Open another one to give commands.")
+                refused = WatchOnlyError("This call only watches. Open another one to give commands.")
+                self._calls.trail.deny(deed, outcome_of(refused))
+                raise refused
             with self._traced(message):
-                accepted = await self._command(message)
+                async with on_record(self._calls.trail, self._rpc, deed) as record:
+                    accepted = await self._command(message)
+                    record.target = self._turn(accepted.turn)
         except SandboxdError as error:
             return _refused(error, request_id=message.request_id)
         except Exception:  # a loop: one broken command must not end the conversation

@@ -4,6 +4,13 @@ What the tables are in the database is said by the migrations (`alembic/`); a te
 """
 
 from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow
+from sandboxd.persistence.tables.audit import (
+    AuditChainRow,
+    AuditEntryRow,
+    AuditHeadRow,
+    AuditOpenIntentRow,
+    AuditTextRow,
+)
 from sandboxd.persistence.tables.base import Base
 from sandboxd.persistence.tables.budgets import BudgetAccountRow, BudgetNoticeRow, BudgetRow
 from sandboxd.persistence.tables.conversations import (
@@ -21,6 +28,11 @@ from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, 
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
 __all__ = [
+    "AuditChainRow",
+    "AuditEntryRow",
+    "AuditHeadRow",
+    "AuditOpenIntentRow",
+    "AuditTextRow",
     "Base",
     "BudgetAccountRow",
     "BudgetNoticeRow",
