@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from sandboxd.model.audit import FIRST_HASH, AuditEntry, AuditKind, entry_hash
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.model.audit import FIRST_HASH, AuditEntry, AuditKind, SignedHead, entry_hash
 from sandboxd.model.errors import DatabaseUnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.monitor.audit_desk import AuditDesk
 from sandboxd.monitor.audit_ports import (
+    AuditFilter,
     AuditRecord,
+    AuditTrail,
     AuditUnavailableError,
+    ChainHead,
     Deed,
     Draft,
     DraftText,
@@ -139,3 +147,83 @@ class FakeAuditStore:
         elif entry.kind is AuditKind.OUTCOME:
             self.open.pop((chain, entry.intent), None)
         return entry.sequence
+
+
+@dataclass(kw_only=True)
+class FakeAuditReader:
+    """Reads the chains of a store in memory; filters by kind alone."""
+
+    store: FakeAuditStore
+    signed: list[SignedHead] = field(default_factory=list)
+
+    async def head(self, chain: ClientId) -> ChainHead:
+        entries = self.store.entries(chain)
+        if not entries:
+            return ChainHead(chain=chain, sequence=0, hash=FIRST_HASH)
+        return ChainHead(chain=chain, sequence=entries[-1].sequence, hash=entries[-1].hash)
+
+    async def records(
+        self, chain: ClientId, where: AuditFilter, *, after: int, limit: int, newest_first: bool = False
+    ) -> Sequence[AuditRecord]:
+        found = [one for one in self.store.records(chain) if not where.kinds or one.entry.kind in where.kinds]
+        if newest_first:
+            return [one for one in reversed(found) if not after or one.entry.sequence < after][:limit]
+        return [one for one in found if one.entry.sequence > after][:limit]
+
+    async def heads(self, chain: ClientId, *, after: int, until: int) -> Sequence[SignedHead]:
+        return [one for one in self.signed if one.chain == chain and after < one.sequence <= until]
+
+    async def unsigned(self, key_id: str, *, limit: int) -> Sequence[ChainHead]:
+        done = {(one.chain, one.sequence) for one in self.signed}
+        heads = [await self.head(chain) for chain in self.store.chains]
+        return [head for head in heads if (head.chain, head.sequence) not in done][:limit]
+
+    async def add_heads(self, heads: Sequence[SignedHead]) -> None:
+        self.signed += heads
+
+
+class FakeAuditKeys:
+    """One key in memory."""
+
+    key_id = "fake"
+
+    def __init__(self) -> None:
+        self.key = Ed25519PrivateKey.generate()
+
+    def sign(self, message: bytes) -> bytes:
+        return self.key.sign(message)
+
+    def check(self, key_id: str, message: bytes, signature: bytes) -> bool | None:
+        return signature == self.sign(message) if key_id == self.key_id else None
+
+    def public_keys(self) -> Mapping[str, bytes]:
+        return {self.key_id: self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)}
+
+
+@dataclass(kw_only=True)
+class FakeHeadExport:
+    """Heads that somebody else keeps."""
+
+    kept: list[SignedHead] = field(default_factory=list)
+    full: bool = False
+
+    async def append(self, heads: Sequence[SignedHead]) -> None:
+        if self.full:
+            raise OSError("No space left on device")
+        self.kept += heads
+
+    async def read(self, chain: ClientId) -> AsyncIterator[SignedHead]:
+        for head in self.kept:
+            if head.chain == chain:
+                yield head
+
+
+def a_desk(trail: AuditTrail) -> AuditDesk:
+    """A desk over empty chains."""
+    return AuditDesk(
+        reader=FakeAuditReader(store=FakeAuditStore()),
+        trail=trail,
+        keys=FakeAuditKeys(),
+        outside=FakeHeadExport(),
+        clock=SystemClock(),
+    )

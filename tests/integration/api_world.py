@@ -32,8 +32,11 @@ from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
+from sandboxd.monitor.audit_desk import AuditDesk
+from sandboxd.monitor.audit_ports import AuditTrail
 from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import (
+    audit_pb2_grpc,
     budget_pb2_grpc,
     client_pb2_grpc,
     price_pb2_grpc,
@@ -44,7 +47,7 @@ from sandboxd.v1 import (
 )
 from tests.fakes.administration import FakeInstallation
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
-from tests.fakes.audit import FakeAuditTrail
+from tests.fakes.audit import FakeAuditTrail, a_desk
 from tests.fakes.manager import FakeClock, FakeIds, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeResourceLedger, FakeUsageLedger
 
@@ -98,6 +101,7 @@ class World:
     clients: Any = field(init=False)
     budgets: Any = field(init=False)
     prices: Any = field(init=False)
+    audit: Any = field(init=False)
 
     def __post_init__(self) -> None:
         self.sandboxes = sandbox_pb2_grpc.SandboxServiceStub(self.channel)
@@ -105,6 +109,7 @@ class World:
         self.clients = client_pb2_grpc.ClientServiceStub(self.channel)
         self.budgets = budget_pb2_grpc.BudgetServiceStub(self.channel)
         self.prices = price_pb2_grpc.PriceServiceStub(self.channel)
+        self.audit = audit_pb2_grpc.AuditServiceStub(self.channel)
         self.usage = usage_pb2_grpc.UsageServiceStub(self.channel)
 
     def metadata(self, **changes: Any) -> tuple[tuple[str, str], ...]:
@@ -124,12 +129,14 @@ async def a_world(
     tracer: Tracer = NO_TRACES,
     standing: Standing | None = None,
     platform_names: Iterable[str] = (),
+    audit: tuple[AuditTrail, AuditDesk] | None = None,
 ) -> AsyncIterator[World]:
     manager = FakeManager()
     hub = FakeHub(manager=manager)
     directory = FakeDirectory(hub=hub)
     ledger = FakeUsageLedger()
     trail = FakeAuditTrail()
+    used, desk = audit or (trail, a_desk(trail))
     registry = CollectorRegistry()
     units = FakeUnits(FakeClock())
     wakeups = FakeWakeups()
@@ -156,7 +163,8 @@ async def a_world(
             ),
             certificates=PlatformCertificates(names=platform_names, clock=SystemClock()),
         ),
-        trail=trail,
+        trail=used,
+        audit=desk,
         registry=registry,
         backend="fake",
         limits=limits or ServerLimits(),

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
 from sandboxd.model.caller import Role
-from sandboxd.v1 import admin_pb2, budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import admin_pb2, audit_pb2, budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
 from tests.integration.access_world import (
     ABSENT,
     CALLERS,
@@ -42,6 +42,7 @@ TERMINATED: Outcome = ("FAILED_PRECONDITION", "SANDBOX_STATE_INVALID")
 NO_SANDBOX: Outcome = ("NOT_FOUND", "SANDBOX_NOT_FOUND")
 NO_SESSION: Outcome = ("NOT_FOUND", "SESSION_NOT_FOUND")
 NO_BUDGET: Outcome = ("NOT_FOUND", "BUDGET_NOT_FOUND")
+NO_CHAIN: Outcome = ("NOT_FOUND", "AUDIT_CHAIN_NOT_FOUND")
 NO_PRICE: Outcome = ("NOT_FOUND", "PRICE_NOT_FOUND")
 ROLE: Outcome = ("PERMISSION_DENIED", "ROLE_FORBIDDEN")
 
@@ -94,6 +95,7 @@ def a_price(target: Target) -> price_pb2.Price:
 
 D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
+L = "sandboxd.v1.AuditService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
 EVERYBODY = {P, C, F, A}
 WRITERS = {P, C, F}
@@ -282,6 +284,27 @@ CASES = [
         roles={P},
         seen=NO_PRICE,
         unseen=NO_PRICE,
+    ),
+    Case(
+        method=f"{L}/ListAuditEntries",
+        ask=lambda t: audit_pb2.ListAuditEntriesRequest(chain=f"clients/{t.client}"),
+        roles={P, C, A},
+        unseen=NO_CHAIN,
+        everybody_elses={P: OK},  # the chain of a client that did nothing is empty
+    ),
+    Case(
+        method=f"{L}/VerifyAudit",
+        ask=lambda t: audit_pb2.VerifyAuditRequest(chain=f"clients/{t.client}"),
+        roles={P, C, A},
+        unseen=NO_CHAIN,
+        everybody_elses={P: OK},  # the chain of a client that did nothing is empty
+    ),
+    Case(
+        method=f"{L}/ExportAudit",
+        ask=lambda t: audit_pb2.ExportAuditRequest(chain=f"clients/{t.client}"),
+        roles={P, C, A},
+        unseen=NO_CHAIN,
+        everybody_elses={P: OK},  # the chain of a client that did nothing is empty
     ),
     Case(method=f"{R}/ListPrices", ask=lambda t: price_pb2.ListPricesRequest(), roles={P}, unseen=OK),
     Case(

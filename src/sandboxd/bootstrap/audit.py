@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.monitor.audit_desk import AuditDesk
 from sandboxd.monitor.audit_heads import HeadSigner
 from sandboxd.monitor.audit_trail import GroupedAuditTrail
 from sandboxd.monitor.audit_writer import AuditMetrics
@@ -31,6 +32,7 @@ class AuditRoom:
 
     trail: GroupedAuditTrail
     signer: HeadSigner
+    desk: AuditDesk
 
     async def run(self) -> None:
         """Write, sweep and sign until cancelled; owned by the service's task group."""
@@ -62,14 +64,17 @@ def make_audit(
     trail = GroupedAuditTrail(
         PostgresAuditStore(database), clock=clock, ids=ids, replica=replica, metrics=AuditMetrics(registry)
     )
+    reader = PostgresAuditReader(database)
+    outside = DirectoryHeadExport(settings.audit_heads_dir or settings.home / "audit-heads")
     signer = HeadSigner(
-        reader=PostgresAuditReader(database),
+        reader=reader,
         keys=keys,
-        export=DirectoryHeadExport(settings.audit_heads_dir or settings.home / "audit-heads"),
+        export=outside,
         clock=clock,
         interval=timedelta(seconds=settings.audit_head_seconds),
     )
-    return AuditRoom(trail=trail, signer=signer)
+    desk = AuditDesk(reader=reader, trail=trail, keys=keys, outside=outside, clock=clock)
+    return AuditRoom(trail=trail, signer=signer, desk=desk)
 
 
 async def warn_of_bypass(database: Database) -> None:

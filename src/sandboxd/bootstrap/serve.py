@@ -245,6 +245,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         callers=callers.door,
         registry=seen.registry,
         trail=audit.trail,
+        audit=audit.desk,
         backend=manager.backend().name,
         limits=ServerLimits(
             default_deadline=settings.default_deadline,

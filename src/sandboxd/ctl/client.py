@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandboxd.ctl.accounting import AccountingClient
 from sandboxd.ctl.administration import AdminClient
+from sandboxd.ctl.audit import AuditClient
 from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
@@ -43,8 +44,9 @@ class Client:
         self.connection = connection
         """The channel, for calls that this class has no method for."""
         self.accounting = AccountingClient(connection)
-        self.admin = AdminClient(connection)
         """Budgets and prices."""
+        self.admin = AdminClient(connection)
+        self.audit = AuditClient(connection)
         self._reconnect = reconnect
         self._sandboxes = sandbox_pb2_grpc.SandboxServiceStub(connection.channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(connection.channel)

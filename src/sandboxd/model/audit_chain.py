@@ -77,6 +77,7 @@ class ChainVerifier:
         self._gaps: dict[int, int] = {}
         """First missing to last missing."""
         self._heads: dict[int, list[SignedHead]] = {}
+        self._anchors: dict[int, bytes] = {}
         self._furthest = first - 1
         self._signed = first - 1
         """Last entry that agreed with a signed head."""
@@ -112,6 +113,18 @@ class ChainVerifier:
         elif self._is_signed(head.key_id, head.message(), head.signature, f"head {head.sequence}", head.sequence):
             self._heads.setdefault(head.sequence, []).append(head)
             self._furthest = max(self._furthest, head.sequence)
+
+    def anchor(self, sequence: int, known: bytes) -> None:
+        """Say which hash an entry is known to have, before it is fed."""
+        if sequence >= self._next:
+            self._anchors[sequence] = known
+            self._furthest = max(self._furthest, sequence)
+
+    def skip(self, kind: FindingKind, detail: str) -> None:
+        """Report an entry that cannot be fed, and go on behind it."""
+        self.report(kind, self._next, detail)
+        self.entries += 1
+        self._next, self._linked = self._next + 1, False
 
     def feed(self, entry: AuditEntry, texts: Sequence[AuditText] = ()) -> None:
         """Check the next entry and the texts that lie beside it."""
@@ -198,10 +211,13 @@ class ChainVerifier:
                 self._signed = entry.sequence
             elif sound:
                 self._rewritten(entry.sequence)
+        known = self._anchors.pop(entry.sequence, None)
+        if known is not None and known != entry.hash and sound:
+            self._rewritten(entry.sequence)
 
     def _rewritten(self, sequence: int) -> None:
         begin = min(self._signed + 1, sequence)
-        detail = f"was signed with another hash at entry {sequence}"
+        detail = f"the chain was known with another hash at entry {sequence}"
         self.report(FindingKind.REWRITTEN, begin, detail, until=sequence)
 
     def _is_signed(self, key_id: str, message: bytes, signature: bytes, what: str, sequence: int) -> bool:

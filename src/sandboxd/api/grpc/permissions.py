@@ -72,6 +72,7 @@ class ClientMissingError(ForbiddenError):
 EVERYONE: Final = frozenset(Role)
 WRITERS: Final = EVERYONE - {Role.AUDITOR}
 ADMINS: Final = frozenset({Role.PLATFORM, Role.CLIENT_ADMIN})
+AUDITORS: Final = frozenset({Role.PLATFORM, Role.CLIENT_ADMIN, Role.AUDITOR})
 PLATFORM_ONLY: Final = frozenset({Role.PLATFORM})
 OVERSEERS: Final = ADMINS | {Role.AUDITOR}
 
@@ -92,6 +93,7 @@ _CLIENTS: Final = "sandboxd.v1.ClientService"
 _SESSIONS: Final = "sandboxd.v1.SessionService"
 _BUDGETS: Final = "sandboxd.v1.BudgetService"
 _PRICES: Final = "sandboxd.v1.PriceService"
+_AUDIT: Final = "sandboxd.v1.AuditService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
 PERMISSIONS: Final[Mapping[str, Permission]] = {
@@ -126,6 +128,9 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_PRICES}/AddPrice": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_PRICES}/EndPrice": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_PRICES}/ListPrices": reads(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
+    f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
+    f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_USAGE}/ListUsageEvents": reads(Scope.OWN),
     f"{_USAGE}/SummarizeUsage": reads(Scope.OWN),
     f"{_USAGE}/WatchUsage": reads(Scope.OWN),

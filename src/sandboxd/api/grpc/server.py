@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from sandboxd.api.grpc.admin_service import AdminServicer
 from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.audit_service import AuditServicer
 from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
 from sandboxd.api.grpc.credentials import make_server_credentials
@@ -41,12 +42,15 @@ from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.administration import Administration
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
+from sandboxd.monitor.audit_desk import AuditDesk
 from sandboxd.monitor.audit_ports import AuditTrail
 from sandboxd.monitor.ports import UsageLedger
 from sandboxd.tls.files import TlsFiles
 from sandboxd.v1 import (
     admin_pb2,
     admin_pb2_grpc,
+    audit_pb2,
+    audit_pb2_grpc,
     budget_pb2,
     budget_pb2_grpc,
     client_pb2,
@@ -68,6 +72,7 @@ _SERVED: Final = (
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
     budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
     price_pb2.DESCRIPTOR.services_by_name["PriceService"],
+    audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
     sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"],
     session_pb2.DESCRIPTOR.services_by_name["SessionService"],
     usage_pb2.DESCRIPTOR.services_by_name["UsageService"],
@@ -111,6 +116,7 @@ class ApiServer:
         accounting: Accounting,
         callers: CallerChecker,
         trail: AuditTrail,
+        audit: AuditDesk,
         registry: CollectorRegistry,
         backend: str,
         limits: ServerLimits,
@@ -178,6 +184,9 @@ class ApiServer:
             self._server,
         )
         budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(budgets=accounting.budgets), self._server)
+        audit_pb2_grpc.add_AuditServiceServicer_to_server(
+            AuditServicer(desk=audit, slots=slots, drain=self._drain, write_within=limits.write_within), self._server
+        )
         price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(administration=administration), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
