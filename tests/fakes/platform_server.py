@@ -33,6 +33,7 @@ from sandboxd.v1 import (
     usage_pb2_grpc,
 )
 from tests.fakes.platform_accounting import FakeAccounting
+from tests.fakes.platform_admin import FakeAdmin
 
 TOKEN = "a-token-of-the-tests"
 MODEL = "gemini-2.5-flash"
@@ -54,6 +55,7 @@ class FakePlatform(
     session_pb2_grpc.SessionServiceServicer,
     usage_pb2_grpc.UsageServiceServicer,
     FakeAccounting,
+    FakeAdmin,
 ):
     """The service. What tests look at and turn are its public attributes."""
 
@@ -82,6 +84,7 @@ class FakePlatform(
         """Largest page."""
         self.usage: list[usage_pb2.UsageEvent] = []
         FakeAccounting.__init__(self)
+        FakeAdmin.__init__(self)
         self.lock = threading.Condition()
         self.address = ""
         self._server: grpc.Server | None = None
@@ -104,6 +107,7 @@ class FakePlatform(
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, server)
         usage_pb2_grpc.add_UsageServiceServicer_to_server(self, server)
         self.add_accounting_to(server)
+        self.add_admin_to(server)
         port = server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         server.start()

@@ -475,3 +475,39 @@ def test_running_time_and_storage_are_added_up(platform: FakePlatform) -> None:
     assert "10.000" in storage
     assert ctl("usage", "runtime", "-o", "json").objects[0]["total"]["sandboxes"] == 2
     assert ctl("usage", "runtime", "--by", "moon").code == 2
+
+
+# --- operating
+
+
+def test_an_operator_sees_replicas_gateways_and_what_is_wrong(platform: FakePlatform) -> None:
+    shown = ctl("admin", "status")
+    as_json = ctl("admin", "status", "-o", "json").objects[0]
+    platform.database_answers = False
+    alone = ctl("admin", "status")
+
+    assert shown.code == 0
+    assert all(word in shown.out for word in ("rep-1", "2 open turns", "dead", "gtw-1", "open", "7 active"))
+    assert "1 are stuck" in shown.err
+    assert as_json["gateways"][0]["circuit"] == "CIRCUIT_STATE_OPEN"
+    assert (alone.code, "does not answer" in alone.err) == (1, True)
+
+
+def test_an_operator_sweeps_drains_and_resets(platform: FakePlatform) -> None:
+    found = ctl("admin", "sweep", "orphans")
+    failed = ctl("admin", "sweep")
+    drained = ctl("admin", "drain")
+    draining = ctl("admin", "status").out
+    undrained = ctl("admin", "undrain")
+    absent = ctl("admin", "circuit", "reset", "gtw-9")
+    reset = ctl("admin", "circuit", "reset", "-o", "json")
+
+    assert (found.code, failed.code) == (0, 1)
+    assert "sandbox_unknown sbx-9" in found.out
+    assert "usage: failed: DATABASE_UNAVAILABLE" in failed.out
+    assert "handed over 3 conversations" in drained.out
+    assert "draining" in draining
+    assert undrained.code == 0
+    assert absent.code == 3
+    assert reset.objects == [{"gateways": ["gtw-1"]}]
+    assert ctl("admin", "sweep", "nonsense").code == 2
