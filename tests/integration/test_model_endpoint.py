@@ -139,6 +139,16 @@ async def test_the_placeholder_key_names_the_session_and_nothing_else_does(
     assert hints == [SESSION, None, None, None]
 
 
+async def test_the_gateway_is_told_how_long_the_agent_took_whatever_the_cli_says(
+    gateway: Gateway, endpoint: ModelEndpoint, cli: aiohttp.ClientSession
+) -> None:
+    async with cli.post(_url(endpoint), headers={"x-sandboxd-agent-elapsed": "86400000000"}):
+        pass
+
+    _, _, headers, _ = gateway.requests[0]
+    assert 0 <= int(headers["x-sandboxd-agent-elapsed"]) < 60_000_000
+
+
 async def test_a_stream_arrives_piece_by_piece(
     gateway: Gateway, endpoint: ModelEndpoint, cli: aiohttp.ClientSession
 ) -> None:
