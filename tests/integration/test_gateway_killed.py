@@ -18,14 +18,17 @@ import pytest
 
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.tokens import SandboxTokenSigner
+from sandboxd.manager.budget_ports import BudgetFilter
+from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
 from sandboxd.model.failpoints import POINTS, VARIABLE
 from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.model.usage import CallError, UsageEvent, UsageState
 from sandboxd.monitor.list_prices import list_prices
 from sandboxd.monitor.ports import UsageFilter
+from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
 from tests.contract.postgres_worlds import PostgresLedgerWorld
-from tests.contract.usage_world import an_identity
+from tests.contract.usage_world import an_id, an_identity
 from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
 from tests.gateway_world import CANARY, MODEL, RealClock
@@ -129,8 +132,26 @@ async def test_gateways_that_are_killed_at_steps_of_a_call_leave_rows_that_the_n
     places = {name: an_identity() for name in POINTS if name.startswith("gateway.")}
     target = f"/v1beta/models/{MODEL}:streamGenerateContent?alt=sse"
 
+    async def given_budgets(identity: SandboxIdentity) -> None:
+        async with database.begin() as connection:
+            budgets = PostgresBudgetRepository(connection)
+            for unit in (TOKENS, "USD"):
+                target = BudgetTarget(client=identity.client, period=BudgetPeriod.MONTH, unit=unit)
+                await budgets.put(
+                    target, limit=10**9, thresholds=(80,), new=BudgetId(an_id("bdg")), at=RealClock().now()
+                )
+
+    async def budgets_of(identity: SandboxIdentity) -> tuple[tuple[int, int], dict[str, tuple[int, int]]]:
+        """What a recount found, and what is reserved and spent by unit."""
+        async with database.begin() as connection:
+            budgets, now = PostgresBudgetRepository(connection), RealClock().now()
+            recounted = await budgets.recount(identity.client, at=now)
+            page = await budgets.list(BudgetFilter(client=identity.client), at=now, page_size=10, page_token="")
+        return recounted, {one.budget.target.unit: (one.reserved, one.spent) for one in page.items}
+
     async def die_at(place: str, identity: SandboxIdentity) -> None:
         await world.given_incarnation(identity)
+        await given_budgets(identity)
         token = SandboxTokenSigner(key=key, key_id=key_id, clock=RealClock()).mint(identity).text
         body = {"contents": [{"role": "user", "parts": [{"text": f"{place} fake:think"}]}]}
         async with (
@@ -156,6 +177,10 @@ async def test_gateways_that_are_killed_at_steps_of_a_call_leave_rows_that_the_n
 
     sent = Counter(request["body"]["contents"][0]["parts"][0]["text"].split(" ")[0] for request in fake.requests)
     assert sent == {"gateway.mid_stream": 1, "gateway.before_settle": 1, "gateway.after_settle": 1}
+    for place, row in rows.items():
+        assert row.cost is not None
+        counted = {TOKENS: (0, row.tokens.total), "USD": (0, row.cost.micros)}
+        assert (place, await budgets_of(places[place])) == (place, ((2, 0), counted))
     settled = rows.pop("gateway.after_settle")
     assert (settled.state, settled.error_reason) == (UsageState.SETTLED, None)
     assert settled.tokens.total == fake.requests[0]["usage"]["totalTokenCount"]
