@@ -26,6 +26,7 @@ from sqlalchemy import text
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
 from sandboxd.bootstrap.serve import Rooms, _background, build_rooms
+from sandboxd.manager.once import PLATFORM
 from sandboxd.manager.ports import RequestRecord
 from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
 from sandboxd.model.caller import Role
@@ -49,7 +50,7 @@ TARGETS = (OWN, NEIGHBOURS, FOREIGN, ABSENT)
 CLIENT, OTHER_CLIENT = "acme-inc", "other-inc"
 ADA, BOB, EVE = "ada-l", "bob-n", "eve-s"
 TAKEN = "request-that-was-used-before"
-"""A request id of the client: a new request with it goes far enough to show that it may, and makes nothing."""
+"""A used request id of the client, and of the platform: a new request with it shows that it may, and makes nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,8 @@ class Target:
 
     def without_names(self, shown: str) -> str:
         """What was answered, with this target's names taken out: what is left must not tell targets apart."""
-        for name in (self.session, self.budget, self.sandbox, self.request_id, self.freelancer, self.client):
+        # A client's name may begin with a freelancer's: the longer one first.
+        for name in (self.session, self.budget, self.sandbox, self.request_id, self.client, self.freelancer):
             shown = shown.replace(name, "X")
         return _CURSOR.sub('"cursor": "X"', shown)
 
@@ -288,17 +290,18 @@ async def _given_things(rooms: Rooms, *, client: str, freelancer: str) -> Sandbo
 
 
 async def _given_taken_request(rooms: Rooms) -> None:
-    record = RequestRecord(
-        client=ClientId(CLIENT),
-        request_id=RequestId(TAKEN),
-        method="Other",
-        subject="somebody",
-        body_hash=b"of another request",
-        sandbox=SandboxId(""),
-        create_time=NOON,
-    )
     async with PostgresUnitsOfWork(rooms.database).begin() as work:
-        await work.requests.claim(record)
+        for namespace in (ClientId(CLIENT), PLATFORM):
+            record = RequestRecord(
+                client=namespace,
+                request_id=RequestId(TAKEN),
+                method="Other",
+                subject="somebody",
+                body_hash=b"of another request",
+                sandbox=SandboxId(""),
+                create_time=NOON,
+            )
+            await work.requests.claim(record)
         await work.commit()
 
 

@@ -15,7 +15,17 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
 from sandboxd.model.caller import Role
-from sandboxd.v1 import admin_pb2, audit_pb2, budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import (
+    admin_pb2,
+    audit_pb2,
+    budget_pb2,
+    client_pb2,
+    price_pb2,
+    sandbox_pb2,
+    session_pb2,
+    stream_pb2,
+    usage_pb2,
+)
 from tests.integration.access_world import (
     ABSENT,
     CALLERS,
@@ -81,6 +91,14 @@ def terminated_of(target: Target) -> sandbox_pb2.SandboxFilter:
     return sandbox_pb2.SandboxFilter(freelancer=target.freelancer, states=[sandbox_pb2.SANDBOX_STATE_TERMINATED])
 
 
+def client(target: Target) -> str:
+    return f"clients/{target.client}"
+
+
+def freelancer(target: Target) -> str:
+    return f"clients/{target.client}/freelancers/{target.freelancer}"
+
+
 def session(target: Target) -> str:
     return f"sandboxes/{target.sandbox}/sessions/{target.session}"
 
@@ -97,6 +115,11 @@ D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 L = "sandboxd.v1.AuditService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
+K = "sandboxd.v1.ClientService"
+NO_CLIENT: Outcome = ("NOT_FOUND", "CLIENT_NOT_FOUND")
+NO_FREELANCER: Outcome = ("NOT_FOUND", "FREELANCER_NOT_FOUND")
+STALE: Outcome = ("ABORTED", "ETAG_STALE")
+REUSED: Outcome = ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
 EVERYBODY = {P, C, F, A}
 WRITERS = {P, C, F}
 
@@ -323,6 +346,102 @@ CASES = [
         unseen=OK,
         shows=lambda t: t.sandbox,
     ),
+    Case(
+        method=f"{K}/CreateClient",
+        ask=lambda t: client_pb2.CreateClientRequest(request_id=TAKEN, client_id=t.client),
+        roles={P},
+        seen=REUSED,
+        unseen=REUSED,
+    ),
+    Case(
+        method=f"{K}/GetClient",
+        ask=lambda t: client_pb2.GetClientRequest(name=client(t)),
+        roles={P, C, A},
+        unseen=NO_CLIENT,
+        shows=client,
+    ),
+    Case(
+        method=f"{K}/ListClients",
+        ask=lambda t: client_pb2.ListClientsRequest(),
+        roles={P},
+        unseen=OK,
+        shows=client,
+    ),
+    Case(
+        method=f"{K}/UpdateClient",
+        ask=lambda t: client_pb2.UpdateClientRequest(
+            request_id=t.request_id,
+            client=client_pb2.Client(name=client(t), etag="stale"),
+            update_mask=FieldMask(paths=["display_name"]),
+        ),
+        roles={P},
+        seen=STALE,
+        unseen=NO_CLIENT,
+    ),
+    *[
+        Case(
+            method=f"{K}/{name}",
+            ask=lambda t, kind=kind: kind(request_id=t.request_id, name=client(t), etag="stale"),  # type: ignore[misc]
+            roles={P},
+            seen=STALE,
+            unseen=NO_CLIENT,
+        )
+        for name, kind in (
+            ("SuspendClient", client_pb2.SuspendClientRequest),
+            ("ReinstateClient", client_pb2.ReinstateClientRequest),
+        )
+    ],
+    Case(
+        method=f"{K}/CreateFreelancer",
+        ask=lambda t: client_pb2.CreateFreelancerRequest(
+            request_id=TAKEN, parent=client(t), freelancer_id=t.freelancer
+        ),
+        roles={P, C},
+        seen=REUSED,
+        unseen=NO_CLIENT,
+        everybody_elses={P: REUSED},
+    ),
+    Case(
+        method=f"{K}/GetFreelancer",
+        ask=lambda t: client_pb2.GetFreelancerRequest(name=freelancer(t)),
+        roles={P, C, A},
+        unseen=NO_CLIENT,
+        everybody_elses={P: NO_FREELANCER},
+        shows=freelancer,
+    ),
+    Case(
+        method=f"{K}/ListFreelancers",
+        ask=lambda t: client_pb2.ListFreelancersRequest(parent=client(t)),
+        roles={P, C, A},
+        unseen=NO_CLIENT,
+        shows=freelancer,
+    ),
+    Case(
+        method=f"{K}/UpdateFreelancer",
+        ask=lambda t: client_pb2.UpdateFreelancerRequest(
+            request_id=t.request_id,
+            freelancer=client_pb2.Freelancer(name=freelancer(t), etag="stale"),
+            update_mask=FieldMask(paths=["display_name"]),
+        ),
+        roles={P, C},
+        seen=STALE,
+        unseen=NO_CLIENT,
+        everybody_elses={P: NO_FREELANCER},
+    ),
+    *[
+        Case(
+            method=f"{K}/{name}",
+            ask=lambda t, kind=kind: kind(request_id=t.request_id, name=freelancer(t), etag="stale"),  # type: ignore[misc]
+            roles={P, C},
+            seen=STALE,
+            unseen=NO_CLIENT,
+            everybody_elses={P: NO_FREELANCER},
+        )
+        for name, kind in (
+            ("SuspendFreelancer", client_pb2.SuspendFreelancerRequest),
+            ("ReinstateFreelancer", client_pb2.ReinstateFreelancerRequest),
+        )
+    ],
 ]
 
 

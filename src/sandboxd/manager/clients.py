@@ -135,14 +135,28 @@ class Clients:
         return await self._run(request, "UpdateClient", client, change, encode)
 
     async def suspend(
-        self, request: Request, client: ClientId, *, reason: str, encode: Callable[[Client], bytes]
+        self, request: Request, client: ClientId, *, reason: str, etag: str, encode: Callable[[Client], bytes]
     ) -> bytes:
-        """Refuse everything of a client until it is reinstated. The gateway and every replica learn of it at once."""
-        return await self._enter(request, "SuspendClient", client, AccountState.SUSPENDED, reason, encode)
+        """Refuse everything of a client until it is reinstated. The gateway and every replica learn of it at once.
 
-    async def reinstate(self, request: Request, client: ClientId, *, encode: Callable[[Client], bytes]) -> bytes:
-        """Let a suspended client act again."""
-        return await self._enter(request, "ReinstateClient", client, AccountState.ACTIVE, "", encode)
+        Raises:
+            ClientNotFoundError: There is none.
+            StaleAccountEtagError: `etag` is given and not the present one.
+            AccountStateError: It is not active.
+        """
+        return await self._enter(request, "SuspendClient", client, AccountState.SUSPENDED, etag, encode, reason=reason)
+
+    async def reinstate(
+        self, request: Request, client: ClientId, *, etag: str, encode: Callable[[Client], bytes]
+    ) -> bytes:
+        """Let a suspended client act again.
+
+        Raises:
+            ClientNotFoundError: There is none.
+            StaleAccountEtagError: `etag` is given and not the present one.
+            AccountStateError: It is not suspended.
+        """
+        return await self._enter(request, "ReinstateClient", client, AccountState.ACTIVE, etag, encode)
 
     async def _enter(
         self,
@@ -150,11 +164,14 @@ class Clients:
         method: str,
         client: ClientId,
         state: AccountState,
-        reason: str,
+        etag: str,
         encode: Callable[[Client], bytes],
+        *,
+        reason: str = "",
     ) -> bytes:
         async def change(work: UnitOfWork) -> Client:
             found = await work.clients.get(client, for_update=True)
+            require_etag(f"clients/{client}", etag, found.version)
             entered = found.enter(state, at=self._clock.now(), reason=reason)
             await work.clients.save(entered)
             return entered

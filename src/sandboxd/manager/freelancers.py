@@ -138,36 +138,59 @@ class Freelancers:
         freelancer: FreelancerId,
         *,
         reason: str,
+        etag: str,
         encode: Callable[[Freelancer], bytes],
     ) -> bytes:
-        """Refuse everything of a freelancer until it is reinstated."""
-        state = AccountState.SUSPENDED
-        return await self._enter(request, "SuspendFreelancer", client, freelancer, state, reason, encode)
+        """Refuse everything of a freelancer until it is reinstated.
+
+        Raises:
+            ClientNotFoundError, FreelancerNotFoundError: None such, or not the caller's.
+            StaleAccountEtagError: `etag` is given and not the present one.
+            AccountStateError: It is not active.
+        """
+
+        async def change(work: UnitOfWork) -> Freelancer:
+            return await self._enter(work, client, freelancer, AccountState.SUSPENDED, etag=etag, reason=reason)
+
+        return await self._run(request, "SuspendFreelancer", client, freelancer, change, encode)
 
     async def reinstate(
-        self, request: Request, client: ClientId, freelancer: FreelancerId, *, encode: Callable[[Freelancer], bytes]
+        self,
+        request: Request,
+        client: ClientId,
+        freelancer: FreelancerId,
+        *,
+        etag: str,
+        encode: Callable[[Freelancer], bytes],
     ) -> bytes:
-        """Let a suspended freelancer act again."""
-        state = AccountState.ACTIVE
-        return await self._enter(request, "ReinstateFreelancer", client, freelancer, state, "", encode)
+        """Let a suspended freelancer act again.
+
+        Raises:
+            ClientNotFoundError, FreelancerNotFoundError: None such, or not the caller's.
+            StaleAccountEtagError: `etag` is given and not the present one.
+            AccountStateError: It is not suspended.
+        """
+
+        async def change(work: UnitOfWork) -> Freelancer:
+            return await self._enter(work, client, freelancer, AccountState.ACTIVE, etag=etag)
+
+        return await self._run(request, "ReinstateFreelancer", client, freelancer, change, encode)
 
     async def _enter(
         self,
-        request: Request,
-        method: str,
+        work: UnitOfWork,
         client: ClientId,
         freelancer: FreelancerId,
         state: AccountState,
-        reason: str,
-        encode: Callable[[Freelancer], bytes],
-    ) -> bytes:
-        async def change(work: UnitOfWork) -> Freelancer:
-            found = await work.freelancers.get(client, freelancer, for_update=True)
-            entered = found.enter(state, at=self._clock.now(), reason=reason)
-            await work.freelancers.save(entered)
-            return entered
-
-        return await self._run(request, method, client, freelancer, change, encode)
+        *,
+        etag: str,
+        reason: str = "",
+    ) -> Freelancer:
+        found = await work.freelancers.get(client, freelancer, for_update=True)
+        require_etag(f"clients/{client}/freelancers/{freelancer}", etag, found.version)
+        entered = found.enter(state, at=self._clock.now(), reason=reason)
+        await work.freelancers.save(entered)
+        return entered
 
     async def _run(
         self,

@@ -95,6 +95,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
             _request(request, request.request_id),
             client_id(request.name),
             reason=request.reason,
+            etag=request.etag,
             encode=_encoder(lambda client: pb.SuspendClientResponse(client=encode_client(client))),
         )
         return pb.SuspendClientResponse.FromString(answer)
@@ -105,6 +106,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
         answer = await self._clients.reinstate(
             _request(request, request.request_id),
             client_id(request.name),
+            etag=request.etag,
             encode=_encoder(lambda client: pb.ReinstateClientResponse(client=encode_client(client))),
         )
         return pb.ReinstateClientResponse.FromString(answer)
@@ -172,6 +174,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
             client_id(request.name),
             freelancer_id(request.name),
             reason=request.reason,
+            etag=request.etag,
             encode=_encoder(lambda one: pb.SuspendFreelancerResponse(freelancer=encode_freelancer(one))),
         )
         return pb.SuspendFreelancerResponse.FromString(answer)
@@ -185,6 +188,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
             _request(request, request.request_id),
             client_id(request.name),
             freelancer_id(request.name),
+            etag=request.etag,
             encode=_encoder(lambda one: pb.ReinstateFreelancerResponse(freelancer=encode_freelancer(one))),
         )
         return pb.ReinstateFreelancerResponse.FromString(answer)
