@@ -154,6 +154,13 @@ class PostgresLedgerWorld:
     async def end_incarnation(self, incarnation: IncarnationId) -> None:
         await self._execute("UPDATE incarnations SET end_time = :at WHERE id = :id", id=incarnation, at=NOON)
 
+    async def suspend(self, identity: SandboxIdentity, *, freelancer: bool) -> None:
+        if freelancer:
+            statement = "UPDATE freelancers SET state = 'SUSPENDED' WHERE client = :client AND id = :freelancer"
+            await self._execute(statement, client=identity.client, freelancer=identity.freelancer)
+        else:
+            await self._execute("UPDATE clients SET state = 'SUSPENDED' WHERE id = :client", client=identity.client)
+
     async def given_session(self, session: SessionId, *, of: SandboxIdentity, deleted: bool = False) -> None:
         await self._execute(
             """INSERT INTO sessions VALUES (:id, :sandbox, :client, :freelancer, '', '', '', '', 1, 0, NULL, :at, :at,

@@ -97,6 +97,21 @@ async def test_a_call_from_an_ended_incarnation_is_refused_and_leaves_no_row(wor
         await world.ledger.get_event(call.id)
 
 
+@pytest.mark.parametrize("freelancer", [False, True])
+async def test_a_call_of_who_is_suspended_is_refused_and_leaves_no_row(world: LedgerWorld, freelancer: bool) -> None:
+    identity = an_identity()
+    await world.given_incarnation(identity)
+    await world.suspend(identity, freelancer=freelancer)
+    call = a_call(identity)
+
+    refused = await world.ledger.open_call(call)
+
+    assert isinstance(refused, CallRefused)
+    assert refused.reason is CallRefusal.SUSPENDED
+    with pytest.raises(UsageEventNotFoundError):
+        await world.ledger.get_event(call.id)
+
+
 @pytest.mark.parametrize("wrong", ["client", "freelancer", "sandbox", "incarnation"])
 async def test_a_call_whose_identity_does_not_fit_its_incarnation_is_refused(world: LedgerWorld, wrong: str) -> None:
     identity = an_identity()

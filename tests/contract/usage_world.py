@@ -41,6 +41,9 @@ class LedgerWorld(Protocol):
 
     async def end_incarnation(self, incarnation: IncarnationId) -> None: ...
 
+    async def suspend(self, identity: SandboxIdentity, *, freelancer: bool) -> None:
+        """The client is suspended, or only its freelancer."""
+
     async def given_session(self, session: SessionId, *, of: SandboxIdentity, deleted: bool = False) -> None: ...
 
     async def given_turn(self, turn: TurnId, *, session: SessionId, state: TurnState, traceparent: str = "") -> None:
@@ -61,6 +64,9 @@ class FakeLedgerWorld:
 
     async def end_incarnation(self, incarnation: IncarnationId) -> None:
         self._ledger.ended.add(incarnation)
+
+    async def suspend(self, identity: SandboxIdentity, *, freelancer: bool) -> None:
+        self._ledger.suspended.add(identity.freelancer if freelancer else identity.client)
 
     async def given_session(self, session: SessionId, *, of: SandboxIdentity, deleted: bool = False) -> None:
         self._ledger.sessions[session] = FakeSession(sandbox=of.sandbox, deleted=deleted)

@@ -6,29 +6,47 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable
-from datetime import datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
 from typing_extensions import override
 
-from sandboxd.manager.account_ports import AccountFilter, ClientRepository, FreelancerRepository
+from sandboxd.manager.account_ports import AccountFilter, ClientRepository, FreelancerRepository, QuotaRepository
 from sandboxd.model.client import AccountState, Client, Freelancer
 from sandboxd.model.client_errors import AccountExistsError, ClientNotFoundError, FreelancerNotFoundError
 from sandboxd.model.errors import ConflictError, FieldViolation, InvalidRequestError
-from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId
 from sandboxd.model.paging import Page
+from sandboxd.model.quota import SandboxesInUse
+from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, SandboxState
 
 Item = TypeVar("Item", Client, Freelancer)
+FOREVER = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakePlace:
+    """A session that is busy: by an open turn, or by a place that it holds."""
+
+    client: ClientId
+    freelancer: FreelancerId
+    session: SessionId
+    until: datetime = FOREVER
 
 
 class _Rows(Protocol):
     clients: dict[ClientId, Client]
+    sandboxes: dict[SandboxId, Sandbox]
+    open_turns: list[FakePlace]
+    places: dict[tuple[ClientId, RequestId], FakePlace]
     freelancers: dict[tuple[ClientId, FreelancerId], Freelancer]
 
 
 class _Work(Protocol):
     async def read(self) -> _Rows: ...
     async def write(self) -> _Rows: ...
+    def now(self) -> datetime: ...
 
 
 class FakeClientRepository(ClientRepository):
@@ -117,6 +135,56 @@ class FakeFreelancerRepository(FreelancerRepository):
         rows = await self.work.read()
         own = [row for row in rows.freelancers.values() if row.client == client]
         return _page(own, where, page_size=page_size, page_token=page_token, of=client)
+
+
+class FakeQuotaRepository(QuotaRepository):
+    """Counts. Turns that are open are those that a test has put there."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+
+    @override
+    async def sandboxes(self, client: ClientId, *, freelancer: FreelancerId | None = None) -> SandboxesInUse:
+        rows = await self.work.read()
+        found = [
+            one
+            for one in rows.sandboxes.values()
+            if one.client == client
+            and freelancer in (None, one.freelancer)
+            and one.state is not SandboxState.TERMINATED
+        ]
+        storage = sum(TIER_RESOURCES[one.tier].storage_bytes for one in found)
+        return SandboxesInUse(count=len(found), storage_bytes=storage)
+
+    @override
+    async def turns(self, client: ClientId, *, freelancer: FreelancerId | None = None, but: SessionId) -> int:
+        rows = await self.work.read()
+        busy = {one.session for one in rows.open_turns if one.client == client and freelancer in (None, one.freelancer)}
+        places = {
+            one.session
+            for (owner, _), one in rows.places.items()
+            if owner == client and freelancer in (None, one.freelancer) and one.until > self.work.now()
+        }
+        return len((busy | places) - {but})
+
+    @override
+    async def take_place(
+        self,
+        client: ClientId,
+        request_id: RequestId,
+        freelancer: FreelancerId,
+        session: SessionId,
+        *,
+        lease: timedelta,
+    ) -> None:
+        rows = await self.work.write()
+        until = self.work.now() + lease
+        rows.places[client, request_id] = FakePlace(client=client, freelancer=freelancer, session=session, until=until)
+
+    @override
+    async def give_back(self, client: ClientId, request_id: RequestId) -> None:
+        rows = await self.work.write()
+        rows.places.pop((client, request_id), None)
 
 
 def _page(rows: Iterable[Item], where: AccountFilter, *, page_size: int, page_token: str, of: str = "") -> Page[Item]:

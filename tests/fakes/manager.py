@@ -19,7 +19,7 @@ from typing import Self
 
 from typing_extensions import override
 
-from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository
+from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository, QuotaRepository
 from sandboxd.manager.backend_port import (
     Backend,
     BackendDescription,
@@ -66,7 +66,7 @@ from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity, SandboxToken
 from sandboxd.stream.ports import CliPlace, Wakeups
 from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
-from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository
+from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository, FakePlace, FakeQuotaRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -119,6 +119,8 @@ class _Rows:
     seen: dict[IncarnationId, datetime] = field(default_factory=dict)
     budgets: dict[BudgetId, Budget] = field(default_factory=dict)
     prices: dict[str, Price] = field(default_factory=dict)
+    open_turns: list[FakePlace] = field(default_factory=list)
+    places: dict[tuple[ClientId, RequestId], FakePlace] = field(default_factory=dict)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -131,6 +133,8 @@ class _Rows:
             seen=dict(self.seen),
             budgets=dict(self.budgets),
             prices=dict(self.prices),
+            open_turns=list(self.open_turns),
+            places=dict(self.places),
         )
 
 
@@ -168,6 +172,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._freelancers = FakeFreelancerRepository(self)
         self._budgets = FakeBudgetRepository(self)
         self._prices = FakePriceRepository(self)
+        self._quotas = FakeQuotaRepository(self)
 
     @property
     @override
@@ -208,6 +213,14 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def prices(self) -> PriceRepository:
         return self._prices
+
+    @property
+    @override
+    def quotas(self) -> QuotaRepository:
+        return self._quotas
+
+    def now(self) -> datetime:
+        return self.units.clock.now()
 
     @override
     async def __aenter__(self) -> Self:

@@ -50,6 +50,8 @@ class FakeUsageLedger:
     ended: set[IncarnationId] = field(default_factory=set)
     sessions: dict[SessionId, FakeSession] = field(default_factory=dict)
     over_budget: set[SandboxId] = field(default_factory=set)
+    suspended: set[str] = field(default_factory=set)
+    """Clients and freelancers."""
     rows: dict[UsageEventId, UsageEvent] = field(default_factory=dict)
     beats: dict[GatewayId, datetime] = field(default_factory=dict)
     settled: list[UsageEventId] = field(default_factory=list)
@@ -77,6 +79,8 @@ class FakeUsageLedger:
             known = self.incarnations.get(call.identity.incarnation)
             if known != call.identity or call.identity.incarnation in self.ended:
                 return CallRefused(reason=CallRefusal.INCARNATION_ENDED)
+            if {call.identity.client, call.identity.freelancer} & self.suspended:
+                return CallRefused(reason=CallRefusal.SUSPENDED)
             if call.identity.sandbox in self.over_budget:
                 return CallRefused(reason=CallRefusal.BUDGET_SPENT)
             row = self.rows[call.id] = self._row(call)

@@ -41,6 +41,7 @@ ROWS = {
         "INSERT INTO turn_attachments VALUES ('trn', 0, 'a.png', 'image/png', '\\x00')",
         """INSERT INTO events VALUES ('ses', 1, 'trn', 'text', '{"kind": "text", "text": "x"}', 10, now())""",
     ),
+    "0012": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",
         "INSERT INTO prices VALUES ('p', 'gemini', 'USD', '[]', now(), NULL)",

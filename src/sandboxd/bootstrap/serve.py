@@ -30,6 +30,7 @@ from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.manager.turn_quotas import AccountTurnQuotas
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import SandboxId
 from sandboxd.monitor.sweep import OrphanSweep
@@ -58,6 +59,7 @@ from sandboxd.stream.owner import Services
 from sandboxd.stream.ports import Wakeups
 from sandboxd.stream.routing import ErrandRouter
 from sandboxd.stream.sessions import SessionDirectory
+from sandboxd.stream.suspension import Suspensions
 from sandboxd.stream.text_care import TextCare
 
 log = structlog.get_logger("sandboxd.bootstrap")
@@ -99,6 +101,7 @@ class Rooms:
     launcher: CliLauncher
     hints: EventHints
     custody: Custody
+    suspensions: Suspensions
     hub: StreamHub
     manager: SandboxManager
     audit: AuditRoom
@@ -214,7 +217,8 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         peers=peers.client,
         lease=settings.lease,
     )
-    hub = StreamHub(services, custody, router)
+    turn_quotas = AccountTurnQuotas(units=core.tools.units, accounts=core.accounts)
+    hub = StreamHub(services, custody, router, turn_quotas=turn_quotas)
     seen.look_at(database=database, custody=custody, feed=services.feed, commit=commit, connector=connector)
     manager = SandboxManager(core=core, conversations=hub)
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
@@ -270,6 +274,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         launcher=launcher,
         hints=hints,
         custody=custody,
+        suspensions=Suspensions(custody=custody, standings=core.accounts),
         hub=hub,
         manager=manager,
         audit=audit,
@@ -293,6 +298,7 @@ async def _background(rooms: Rooms) -> None:
         tasks.create_task(rooms.commit.run(), name="group-commit")
         tasks.create_task(rooms.hints.run(), name="hints")
         tasks.create_task(rooms.custody.run(), name="custody")
+        tasks.create_task(rooms.suspensions.run(), name="suspensions")
         tasks.create_task(rooms.manager.run(), name="manager")
         tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
         tasks.create_task(_forget_old_commands(rooms.database), name="retention")

@@ -133,7 +133,7 @@ class Meter:
         finally:
             self._metrics.ledger_seconds.labels("open").observe(time.perf_counter() - began)
         if isinstance(answer, CallRefused):
-            if answer.reason is not CallRefusal.INCARNATION_ENDED:
+            if answer.reason in _REMEMBERED:
                 self._spent.remember(call.start, answer)
             raise refuse(_REFUSALS[answer.reason], message=answer.message)
         call.session, call.turn, call.traceparent = answer.session, answer.turn, answer.traceparent
@@ -302,8 +302,11 @@ class Meter:
             _log.warning("gateway.ledger_step_failed", operation=operation, error=type(error).__name__)
 
 
+_REMEMBERED: Final = frozenset({CallRefusal.BUDGET_SPENT, CallRefusal.PRICE_UNKNOWN})
+"""What will be refused again for a while; the others the ledger must be asked for each time."""
 _REFUSALS: Final = {
     CallRefusal.INCARNATION_ENDED: RefusalReason.INCARNATION_ENDED,
+    CallRefusal.SUSPENDED: RefusalReason.SUSPENDED,
     CallRefusal.BUDGET_SPENT: RefusalReason.BUDGET_SPENT,
     CallRefusal.PRICE_UNKNOWN: RefusalReason.PRICE_UNKNOWN,
 }

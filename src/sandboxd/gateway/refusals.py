@@ -26,6 +26,7 @@ class RefusalReason(enum.Enum):
     TOKEN_INVALID = "TOKEN_INVALID"  # noqa: S105
     TOKEN_EXPIRED = "TOKEN_EXPIRED"  # noqa: S105
     INCARNATION_ENDED = "INCARNATION_ENDED"
+    SUSPENDED = "SUSPENDED"
     KEY_MISSING = "KEY_MISSING"
     MODEL_NOT_ALLOWED = "MODEL_NOT_ALLOWED"
     METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED"
@@ -67,6 +68,9 @@ _SHAPES: Final = {
     _R.TOKEN_EXPIRED: _Shape(code=401, status="UNAUTHENTICATED", message="The sandbox token has expired."),
     _R.INCARNATION_ENDED: _Shape(
         code=401, status="UNAUTHENTICATED", message="This sandbox was stopped or its access was revoked."
+    ),
+    _R.SUSPENDED: _Shape(
+        code=403, status="PERMISSION_DENIED", message="This account is suspended. Ask the client's administrator."
     ),
     _R.KEY_MISSING: _Shape(
         code=403, status="PERMISSION_DENIED", message="No API key is set for this client. Ask its administrator."

@@ -76,7 +76,7 @@ class AccountCache(ClientPolicies, Standings):
         self._max_entries = max_entries
         self._entries: OrderedDict[_Key, _Entry] = OrderedDict()
         self._reads: dict[_Key, asyncio.Task[Standing]] = {}
-        self._waiters: defaultdict[ClientId, set[asyncio.Event]] = defaultdict(set)
+        self._waiters: defaultdict[ClientId | None, set[asyncio.Event]] = defaultdict(set)
 
     async def standing(self, client: ClientId, freelancer: FreelancerId | None = None) -> Standing:
         """A client, and one of its freelancers where one is named, at most five seconds old.
@@ -107,7 +107,7 @@ class AccountCache(ClientPolicies, Standings):
         )
 
     @override
-    async def wait_for_change(self, client: ClientId, *, timeout: timedelta) -> None:
+    async def wait_for_change(self, client: ClientId | None, *, timeout: timedelta) -> None:
         changed = asyncio.Event()
         self._waiters[client].add(changed)
         try:
@@ -134,7 +134,7 @@ class AccountCache(ClientPolicies, Standings):
             del self._entries[key]
         for key in [key for key in self._reads if key[0] == client]:
             del self._reads[key]  # it may have begun before the change: those who wait get it, nobody after them
-        for event in self._waiters.get(client, ()):
+        for event in (*self._waiters.get(client, ()), *self._waiters.get(None, ())):
             event.set()
 
     async def run(self) -> None:

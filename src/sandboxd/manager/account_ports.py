@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from sandboxd.model.client import AccountState, Client, Freelancer
-from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SessionId
 from sandboxd.model.paging import Page
+from sandboxd.model.quota import SandboxesInUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,4 +103,32 @@ class FreelancerRepository(Protocol):
         Raises:
             InvalidRequestError: The token is not one of a list with this filter (violation `page_token`).
         """
+        ...
+
+
+class QuotaRepository(Protocol):
+    """What is in use, for quotas. Counts are true until the commit for whoever holds the client's lock."""
+
+    async def sandboxes(self, client: ClientId, *, freelancer: FreelancerId | None = None) -> SandboxesInUse:
+        """The sandboxes that are not terminated, of the client or of one of its freelancers."""
+        ...
+
+    async def turns(self, client: ClientId, *, freelancer: FreelancerId | None = None, but: SessionId) -> int:
+        """Other sessions that have an open turn, or a place for one."""
+        ...
+
+    async def take_place(
+        self,
+        client: ClientId,
+        request_id: RequestId,
+        freelancer: FreelancerId,
+        session: SessionId,
+        *,
+        lease: timedelta,
+    ) -> None:
+        """Take a place for the turn that a prompt is about to begin; prolonged where the same prompt holds it."""
+        ...
+
+    async def give_back(self, client: ClientId, request_id: RequestId) -> None:
+        """Give a place back, and those whose lease has run out. Absent is success."""
         ...

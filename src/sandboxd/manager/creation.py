@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sandboxd.manager.access import choose_freelancer
+from sandboxd.manager.admission import Admission
 from sandboxd.manager.intents import Intents
 from sandboxd.manager.operations import Operations
 from sandboxd.manager.ports import RequestRecord, UnitOfWork
@@ -42,6 +43,7 @@ class Creation:
         operations: Operations,
         requests: Requests,
         startup: Startup,
+        admission: Admission,
         clock: Clock,
         ids: IdSource,
     ) -> None:
@@ -49,6 +51,7 @@ class Creation:
         self._operations = operations
         self._requests = requests
         self._startup = startup
+        self._admission = admission
         self._clock = clock
         self._ids = ids
 
@@ -57,6 +60,7 @@ class Creation:
 
         Raises:
             ForbiddenError: The caller is a freelancer and names another.
+            QuotaExceededError: A quota of the client or the freelancer does not hold it.
             RequestIdReusedError: The request id was used with another body.
             UnavailableError: It could not be started; the sandbox is FAILED.
             DeadlineError: It is not done within `timeout`; the work goes on.
@@ -80,7 +84,7 @@ class Creation:
         )
 
         async def insert(work: UnitOfWork, sandbox: Sandbox) -> Sandbox:
-            await work.freelancers.ensure(sandbox.client, sandbox.freelancer, at=now)
+            await self._admission.admit(work, sandbox.client, sandbox.freelancer, tier=sandbox.tier, at=now)
             await work.sandboxes.add(sandbox)
             await work.incarnations.add(incarnation)
             return sandbox

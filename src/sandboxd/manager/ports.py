@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import NewType, Protocol, Self
 
-from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository
+from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository, QuotaRepository
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.errors import ErrorKind
@@ -301,6 +301,11 @@ class UnitOfWork(Protocol):
     @property
     def prices(self) -> PriceRepository:
         """The price book."""
+        ...
+
+    @property
+    def quotas(self) -> QuotaRepository:
+        """What is in use, for quotas."""
         ...
 
     async def __aenter__(self) -> Self: ...

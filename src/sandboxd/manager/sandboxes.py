@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sandboxd.manager.account_cache import AccountCache
+from sandboxd.manager.admission import Admission
 from sandboxd.manager.backend_port import Backend, BackendDescription
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.creation import Creation, NewSandbox
@@ -144,6 +145,7 @@ class SandboxManager:
             operations=core.operations,
             requests=requests,
             startup=core.startup,
+            admission=Admission(explicit=tools.explicit_registration),
             clock=tools.clock,
             ids=tools.ids,
         )

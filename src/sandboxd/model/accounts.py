@@ -39,6 +39,9 @@ class Standings(Protocol):
         """
         ...
 
-    async def wait_for_change(self, client: ClientId, *, timeout: timedelta) -> None:
-        """Wait until something of the client, or of one of its freelancers, may have changed, or so long."""
+    async def wait_for_change(self, client: ClientId | None, *, timeout: timedelta) -> None:
+        """Wait until something of the client, or of one of its freelancers, may have changed, or so long.
+
+        Of `client` None any client counts.
+        """
         ...

@@ -132,8 +132,12 @@ class QuotaExceededError(ExhaustedError):
 
     def __init__(self, violations: Sequence[QuotaViolation]) -> None:
         first = violations[0]
+        facts = {"limit": first.limit, "value": first.value}
         super().__init__(
             f"The quota of {first.subject} does not allow this: {first.description}",
             violations=violations,
+            retry_after=None,
             subject=first.subject,
+            quota=first.quota,
+            **{name: str(number) for name, number in facts.items() if number is not None},
         )

@@ -49,6 +49,11 @@ class QuotaViolation:
     """What the limit belongs to, for example `clients/acme`."""
     description: str
     """The limit and the present value, in plain words."""
+    quota: str = ""
+    """Which limit, for programs, for example `sandboxes`; empty where it has no name."""
+    limit: int | None = None
+    value: int | None = None
+    """What was there before the request."""
 
 
 class SandboxdError(Exception):

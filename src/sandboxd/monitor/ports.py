@@ -66,6 +66,8 @@ class CallRefusal(enum.Enum):
 
     INCARNATION_ENDED = "INCARNATION_ENDED"
     """That life of the sandbox has ended or was revoked, or never was; its tokens are worth nothing."""
+    SUSPENDED = "SUSPENDED"
+    """The client or the freelancer is suspended, or deleted."""
     BUDGET_SPENT = "BUDGET_SPENT"
     """A budget of the client, the freelancer or the sandbox does not hold the reservation."""
     PRICE_UNKNOWN = "PRICE_UNKNOWN"

@@ -48,7 +48,9 @@ log = structlog.get_logger(__name__)
 _OPEN: Final = """
     WITH life AS (
         SELECT i.sandbox FROM incarnations AS i JOIN sandboxes AS s ON s.id = i.sandbox
+        JOIN clients AS c ON c.id = s.client JOIN freelancers AS f ON f.client = s.client AND f.id = s.freelancer
         WHERE i.id = $6 AND i.end_time IS NULL AND s.id = $5 AND s.client = $3 AND s.freelancer = $4
+            AND c.state = 'ACTIVE' AND f.state = 'ACTIVE'
     ), hint AS (
         SELECT id FROM sessions WHERE id = $7 AND sandbox = $5 AND delete_time IS NULL
     ), newest AS (
@@ -71,6 +73,10 @@ _OPEN: Final = """
 _OPENED: Final = """
     SELECT u.session, u.turn, t.traceparent FROM usage_events AS u LEFT JOIN turns AS t ON t.id = u.turn
     WHERE u.id = $1
+"""
+_SUSPENDED: Final = """
+    SELECT EXISTS (SELECT 1 FROM clients WHERE id = $1 AND state <> 'ACTIVE')
+        OR EXISTS (SELECT 1 FROM freelancers WHERE client = $1 AND id = $2 AND state <> 'ACTIVE')
 """
 _TOKENS_SET: Final = ", ".join(f"{name} = ${index}" for index, name in enumerate(TOKEN_COLUMNS, start=2))
 _PROGRESS: Final = f"""
@@ -139,8 +145,9 @@ class PostgresUsageLedger(UsageLedger):
                 return CallRefused(reason=reason, message=notice.message if notice else "")
             # The same call, sent twice at once: the second one waited for the first and does not see its row yet.
             row = row or await connection.fetchrow(_OPENED, call.id)
-        if row is None:
-            return CallRefused(reason=CallRefusal.INCARNATION_ENDED)
+            if row is None:
+                suspended = await connection.fetchval(_SUSPENDED, identity.client, identity.freelancer)
+                return CallRefused(reason=CallRefusal.SUSPENDED if suspended else CallRefusal.INCARNATION_ENDED)
         return OpenedCall(
             session=SessionId(row["session"]) if row["session"] else None,
             turn=TurnId(row["turn"]) if row["turn"] else None,

@@ -29,6 +29,7 @@ from sandboxd.persistence.engine import Database
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.prices import PostgresPriceRepository
+from sandboxd.persistence.quotas import PostgresQuotaRepository
 from sandboxd.persistence.sandbox_rows import outcome_json, read_request, request_values
 from sandboxd.persistence.sandboxes import PostgresIncarnationRepository, PostgresSandboxRepository
 from sandboxd.persistence.tables import OperationRow, RequestRow
@@ -192,6 +193,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def prices(self) -> PostgresPriceRepository:
         return PostgresPriceRepository(self._open())
+
+    @property
+    @override
+    def quotas(self) -> PostgresQuotaRepository:
+        return PostgresQuotaRepository(self._open())
 
     @override
     async def __aenter__(self) -> Self:

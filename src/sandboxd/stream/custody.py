@@ -68,6 +68,10 @@ class Custody:
         """How many conversations this replica owns."""
         return len(self._owners)
 
+    def owners(self) -> list[ConversationOwner]:
+        """The owners that live now."""
+        return [owner for owner, _ in self._owners.values() if not owner.ended]
+
     @property
     def draining(self) -> bool:
         """True when nothing new is taken on."""

@@ -45,7 +45,7 @@ from sandboxd.stream.errands import (
 )
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.owner import Services
-from sandboxd.stream.ports import Command
+from sandboxd.stream.ports import Command, TurnQuotas
 from sandboxd.stream.routing import ErrandRouter
 
 log = structlog.get_logger(__name__)
@@ -56,7 +56,11 @@ _NO_USE: Final = frozenset({SandboxState.TERMINATING, SandboxState.TERMINATED, S
 class StreamHub:
     """Sessions of all sandboxes, as one replica serves them."""
 
-    def __init__(self, services: Services, custody: Custody, router: ErrandRouter) -> None:
+    def __init__(
+        self, services: Services, custody: Custody, router: ErrandRouter, *, turn_quotas: TurnQuotas | None = None
+    ) -> None:
+        """Take what it works with; without `turn_quotas` as many turns run as are asked for."""
+        self._turn_quotas = turn_quotas
         self._services = services
         self._custody = custody
         self._router = router
@@ -116,7 +120,11 @@ class StreamHub:
             return repeated(known, order)
         _require_usable(await self.visible(caller, session.sandbox))
         failpoint("command.before_run")
-        accepted = await self._router.do(order, unknown_since=asked)
+        if isinstance(deed, StartTurn) and self._turn_quotas is not None:
+            async with self._turn_quotas.place(session, request_id):
+                accepted = await self._router.do(order, unknown_since=asked)
+        else:
+            accepted = await self._router.do(order, unknown_since=asked)
         failpoint("command.after_commit")
         await self._services.sandboxes.touch(session.sandbox)
         return accepted

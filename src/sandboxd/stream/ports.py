@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -321,6 +322,18 @@ class TurnLedger(Protocol):
 
     async def turn_usage(self, turn: TurnId) -> TurnUsage:
         """All calls of a turn so far."""
+        ...
+
+
+class TurnQuotas(Protocol):
+    """How many turns a client and a freelancer may have at the same time."""
+
+    def place(self, session: Session, request_id: RequestId) -> AbstractAsyncContextManager[None]:
+        """Hold a place for a turn that a prompt is about to begin, until the turn is durable or was refused.
+
+        Raises:
+            QuotaExceededError: As many run as may.
+        """
         ...
 
 

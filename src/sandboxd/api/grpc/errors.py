@@ -88,7 +88,12 @@ def status_of(error: SandboxdError, *, request_id: str = "") -> status_pb2.Statu
         details.append(
             error_details_pb2.QuotaFailure(
                 violations=[
-                    error_details_pb2.QuotaFailure.Violation(subject=one.subject, description=one.description)
+                    error_details_pb2.QuotaFailure.Violation(
+                        subject=one.subject,
+                        description=one.description,
+                        quota_metric=one.quota,
+                        quota_value=one.limit or 0,
+                    )
                     for one in error.violations
                 ]
             )

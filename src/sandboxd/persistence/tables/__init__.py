@@ -3,7 +3,7 @@
 What the tables are in the database is said by the migrations (`alembic/`); a test holds that both agree.
 """
 
-from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow
+from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow, TurnPlaceRow
 from sandboxd.persistence.tables.audit import (
     AuditChainRow,
     AuditEntryRow,
@@ -52,6 +52,7 @@ __all__ = [
     "SessionRow",
     "StdinRecordRow",
     "TurnAttachmentRow",
+    "TurnPlaceRow",
     "TurnRow",
     "UsageEventRow",
     "UsageIntervalRow",

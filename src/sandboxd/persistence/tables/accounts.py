@@ -1,4 +1,4 @@
-"""Clients and their freelancers."""
+"""Clients, their freelancers, and the places that turns take in quotas."""
 
 from __future__ import annotations
 
@@ -58,3 +58,17 @@ class FreelancerRow(Base):
         Index(None, "client", "create_time", "id"),
         Index("ix_freelancers_deleting", "client", "id", postgresql_where=text("state = 'DELETING'")),
     )
+
+
+class TurnPlaceRow(Base):
+    """A place in a quota of turns, taken for a turn that is about to begin; the turn itself counts after."""
+
+    __tablename__ = "turn_places"
+
+    client: Mapped[str] = mapped_column(primary_key=True)
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    """Of the prompt."""
+    freelancer: Mapped[str]
+    session: Mapped[str]
+    """No foreign key: a place lives for seconds."""
+    lease_until: Mapped[Moment]
