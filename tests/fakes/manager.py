@@ -23,11 +23,14 @@ from sandboxd.manager.account_ports import ClientRepository, FreelancerRepositor
 from sandboxd.manager.backend_port import (
     Backend,
     BackendDescription,
+    FilesSize,
     Observation,
     RunningIncarnation,
     SandboxSpec,
 )
 from sandboxd.manager.budget_ports import BudgetRepository
+from sandboxd.manager.erasure_ports import ErasureRepository
+from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.ports import (
     Conversations,
     IncarnationRepository,
@@ -46,8 +49,10 @@ from sandboxd.manager.ports import (
     UnitsOfWork,
 )
 from sandboxd.manager.price_ports import PriceRepository
+from sandboxd.model.api_key import ApiKey
 from sandboxd.model.budget import Budget, BudgetId
 from sandboxd.model.client import Client, Freelancer
+from sandboxd.model.erasure import Erasure, ErasureId
 from sandboxd.model.errors import (
     AlreadyExistsError,
     ConflictError,
@@ -68,6 +73,7 @@ from sandboxd.stream.ports import CliPlace, Wakeups
 from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
 from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository, FakePlace, FakeQuotaRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
+from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -119,6 +125,8 @@ class _Rows:
     seen: dict[IncarnationId, datetime] = field(default_factory=dict)
     budgets: dict[BudgetId, Budget] = field(default_factory=dict)
     prices: dict[str, Price] = field(default_factory=dict)
+    erasures: dict[ErasureId, Erasure] = field(default_factory=dict)
+    keys: dict[ClientId, ApiKey] = field(default_factory=dict)
     open_turns: list[FakePlace] = field(default_factory=list)
     places: dict[tuple[ClientId, RequestId], FakePlace] = field(default_factory=dict)
 
@@ -133,6 +141,8 @@ class _Rows:
             seen=dict(self.seen),
             budgets=dict(self.budgets),
             prices=dict(self.prices),
+            erasures=dict(self.erasures),
+            keys=dict(self.keys),
             open_turns=list(self.open_turns),
             places=dict(self.places),
         )
@@ -173,6 +183,8 @@ class FakeUnitOfWork(UnitOfWork):
         self._budgets = FakeBudgetRepository(self)
         self._prices = FakePriceRepository(self)
         self._quotas = FakeQuotaRepository(self)
+        self._erasures = FakeErasureRepository(self)
+        self._keys = FakeKeyRepository(self)
 
     @property
     @override
@@ -213,6 +225,16 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def prices(self) -> PriceRepository:
         return self._prices
+
+    @property
+    @override
+    def erasures(self) -> ErasureRepository:
+        return self._erasures
+
+    @property
+    @override
+    def keys(self) -> KeyRepository:
+        return self._keys
 
     @property
     @override
@@ -512,6 +534,16 @@ class FakeBackend(Backend):
             self.files.discard(sandbox)
             self.kept.add(sandbox)
         return f"/kept/{sandbox}" if sandbox in self.kept else ""
+
+    @override
+    async def measure(self, sandbox: SandboxId, *, timeout: timedelta) -> FilesSize:
+        there = sandbox in self.files | self.kept
+        return FilesSize(files=2 if there else 0, size_bytes=100 if there else 0)
+
+    @override
+    async def erase(self, sandbox: SandboxId, *, timeout: timedelta) -> None:
+        await self.remove(sandbox, timeout=timeout)
+        self.kept.discard(sandbox)
 
     @override
     async def observe(self, sandbox: SandboxId) -> Observation:

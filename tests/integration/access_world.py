@@ -22,6 +22,7 @@ from google.protobuf.json_format import MessageToDict, MessageToJson
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
+from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
@@ -120,6 +121,11 @@ class AccessWorld:
         self._issuer = issuer
         self._things = things
         self._sessions = PostgresSessions(rooms.database)
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """The metrics of the service."""
+        return self._rooms.seen.registry
 
     async def target(self, name: str) -> Target:
         """The things of somebody, with a session that no other call has seen."""

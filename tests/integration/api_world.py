@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import time
@@ -28,7 +29,6 @@ from sandboxd.api.callers.tokens import BearerTokens
 from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.bootstrap.sources import SystemClock
-from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
@@ -39,6 +39,7 @@ from sandboxd.v1 import (
     audit_pb2_grpc,
     budget_pb2_grpc,
     client_pb2_grpc,
+    key_pb2_grpc,
     price_pb2_grpc,
     sandbox_pb2_grpc,
     session_pb2_grpc,
@@ -48,8 +49,10 @@ from sandboxd.v1 import (
 from tests.fakes.administration import FakeInstallation
 from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
 from tests.fakes.audit import FakeAuditTrail, a_desk
-from tests.fakes.manager import FakeClock, FakeIds, FakeUnits, FakeWakeups
+from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore, FakeSigner
+from tests.fakes.manager import FakeIds, FakeUnits, FakeWakeups
 from tests.fakes.usage import FakeResourceLedger, FakeUsageLedger
+from tests.manager_world import ManagerWorld
 
 ISSUER, AUDIENCE = "https://issuer.test", "sandboxd"
 
@@ -94,11 +97,15 @@ class World:
     units: FakeUnits
     wakeups: FakeWakeups
     trail: FakeAuditTrail
+    core: ManagerWorld
+    """The sandboxes that deletions end; those of the API are the fake manager's."""
+    key_store: FakeKeyStore
     token: str
     sandboxes: Any = field(init=False)
     sessions: Any = field(init=False)
     usage: Any = field(init=False)
     clients: Any = field(init=False)
+    keys: Any = field(init=False)
     budgets: Any = field(init=False)
     prices: Any = field(init=False)
     audit: Any = field(init=False)
@@ -106,6 +113,7 @@ class World:
     def __post_init__(self) -> None:
         self.sandboxes = sandbox_pb2_grpc.SandboxServiceStub(self.channel)
         self.sessions = session_pb2_grpc.SessionServiceStub(self.channel)
+        self.keys = key_pb2_grpc.KeyServiceStub(self.channel)
         self.clients = client_pb2_grpc.ClientServiceStub(self.channel)
         self.budgets = budget_pb2_grpc.BudgetServiceStub(self.channel)
         self.prices = price_pb2_grpc.PriceServiceStub(self.channel)
@@ -138,8 +146,17 @@ async def a_world(
     trail = FakeAuditTrail()
     used, desk = audit or (trail, a_desk(trail))
     registry = CollectorRegistry()
-    units = FakeUnits(FakeClock())
-    wakeups = FakeWakeups()
+    core_world = ManagerWorld()
+    units, key_store = core_world.units, FakeKeyStore()
+    wakeups = core_world.wakeups
+    tenancy = make_tenancy(
+        core=core_world.core,
+        manager=core_world.manager,
+        signer=FakeSigner(),
+        key_store=key_store,
+        key_hashes=FakeKeyHashes(),
+    )
+    erasing = asyncio.create_task(tenancy.eraser.run(), name="eraser")
     issuer = Issuer(path / "keys.json")
     installation = FakeInstallation()
     server = ApiServer(
@@ -170,11 +187,7 @@ async def a_world(
         limits=limits or ServerLimits(),
         administration=installation.administration(),
         standing=standing,
-        tenancy=make_tenancy(
-            units=units,
-            accounts=AccountCache(units=units, wakeups=wakeups, clock=units.clock),
-            clock=units.clock,
-        ),
+        tenancy=tenancy,
         tracer=tracer,
     )
     port = server.listen("127.0.0.1:0", tls=None)
@@ -196,8 +209,12 @@ async def a_world(
             units=units,
             wakeups=wakeups,
             trail=trail,
+            core=core_world,
+            key_store=key_store,
             token=issuer.token(),
         )
+    erasing.cancel()
+    await asyncio.gather(erasing, return_exceptions=True)
     await server.stop()
 
 

@@ -20,6 +20,7 @@ from sandboxd.v1 import (
     audit_pb2,
     budget_pb2,
     client_pb2,
+    key_pb2,
     price_pb2,
     sandbox_pb2,
     session_pb2,
@@ -95,6 +96,10 @@ def client(target: Target) -> str:
     return f"clients/{target.client}"
 
 
+def a_key(target: Target) -> str:
+    return f"clients/{target.client}/keys/gemini"
+
+
 def freelancer(target: Target) -> str:
     return f"clients/{target.client}/freelancers/{target.freelancer}"
 
@@ -115,7 +120,7 @@ D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 L = "sandboxd.v1.AuditService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
-K = "sandboxd.v1.ClientService"
+K, Y = "sandboxd.v1.ClientService", "sandboxd.v1.KeyService"
 NO_CLIENT: Outcome = ("NOT_FOUND", "CLIENT_NOT_FOUND")
 NO_FREELANCER: Outcome = ("NOT_FOUND", "FREELANCER_NOT_FOUND")
 STALE: Outcome = ("ABORTED", "ETAG_STALE")
@@ -428,6 +433,47 @@ CASES = [
         unseen=NO_CLIENT,
         everybody_elses={P: NO_FREELANCER},
     ),
+    Case(
+        method=f"{K}/DeleteClient",
+        ask=lambda t: client_pb2.DeleteClientRequest(request_id=t.request_id, name=client(t), etag="stale"),
+        roles={P},
+        seen=STALE,
+        unseen=NO_CLIENT,
+    ),
+    Case(
+        method=f"{K}/GetErasure",
+        ask=lambda t: client_pb2.GetErasureRequest(name=f"{client(t)}/erasures/era-that-is-not-there"),
+        roles={P, C, A},
+        seen=("NOT_FOUND", "ERASURE_NOT_FOUND"),
+        unseen=("NOT_FOUND", "ERASURE_NOT_FOUND"),
+    ),
+    Case(
+        method=f"{K}/ListErasures",
+        ask=lambda t: client_pb2.ListErasuresRequest(parent=client(t)),
+        roles={P, C, A},
+        unseen=NO_CLIENT,
+    ),
+    *[
+        Case(
+            method=f"{Y}/{name}",
+            ask=lambda t, ask=ask: ask(t),  # type: ignore[misc]  # of a loop
+            roles={P, C},
+            seen=REUSED,
+            unseen=NO_CLIENT,
+            everybody_elses={P: REUSED},
+        )
+        for name, ask in (
+            ("SetKey", lambda t: key_pb2.SetKeyRequest(request_id=TAKEN, name=a_key(t), key="a-key-of-tests")),
+            ("RotateKey", lambda t: key_pb2.RotateKeyRequest(request_id=TAKEN, name=a_key(t), key="a-key-of-tests")),
+            ("RevokeKey", lambda t: key_pb2.RevokeKeyRequest(request_id=TAKEN, name=a_key(t))),
+        )
+    ],
+    Case(
+        method=f"{Y}/ListKeys",
+        ask=lambda t: key_pb2.ListKeysRequest(parent=client(t)),
+        roles={P, C, A},
+        unseen=NO_CLIENT,
+    ),
     *[
         Case(
             method=f"{K}/{name}",
@@ -440,6 +486,7 @@ CASES = [
         for name, kind in (
             ("SuspendFreelancer", client_pb2.SuspendFreelancerRequest),
             ("ReinstateFreelancer", client_pb2.ReinstateFreelancerRequest),
+            ("DeleteFreelancer", client_pb2.DeleteFreelancerRequest),
         )
     ],
 ]

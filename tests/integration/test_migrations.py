@@ -41,7 +41,12 @@ ROWS = {
         "INSERT INTO turn_attachments VALUES ('trn', 0, 'a.png', 'image/png', '\\x00')",
         """INSERT INTO events VALUES ('ses', 1, 'trn', 'text', '{"kind": "text", "text": "x"}', 10, now())""",
     ),
-    "0012": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
+    "0014": (
+        """INSERT INTO erasures VALUES ('era', 'acme', NULL, now(), now(), '{}', NULL, '\\x00', '\\x00', 'key',
+        'pem')""",
+        "INSERT INTO api_keys VALUES ('acme', 'ACTIVE', 'f', '', NULL, 1, now(), NULL, NULL)",
+    ),
+    "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",
         "INSERT INTO prices VALUES ('p', 'gemini', 'USD', '[]', now(), NULL)",

@@ -11,15 +11,17 @@ from prometheus_client import CollectorRegistry
 from sandboxd import __version__
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.schema import wait_for_schema
-from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.bootstrap.sources import NoWakeups, SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.gateway.config import GatewayConfig
-from sandboxd.gateway.key_files import DirectoryApiKeys, DirectoryVerifyingKeys, StaticApiKeys
+from sandboxd.gateway.key_files import DirectoryApiKeys, DirectoryVerifyingKeys, LayeredApiKeys, StaticApiKeys
+from sandboxd.gateway.policy import ClientModelPolicies
 from sandboxd.gateway.ports import ApiKeys
 from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.server import run_gateway
 from sandboxd.gateway.tokens import SandboxTokenVerifier
+from sandboxd.manager.account_cache import AccountCache
 from sandboxd.monitor.list_prices import list_prices
 from sandboxd.monitor.process_metrics import ProcessMetrics
 from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
@@ -27,6 +29,7 @@ from sandboxd.persistence.installation import PostgresGatewayReports
 from sandboxd.persistence.ledger import PostgresUsageLedger
 from sandboxd.persistence.metrics import DatabaseMetrics
 from sandboxd.persistence.prices import PostgresPriceBookStore
+from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
 from sandboxd.settings import DEFAULT_GEMINI_URL, Settings, SettingsError, redact
 from sandboxd.settings_rules import is_loopback
 from sandboxd.tls.files import TlsFiles, TlsFilesError
@@ -52,7 +55,7 @@ async def gateway(settings: Settings) -> None:
     registry = CollectorRegistry()
     process = ProcessMetrics(registry, role="gateway", version=__version__)
     keys = KeyFiles(home=settings.home)
-    config, api_keys = _config(settings), _api_keys(settings)
+    config, api_keys = _config(settings), _api_keys(settings, keys)
     keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(
         make_engine(
@@ -74,6 +77,9 @@ async def gateway(settings: Settings) -> None:
                 ledger=PostgresUsageLedger(database),
                 prices=prices,
                 keys=api_keys,
+                policies=ClientModelPolicies(
+                    policies=AccountCache(units=PostgresUnitsOfWork(database), wakeups=NoWakeups(), clock=clock)
+                ),
                 verifier=SandboxTokenVerifier(keys=DirectoryVerifyingKeys(keys.sandbox_token_public), clock=clock),
                 clock=clock,
                 registry=registry,
@@ -109,13 +115,14 @@ def _config(settings: Settings) -> GatewayConfig:
     )
 
 
-def _api_keys(settings: Settings) -> ApiKeys:
+def _api_keys(settings: Settings, files: KeyFiles) -> ApiKeys:
     if settings.gemini_keys_dir is not None:
         return DirectoryApiKeys(settings.gemini_keys_dir)
+    own = DirectoryApiKeys(files.gemini_keys)
     if settings.gemini_api_key is not None:
-        return StaticApiKeys(Secret(settings.gemini_api_key.get_secret_value()))
+        return LayeredApiKeys(own, rest=StaticApiKeys(Secret(settings.gemini_api_key.get_secret_value())))
     if settings.gemini_url != DEFAULT_GEMINI_URL:
-        return StaticApiKeys(Secret(PLACEHOLDER_KEY))
+        return LayeredApiKeys(own, rest=StaticApiKeys(Secret(PLACEHOLDER_KEY)))
     raise SettingsError(
         "The settings cannot be used:\n  SANDBOXD_GEMINI_KEYS_DIR: the gateway needs the clients' API keys "
         "(or GEMINI_API_KEY, or SANDBOXD_GEMINI_URL for an API of your own)"

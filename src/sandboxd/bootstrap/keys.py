@@ -28,6 +28,26 @@ class KeyFiles:
         return self.home / "keys" / "sandbox-tokens"
 
     @property
+    def gemini_keys(self) -> Path:
+        """Directory of the clients' API keys, where no other one is set; `serve` writes it, the gateway reads it."""
+        return self.home / "keys" / "gemini"
+
+    @property
+    def key_hash_secret(self) -> Path:
+        """Secret of the hashes that tell API keys apart."""
+        return self.home / "keys" / "key-hashes.secret"
+
+    @property
+    def proof_key(self) -> Path:
+        """Signs proofs of erasure; `serve` reads it."""
+        return self.home / "keys" / "erasure-proofs.pem"
+
+    @property
+    def proof_public(self) -> Path:
+        """Directory of the public keys that check proofs of erasure."""
+        return self.home / "keys" / "erasure-proofs"
+
+    @property
     def caller_keys(self) -> Path:
         """JWKS of those who issue callers' tokens, where no other file is set."""
         return self.home / "keys" / "callers.json"

@@ -14,6 +14,7 @@ import structlog
 
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
+from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.bootstrap.audit import AuditRoom, make_audit, warn_of_bypass
 from sandboxd.bootstrap.callers import Callers, listen, make_callers, web_tls
 from sandboxd.bootstrap.keys import KeyFiles
@@ -25,8 +26,11 @@ from sandboxd.bootstrap.schema import wait_for_schema
 from sandboxd.bootstrap.sources import RandomIds, SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.gateway.key_files import ensure_token_keys
+from sandboxd.gateway.key_hashes import HmacKeyHashes, ensure_secret
+from sandboxd.gateway.key_store import DirectoryKeyStore
 from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.accounting import make_accounting
+from sandboxd.manager.erasing import Eraser
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
@@ -102,6 +106,7 @@ class Rooms:
     hints: EventHints
     custody: Custody
     suspensions: Suspensions
+    eraser: Eraser
     hub: StreamHub
     manager: SandboxManager
     audit: AuditRoom
@@ -221,6 +226,14 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     hub = StreamHub(services, custody, router, turn_quotas=turn_quotas)
     seen.look_at(database=database, custody=custody, feed=services.feed, commit=commit, connector=connector)
     manager = SandboxManager(core=core, conversations=hub)
+    proof_key, proof_key_id = ensure_token_keys(private_file=keys.proof_key, public_directory=keys.proof_public)
+    tenancy = make_tenancy(
+        core=core,
+        manager=manager,
+        signer=Ed25519Signer(proof_key, key_id=proof_key_id),
+        key_store=DirectoryKeyStore(settings.gemini_keys_dir or keys.gemini_keys),
+        key_hashes=HmacKeyHashes(ensure_secret(keys.key_hash_secret)),
+    )
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
     web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
     doors = ReplicaDoors(web=web, custody=custody)
@@ -260,7 +273,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             max_streams_per_client=settings.max_streams_per_client,
         ),
         reflect=settings.reflection,
-        tenancy=make_tenancy(units=core.tools.units, accounts=core.accounts, clock=clock),
+        tenancy=tenancy,
         tracer=seen.tracer,
     )
     doors.entrance = api
@@ -275,6 +288,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         hints=hints,
         custody=custody,
         suspensions=Suspensions(custody=custody, standings=core.accounts),
+        eraser=tenancy.eraser,
         hub=hub,
         manager=manager,
         audit=audit,
@@ -299,6 +313,7 @@ async def _background(rooms: Rooms) -> None:
         tasks.create_task(rooms.hints.run(), name="hints")
         tasks.create_task(rooms.custody.run(), name="custody")
         tasks.create_task(rooms.suspensions.run(), name="suspensions")
+        tasks.create_task(rooms.eraser.run(), name="eraser")
         tasks.create_task(rooms.manager.run(), name="manager")
         tasks.create_task(_usage_hints(rooms.presence, rooms.bills), name="usage-hints")
         tasks.create_task(_forget_old_commands(rooms.database), name="retention")

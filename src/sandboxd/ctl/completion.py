@@ -31,6 +31,36 @@ def complete_session(context: typer.Context, incomplete: str) -> Suggestions:
     return _ask(context, lambda client: _sessions(client, place, incomplete))
 
 
+def complete_client(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest ids of clients, to who may list them."""
+    return _ask(context, lambda client: _clients(client, incomplete))
+
+
+def complete_freelancer(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest freelancers of the client that was named before."""
+    of = str(context.params.get("client") or "")
+    return _ask(context, lambda client: _freelancers(client, of, incomplete))
+
+
+async def _clients(client: Client, incomplete: str) -> Suggestions:
+    from sandboxd.v1 import client_pb2, client_pb2_grpc
+
+    stub = client_pb2_grpc.ClientServiceStub(client.connection.channel)
+    page = await client.connection.call(stub.ListClients, client_pb2.ListClientsRequest(page_size=MOST))
+    names = [(each.name.rpartition("/")[2], each.display_name) for each in page.clients]
+    return [(name, about) for name, about in names if name.startswith(incomplete)]
+
+
+async def _freelancers(client: Client, of: str, incomplete: str) -> Suggestions:
+    from sandboxd.v1 import client_pb2, client_pb2_grpc
+
+    stub = client_pb2_grpc.ClientServiceStub(client.connection.channel)
+    request = client_pb2.ListFreelancersRequest(parent=f"clients/{of}", page_size=MOST)
+    page = await client.connection.call(stub.ListFreelancers, request)
+    names = [(each.name.rpartition("/")[2], each.display_name) for each in page.freelancers]
+    return [(name, about) for name, about in names if name.startswith(incomplete)]
+
+
 async def _sandboxes(client: Client, incomplete: str) -> Suggestions:
     found = Suggestions()
     async for each in client.sandboxes():

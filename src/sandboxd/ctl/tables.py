@@ -46,7 +46,7 @@ def sandbox_table(sandboxes: Iterable[sandbox_pb2.Sandbox], console: Console) ->
         for each in sandboxes
     ]
     columns = ("SANDBOX", "NAME", "STATE", "FREELANCER", "TIER", "LAST USE", "LABELS")
-    return _filled(console, columns, rows, spare=("TIER", "FREELANCER", "LABELS", "LAST USE"))
+    return filled(console, columns, rows, spare=("TIER", "FREELANCER", "LABELS", "LAST USE"))
 
 
 def session_table(sessions: Iterable[session_pb2.Session], console: Console) -> Table:
@@ -65,7 +65,7 @@ def session_table(sessions: Iterable[session_pb2.Session], console: Console) -> 
         for each in sessions
     ]
     columns = ("SESSION", "TITLE", "TURNS", "EVENTS", "MODE", "MODEL", "LAST EVENT", "NOW")
-    return _filled(console, columns, rows, spare=("EVENTS", "MODE", "MODEL", "TURNS"))
+    return filled(console, columns, rows, spare=("EVENTS", "MODE", "MODEL", "TURNS"))
 
 
 def sum_table(
@@ -163,7 +163,7 @@ def _table(console: Console, *columns: str, right: Iterable[str] = ()) -> Table:
     return table
 
 
-def _filled(console: Console, columns: Sequence[str], rows: Sequence[_Row], *, spare: Sequence[str] = ()) -> Table:
+def filled(console: Console, columns: Sequence[str], rows: Sequence[_Row], *, spare: Sequence[str] = ()) -> Table:
     """Make a table of the columns that hold anything.
 
     The first column, of ids, is never cut. Where the terminal is too narrow, spare columns are left out, first first,

@@ -29,6 +29,7 @@ from sandboxd.gateway.refusals import Refusal, RefusalReason, RefusedError, refu
 from sandboxd.gateway.secret import Secret
 from sandboxd.gateway.tokens import SandboxTokenVerifier
 from sandboxd.gateway.tracing import CallTraces
+from sandboxd.model.errors import UnavailableError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ENTROPY_BYTES, SandboxId, SessionId, is_id, make_id
 from sandboxd.model.tokens import SandboxIdentity
@@ -93,7 +94,7 @@ class CallHandler:
         if request.method != "POST" or target is None:
             raise refuse(RefusalReason.PATH_UNKNOWN)
         identity = self._verifier.verify(_bearer(request)).identity
-        key = self._allow(identity, target)
+        key = await self._allow(identity, target)
         limits = self._config.limits
         with self._place(identity.sandbox), held_body(memory=self._memory, limit=limits.request_bytes) as body:
             await body.read(request, timeout_seconds=self._config.timeouts.request_body)
@@ -112,12 +113,22 @@ class CallHandler:
             await self._open(call)
             failpoint("gateway.after_reserve")
             with self._traces.call(call, request):
-                return await self._forwarder.forward(request, call=call, target=target, key=key, body=body)
+                return await self._forwarder.forward(
+                    request,
+                    call=call,
+                    target=target,
+                    key=key,
+                    fallback=self._keys.fallback_for(identity.client),
+                    body=body,
+                )
 
-    def _allow(self, identity: SandboxIdentity, target: ModelCall) -> Secret:
+    async def _allow(self, identity: SandboxIdentity, target: ModelCall) -> Secret:
         if self.stopping:
             raise refuse(RefusalReason.STOPPING)
-        policy = self._policies.policy_for(identity.client)
+        try:
+            policy = await self._policies.policy_for(identity.client)
+        except UnavailableError:
+            raise refuse(RefusalReason.LEDGER_UNAVAILABLE) from None  # the same database, the same answer
         if target.method not in policy.methods:
             raise refuse(RefusalReason.METHOD_NOT_ALLOWED)
         if not policy.allows_model(target.model):

@@ -71,9 +71,18 @@ class Forwarder:
         self._cut_time = asyncio.get_running_loop().time() + self._timeouts.shutdown - 0.05
 
     async def forward(
-        self, request: web.Request, *, call: MeteredCall, target: ModelCall, key: Secret, body: InboundBody
+        self,
+        request: web.Request,
+        *,
+        call: MeteredCall,
+        target: ModelCall,
+        key: Secret,
+        body: InboundBody,
+        fallback: Secret | None = None,
     ) -> web.StreamResponse:
         """Make the call, pass on its answer, settle it. The call is open in the ledger and admitted by the breaker.
+
+        `fallback` is the key that stands in, once, where the API refuses the first one.
 
         Raises:
             RefusedError: Nothing of an answer could be passed on.
@@ -84,7 +93,10 @@ class Forwarder:
             async with asyncio.timeout(self._timeouts.total):
                 with self._traces.upstream() as (span, traceparent):
                     sent = asyncio.get_running_loop().time()
-                    async with self._upstream.post(target, body=body.data, key=key, traceparent=traceparent) as answer:
+                    async with self._upstream.post(
+                        target, body=body.data, key=key, fallback=fallback, traceparent=traceparent
+                    ) as answer:
+                        passing.scrub(answer.key)
                         self._metrics.upstream_seconds.observe(asyncio.get_running_loop().time() - sent)
                         span.note(http_status=answer.status)
                         body.release()  # it is sent; a stream may last for half an hour
@@ -169,6 +181,10 @@ class _Passing:
         self._scrubber = scrubber
         self._stream: web.StreamResponse | None = None
         self._held: web.Response | None = None
+
+    def scrub(self, key: Secret) -> None:
+        """Take this key out of what is passed on: the one that the answer came for."""
+        self._scrubber = KeyScrubber(key)
 
     def why_ended(self, error: BaseException) -> CallError:
         """Tell what an error on this side of the gateway means."""

@@ -9,11 +9,13 @@ files' identity (device, inode, time, size) shows.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import stat
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +41,10 @@ _RESCAN: Final = 1.0
 """Seconds between two looks at the directory of public keys, also when unknown key ids pour in."""
 STANDARD_KEY: Final = "default"
 """File name of the key for clients that have none of their own."""
+PREVIOUS: Final = ".PREVIOUS"
+"""End of the name of the key that a client had before."""
+UNTIL: Final = ".UNTIL"
+"""End of the name of the file that says until when the key before stands in."""
 _Identity = tuple[int, int, int, int]
 
 
@@ -52,6 +58,26 @@ class StaticApiKeys:
         """Return the one key."""
         return self._key
 
+    def fallback_for(self, client: ClientId) -> Secret | None:  # noqa: ARG002 - the port's
+        """Return None: no other key stands in."""
+        return None
+
+
+class LayeredApiKeys:
+    """The clients' own keys from a directory, and something else for clients that have none there."""
+
+    def __init__(self, own: DirectoryApiKeys, *, rest: StaticApiKeys) -> None:
+        self._own = own
+        self._rest = rest
+
+    def key_for(self, client: ClientId) -> Secret | None:
+        """Return the client's own key, or what the rest gets."""
+        return self._own.key_for(client) or self._rest.key_for(client)
+
+    def fallback_for(self, client: ClientId) -> Secret | None:
+        """Return the client's own key of before, while it may stand in."""
+        return self._own.fallback_for(client)
+
 
 class DirectoryApiKeys:
     """A directory with a file for each client, named like the client, and `default` for the rest.
@@ -60,15 +86,28 @@ class DirectoryApiKeys:
     alone. Use mode 0600, or 0440 for a mounted Secret.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._directory = directory
+        self._now = now
         self._known: dict[str, tuple[_Identity, Secret | None]] = {}
 
     def key_for(self, client: ClientId) -> Secret | None:
         """Return the client's key, or the default one; None where neither is usable."""
-        if not _FILE_NAME.fullmatch(client):
+        name = key_file_name(client)
+        if not _FILE_NAME.fullmatch(name):
             return None
-        return self._read(client) or self._read(STANDARD_KEY)
+        return self._read(name) or self._read(STANDARD_KEY)
+
+    def fallback_for(self, client: ClientId) -> Secret | None:
+        """Return the key that the client had before, while it may stand in for the present one."""
+        name = key_file_name(client)
+        if not _FILE_NAME.fullmatch(name) or (previous := self._read(f"{name}{PREVIOUS}")) is None:
+            return None
+        try:
+            until = json.loads((self._directory / f"{name}{UNTIL}").read_bytes()[:_MAX_FILE])["until"]
+            return previous if until is not None and self._now() < datetime.fromisoformat(until) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _read(self, name: str) -> Secret | None:
         path = self._directory / name
@@ -132,6 +171,14 @@ class DirectoryVerifyingKeys:
             self._keys[path.stem] = key
         else:
             _log.error("gateway.verifying_key_unusable", key_id=path.stem, error="not an Ed25519 key")
+
+
+def key_file_name(client: ClientId) -> str:
+    """Name of a client's file: its id, with what a file's name cannot hold, or means something else, spelt out.
+
+    Ids of clients have no capital letters, so no name of one is the name of another.
+    """
+    return STANDARD_KEY.upper() if client == STANDARD_KEY else client.replace("@", "AT")
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:

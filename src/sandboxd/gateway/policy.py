@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from sandboxd.model.accounts import ClientPolicies
 from sandboxd.model.ids import ClientId
 from sandboxd.model.usage import ModelMethod
 
@@ -61,9 +62,21 @@ class StaticModelPolicies:
     standard: ModelPolicy = ModelPolicy()
     by_client: Mapping[ClientId, ModelPolicy] = field(default_factory=dict)
 
-    def policy_for(self, client: ClientId) -> ModelPolicy:
+    async def policy_for(self, client: ClientId) -> ModelPolicy:
         """Return the client's own policy, or the standard one."""
         return self.by_client.get(client, self.standard)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientModelPolicies:
+    """What the clients' own policies say, seconds old at most."""
+
+    policies: ClientPolicies
+
+    async def policy_for(self, client: ClientId) -> ModelPolicy:
+        """Return the client's own policy, or the standard one where it names no models."""
+        models = (await self.policies.policy(client)).models
+        return ModelPolicy(models=models) if models else ModelPolicy()
 
 
 def parse_target(target: str, *, prefix: str = "") -> ModelCall | None:

@@ -25,10 +25,18 @@ class ApiKeys(Protocol):
         """Return the key that this client's calls are made with; None where it has none."""
         ...
 
+    def fallback_for(self, client: ClientId) -> Secret | None:
+        """Return the key that stands in where the API refuses the other one; None where there is none."""
+        ...
+
 
 class ModelPolicies(Protocol):
     """What each client may call."""
 
-    def policy_for(self, client: ClientId) -> ModelPolicy:
-        """Return the client's allow list, or the standard one."""
+    async def policy_for(self, client: ClientId) -> ModelPolicy:
+        """Return the client's allow list, or the standard one.
+
+        Raises:
+            UnavailableError: It cannot be told now.
+        """
         ...

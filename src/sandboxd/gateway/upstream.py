@@ -21,6 +21,8 @@ from sandboxd.gateway.secret import Secret
 from sandboxd.model.trace import TRACEPARENT
 from sandboxd.model.usage import CallError
 
+_KEY_REFUSED: Final = frozenset({400, 401, 403})
+"""What the API says where it does not take a key: API_KEY_INVALID is a 400."""
 _POOL: Final = 1024
 """Connections at most; above the bound of calls, so that the pool is never what waits."""
 _KEPT_ALIVE: Final = 15.0
@@ -41,8 +43,10 @@ class UpstreamError(Exception):
 class UpstreamAnswer:
     """An answer whose head is here and whose body is read in pieces."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, *, key: Secret) -> None:
         self._response = response
+        self.key: Final = key
+        """The key that it came for."""
         self.status: Final = response.status
         self.sse: Final = response.content_type == "text/event-stream"
         _end_with_connection(response)
@@ -113,13 +117,29 @@ class GeminiUpstream:
 
     @asynccontextmanager
     async def post(
-        self, call: ModelCall, *, body: bytes, key: Secret, traceparent: str = ""
+        self, call: ModelCall, *, body: bytes, key: Secret, fallback: Secret | None = None, traceparent: str = ""
     ) -> AsyncIterator[UpstreamAnswer]:
         """Make one call; leaving the block before the answer was read cancels it at the API.
+
+        Where the API's answer may mean that it does not take the key, the call is made once more with `fallback`. It
+        says 400 for a key that it does not know, as for a bad request, which it then refuses a second time, unpaid.
 
         Raises:
             UpstreamError: The API could not be reached, or did not answer in time.
         """
+        response = await self._send(call, body=body, key=key, traceparent=traceparent)
+        if fallback is not None and response.status in _KEY_REFUSED:
+            response.close()
+            key = fallback
+            response = await self._send(call, body=body, key=key, traceparent=traceparent)
+        del body  # sent: it need not live as long as the answer
+        try:
+            yield UpstreamAnswer(response, key=key)
+        finally:
+            # Gives the connection back where the body was read to its end, and cuts it where it was not.
+            response.close() if not response.content.is_eof() else response.release()
+
+    async def _send(self, call: ModelCall, *, body: bytes, key: Secret, traceparent: str) -> aiohttp.ClientResponse:
         if self._http is None:
             raise RuntimeError("the upstream is not open")
         headers = {
@@ -133,7 +153,7 @@ class GeminiUpstream:
             headers[TRACEPARENT] = traceparent
         try:
             async with asyncio.timeout(self._timeouts.headers):
-                response = await self._http.post(
+                return await self._http.post(
                     URL(f"{self._base}{call.upstream_path}", encoded=True),
                     data=body,
                     headers=headers,
@@ -145,9 +165,3 @@ class GeminiUpstream:
             raise UpstreamError(CallError.UPSTREAM_TIMEOUT) from None
         except (aiohttp.ClientError, OSError, ValueError):
             raise UpstreamError(CallError.UPSTREAM_CUT) from None
-        del body  # sent: it need not live as long as the answer
-        try:
-            yield UpstreamAnswer(response)
-        finally:
-            # Gives the connection back where the body was read to its end, and cuts it where it was not.
-            response.close() if not response.content.is_eof() else response.release()

@@ -62,6 +62,16 @@ class BackendDescription:
     """What operators must be told at start; empty where there is nothing."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilesSize:
+    """How much there is of files."""
+
+    files: int = 0
+    """Files, links and the like; directories are not counted."""
+    size_bytes: int = 0
+    """Their lengths, added up."""
+
+
 class Backend(Protocol):
     """Places sandboxes. Every method is safe to repeat, and what it names is derived from ids.
 
@@ -93,6 +103,17 @@ class Backend(Protocol):
 
         Nothing is destroyed while there are no backups. Absent is success and answers the same as the first time, or
         nothing where there never was anything.
+        """
+        ...
+
+    async def measure(self, sandbox: SandboxId, *, timeout: timedelta) -> FilesSize:
+        """How much there is of a sandbox's files, in its place or where it is kept. Absent is nothing."""
+        ...
+
+    async def erase(self, sandbox: SandboxId, *, timeout: timedelta) -> None:
+        """End whatever runs and destroy the sandbox's files, also kept ones, for good. Absent is success.
+
+        For the deletion of a client or a freelancer alone: everything else keeps files.
         """
         ...
 

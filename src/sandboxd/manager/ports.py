@@ -15,6 +15,8 @@ from typing import NewType, Protocol, Self
 
 from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository, QuotaRepository
 from sandboxd.manager.budget_ports import BudgetRepository
+from sandboxd.manager.erasure_ports import ErasureRepository
+from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
@@ -301,6 +303,16 @@ class UnitOfWork(Protocol):
     @property
     def prices(self) -> PriceRepository:
         """The price book."""
+        ...
+
+    @property
+    def erasures(self) -> ErasureRepository:
+        """Erasures, and what they erase."""
+        ...
+
+    @property
+    def keys(self) -> KeyRepository:
+        """What is known of API keys."""
         ...
 
     @property

@@ -151,7 +151,7 @@ class SandboxManager:
         )
         self._reading = Reading(units=tools.units, changes=core.changes)
         self._editing = Editing(units=tools.units, requests=requests, changes=core.changes, clock=tools.clock)
-        self._resting = Resting(
+        self.resting = Resting(
             units=tools.units,
             intents=core.intents,
             operations=core.operations,
@@ -211,19 +211,19 @@ class SandboxManager:
 
     async def pause(self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False) -> Sandbox:
         """Release a sandbox's compute; see `Resting.pause`."""
-        return await self._resting.pause(request, sandbox, force=force, timeout=timeout)
+        return await self.resting.pause(request, sandbox, force=force, timeout=timeout)
 
     async def resume(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
         """Bring a sandbox back; see `Resting.resume`."""
-        return await self._resting.resume(request, sandbox, timeout=timeout)
+        return await self.resting.resume(request, sandbox, timeout=timeout)
 
     async def terminate(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Settled:
         """End a sandbox; see `Resting.terminate`."""
-        return await self._resting.terminate(request, sandbox, timeout=timeout)
+        return await self.resting.terminate(request, sandbox, timeout=timeout)
 
     async def hibernate(self, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
         """Freeze an idle sandbox; see `Resting.hibernate`. Any use wakes it."""
-        return await self._resting.hibernate(sandbox, timeout=timeout)
+        return await self.resting.hibernate(sandbox, timeout=timeout)
 
     async def run(self) -> None:
         """Keep leases, hints and tokens going and repair what crashes left, until cancelled."""

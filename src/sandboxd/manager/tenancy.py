@@ -1,4 +1,4 @@
-"""Everything that can be done with clients and freelancers, as the edges get it: one object."""
+"""Everything that can be done with clients, freelancers and keys, as the edges get it: one object."""
 
 from __future__ import annotations
 
@@ -6,27 +6,56 @@ from dataclasses import dataclass
 
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.clients import Clients
+from sandboxd.manager.erasing import Eraser
+from sandboxd.manager.erasure_ports import ProofSigner
+from sandboxd.manager.erasures import Erasures
 from sandboxd.manager.freelancers import Freelancers
+from sandboxd.manager.key_ports import KeyHashes, KeyStore
+from sandboxd.manager.keys import Keys
 from sandboxd.manager.once import Once
-from sandboxd.manager.ports import UnitsOfWork
-from sandboxd.model.sources import Clock
+from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tenancy:
-    """The use cases of tenancy."""
+    """The use cases of tenancy. `eraser.run` must run beside them."""
 
     accounts: AccountCache
     """What hot paths ask."""
     clients: Clients
     freelancers: Freelancers
+    erasures: Erasures
+    eraser: Eraser
+    keys: Keys
+    key_hashes: KeyHashes
 
 
-def make_tenancy(*, units: UnitsOfWork, accounts: AccountCache, clock: Clock) -> Tenancy:
+def make_tenancy(
+    *, core: ManagerCore, manager: SandboxManager, signer: ProofSigner, key_store: KeyStore, key_hashes: KeyHashes
+) -> Tenancy:
     """Build the use cases."""
+    tools, accounts = core.tools, core.accounts
+    units, clock, ids = tools.units, tools.clock, tools.ids
     once = Once(units=units, clock=clock)
+    keys = Keys(units=units, store=key_store, hashes=key_hashes, clock=clock, replica=tools.replica)
+    eraser = Eraser(
+        units=units,
+        accounts=accounts,
+        resting=manager.resting,
+        backend=tools.backend,
+        signer=signer,
+        changes=core.changes,
+        clock=clock,
+        ids=ids,
+        replica=tools.replica,
+        remove_keys=keys.erase,
+    )
     return Tenancy(
         accounts=accounts,
         clients=Clients(units=units, once=once, accounts=accounts, clock=clock),
         freelancers=Freelancers(units=units, once=once, accounts=accounts, clock=clock),
+        erasures=Erasures(units=units, accounts=accounts, eraser=eraser, changes=core.changes, clock=clock, ids=ids),
+        eraser=eraser,
+        keys=keys,
+        key_hashes=key_hashes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from sandboxd.model.errors import (
     AlreadyExistsError,
@@ -140,4 +141,35 @@ class QuotaExceededError(ExhaustedError):
             subject=first.subject,
             quota=first.quota,
             **{name: str(number) for name, number in facts.items() if number is not None},
+        )
+
+
+class ErasureNotFoundError(NotFoundError):
+    """No erasure has this name, or it is of a client that is not the caller's."""
+
+    reason = "ERASURE_NOT_FOUND"
+
+    def __init__(self, erasure: str) -> None:
+        super().__init__(f"Erasure {erasure} does not exist.", erasure=erasure)
+
+
+class ApiKeyNotFoundError(NotFoundError):
+    """The client has no key."""
+
+    reason = "KEY_NOT_FOUND"
+
+    def __init__(self, client: str) -> None:
+        super().__init__(f"Client {client} has no key. Set one first.", client=client)
+
+
+class KeyChangeInProgressError(ConflictError):
+    """Another change of the key is on its way, or has overtaken this one."""
+
+    reason = "KEY_CHANGE_IN_PROGRESS"
+
+    def __init__(self, client: str) -> None:
+        super().__init__(
+            f"Another change of the key of client {client} is on its way. Try again in a moment.",
+            client=client,
+            retry_after=timedelta(seconds=5),
         )

@@ -26,7 +26,9 @@ from sandboxd.model.ids import ClientId, RequestId, SandboxId
 from sandboxd.persistence.accounts import PostgresClientRepository, PostgresFreelancerRepository
 from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
+from sandboxd.persistence.erasures import PostgresErasureRepository
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.keys import PostgresKeyRepository
 from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.prices import PostgresPriceRepository
 from sandboxd.persistence.quotas import PostgresQuotaRepository
@@ -193,6 +195,16 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def prices(self) -> PostgresPriceRepository:
         return PostgresPriceRepository(self._open())
+
+    @property
+    @override
+    def erasures(self) -> PostgresErasureRepository:
+        return PostgresErasureRepository(self._open())
+
+    @property
+    @override
+    def keys(self) -> PostgresKeyRepository:
+        return PostgresKeyRepository(self._open())
 
     @property
     @override

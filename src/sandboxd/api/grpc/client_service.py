@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import grpc.aio
@@ -18,9 +19,10 @@ from sandboxd.api.grpc.codec_client import (
     decode_quotas,
     decode_states,
     encode_client,
+    encode_erasure,
     encode_freelancer,
 )
-from sandboxd.api.grpc.names import client_id, freelancer_id
+from sandboxd.api.grpc.names import client_id, erasure_id, freelancer_id
 from sandboxd.api.grpc.rpc import current_rpc
 from sandboxd.api.grpc.validation import refusal
 from sandboxd.manager.tenancy import Tenancy
@@ -31,6 +33,8 @@ from sandboxd.model.ids import ClientId, FreelancerId, RequestId
 from sandboxd.v1 import client_pb2 as pb
 from sandboxd.v1 import client_pb2_grpc
 
+MAX_WORK: Final = timedelta(minutes=10)
+"""Longest wait for one erasure, whatever deadline the caller gave."""
 _ID: Final = "[a-z0-9](?:[-a-z0-9_.@]{0,61}[a-z0-9])?"
 _CLIENT: Final = re.compile(f"clients/{_ID}")
 _FREELANCER: Final = re.compile(f"clients/{_ID}/freelancers/{_ID}")
@@ -46,6 +50,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     def __init__(self, *, tenancy: Tenancy) -> None:
         self._clients = tenancy.clients
         self._freelancers = tenancy.freelancers
+        self._erasures = tenancy.erasures
 
     @override
     async def CreateClient(self, request: pb.CreateClientRequest, context: Context) -> pb.CreateClientResponse:
@@ -192,6 +197,50 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
             encode=_encoder(lambda one: pb.ReinstateFreelancerResponse(freelancer=encode_freelancer(one))),
         )
         return pb.ReinstateFreelancerResponse.FromString(answer)
+
+    @override
+    async def DeleteClient(self, request: pb.DeleteClientRequest, context: Context) -> pb.DeleteClientResponse:
+        """Erase a client."""
+        client, erasure = await self._erasures.delete_client(
+            _request(request, request.request_id),
+            client_id(request.name),
+            etag=request.etag,
+            timeout=current_rpc().remaining(at_most=MAX_WORK),
+        )
+        return pb.DeleteClientResponse(client=encode_client(client), erasure=encode_erasure(erasure))
+
+    @override
+    async def DeleteFreelancer(
+        self, request: pb.DeleteFreelancerRequest, context: Context
+    ) -> pb.DeleteFreelancerResponse:
+        """Erase a freelancer."""
+        freelancer, erasure = await self._erasures.delete_freelancer(
+            _request(request, request.request_id),
+            client_id(request.name),
+            freelancer_id(request.name),
+            etag=request.etag,
+            timeout=current_rpc().remaining(at_most=MAX_WORK),
+        )
+        return pb.DeleteFreelancerResponse(freelancer=encode_freelancer(freelancer), erasure=encode_erasure(erasure))
+
+    @override
+    async def GetErasure(self, request: pb.GetErasureRequest, context: Context) -> pb.GetErasureResponse:
+        """Return an erasure with its proof."""
+        found = await self._erasures.get(current_rpc().caller, client_id(request.name), erasure_id(request.name))
+        return pb.GetErasureResponse(erasure=encode_erasure(found))
+
+    @override
+    async def ListErasures(self, request: pb.ListErasuresRequest, context: Context) -> pb.ListErasuresResponse:
+        """List the erasures of a client."""
+        page = await self._erasures.list(
+            current_rpc().caller,
+            client_id(request.parent),
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return pb.ListErasuresResponse(
+            erasures=[encode_erasure(one) for one in page.items], next_page_token=page.next_token
+        )
 
 
 def _request(message: Message, request_id: str) -> Request:

@@ -14,6 +14,7 @@ from sandboxd.api.grpc.validation import refusal
 from sandboxd.manager.clients import KEEP, ClientEdit, PolicyEdit
 from sandboxd.manager.freelancers import FreelancerEdit
 from sandboxd.model.client import AccountState, Client, ClientPolicy, Freelancer, Quotas, TextPolicy
+from sandboxd.model.erasure import Erasure
 from sandboxd.model.errors import FieldViolation
 from sandboxd.v1 import client_pb2 as pb
 
@@ -148,6 +149,25 @@ def decode_freelancer_edit(message: pb.UpdateFreelancerRequest) -> FreelancerEdi
     return FreelancerEdit(
         display_name=wished.display_name if "display_name" in paths else None,
         quotas=own if "quotas" in paths else KEEP,
+    )
+
+
+def encode_erasure(erasure: Erasure) -> pb.Erasure:
+    """Encode an erasure; the counts of one that goes on are those so far."""
+    signature = erasure.signature
+    return pb.Erasure(
+        name=erasure.name,
+        account=erasure.account,
+        begin_time=timestamp(erasure.begin_time),
+        end_time=timestamp(erasure.end_time),
+        items=[
+            pb.ErasureItem(kind=kind, found=item.found, erased=item.erased, kept=item.kept, why=item.why)
+            for kind, item in sorted(erasure.items.items())
+        ],
+        document=erasure.document,
+        signature=signature.signature if signature else b"",
+        key_id=signature.key_id if signature else "",
+        public_key=signature.public_key if signature else "",
     )
 
 

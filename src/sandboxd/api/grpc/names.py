@@ -11,6 +11,7 @@ from datetime import datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from sandboxd.model.erasure import ErasureId
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, SessionId, TurnId
 
 
@@ -57,6 +58,11 @@ def client_id(name: str) -> ClientId:
 def freelancer_id(name: str) -> FreelancerId:
     """Return the freelancer that a freelancer's name holds."""
     return FreelancerId(name.split("/")[3])
+
+
+def erasure_id(name: str) -> ErasureId:
+    """Return the erasure that an erasure's name holds."""
+    return ErasureId(name.split("/")[3])
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:

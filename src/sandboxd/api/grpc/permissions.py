@@ -90,6 +90,7 @@ def changes(scope: Scope, roles: frozenset[Role] = WRITERS) -> Permission:
 _ADMIN: Final = "sandboxd.v1.AdminService"
 _SANDBOXES: Final = "sandboxd.v1.SandboxService"
 _CLIENTS: Final = "sandboxd.v1.ClientService"
+_KEYS: Final = "sandboxd.v1.KeyService"
 _SESSIONS: Final = "sandboxd.v1.SessionService"
 _BUDGETS: Final = "sandboxd.v1.BudgetService"
 _PRICES: Final = "sandboxd.v1.PriceService"
@@ -147,6 +148,14 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_CLIENTS}/UpdateFreelancer": changes(Scope.PLATFORM, ADMINS),
     f"{_CLIENTS}/SuspendFreelancer": changes(Scope.PLATFORM, ADMINS),
     f"{_CLIENTS}/ReinstateFreelancer": changes(Scope.PLATFORM, ADMINS),
+    f"{_CLIENTS}/DeleteClient": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_CLIENTS}/DeleteFreelancer": changes(Scope.PLATFORM, ADMINS),
+    f"{_CLIENTS}/GetErasure": reads(Scope.PLATFORM, OVERSEERS),
+    f"{_CLIENTS}/ListErasures": reads(Scope.PLATFORM, OVERSEERS),
+    f"{_KEYS}/SetKey": changes(Scope.PLATFORM, ADMINS),
+    f"{_KEYS}/RotateKey": changes(Scope.PLATFORM, ADMINS),
+    f"{_KEYS}/RevokeKey": changes(Scope.PLATFORM, ADMINS),
+    f"{_KEYS}/ListKeys": reads(Scope.PLATFORM, OVERSEERS),
 }
 """Full method name, without the leading slash, to its row."""
 

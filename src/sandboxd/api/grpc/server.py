@@ -29,6 +29,7 @@ from sandboxd.api.grpc.interceptors.metrics import MetricsInterceptor
 from sandboxd.api.grpc.interceptors.permissions import PermissionInterceptor
 from sandboxd.api.grpc.interceptors.traces import TraceInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
+from sandboxd.api.grpc.key_service import KeyServicer
 from sandboxd.api.grpc.permissions import without_row
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
 from sandboxd.api.grpc.price_service import PriceServicer
@@ -55,6 +56,8 @@ from sandboxd.v1 import (
     budget_pb2_grpc,
     client_pb2,
     client_pb2_grpc,
+    key_pb2,
+    key_pb2_grpc,
     price_pb2,
     price_pb2_grpc,
     sandbox_pb2,
@@ -70,6 +73,7 @@ log = structlog.get_logger("sandboxd.api")
 _SERVED: Final = (
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
+    key_pb2.DESCRIPTOR.services_by_name["KeyService"],
     budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
     price_pb2.DESCRIPTOR.services_by_name["PriceService"],
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
@@ -171,6 +175,9 @@ class ApiServer:
         )
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(sessions=sessions), self._server)
         client_pb2_grpc.add_ClientServiceServicer_to_server(ClientServicer(tenancy=tenancy), self._server)
+        key_pb2_grpc.add_KeyServiceServicer_to_server(
+            KeyServicer(keys=tenancy.keys, hashes=tenancy.key_hashes), self._server
+        )
         usage_pb2_grpc.add_UsageServiceServicer_to_server(
             UsageServicer(
                 ledger=ledger,

@@ -25,7 +25,14 @@ from sandboxd.backends.local.launching import CLEAN_PATH, Launcher, endpoint_of
 from sandboxd.backends.local.layout import Layout
 from sandboxd.backends.local.processes import AgentProcess
 from sandboxd.manager.agents import visit
-from sandboxd.manager.backend_port import Backend, BackendDescription, Observation, RunningIncarnation, SandboxSpec
+from sandboxd.manager.backend_port import (
+    Backend,
+    BackendDescription,
+    FilesSize,
+    Observation,
+    RunningIncarnation,
+    SandboxSpec,
+)
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint
@@ -126,6 +133,17 @@ class LocalBackend(Backend):
                 await _on_disk(sandbox, lambda: self._layout.keep(sandbox))
         kept = self._layout.keep(sandbox)
         return "" if kept is None else str(kept)
+
+    @override
+    async def measure(self, sandbox: SandboxId, *, timeout: timedelta) -> FilesSize:
+        async with asyncio.timeout(timeout.total_seconds()):
+            files, size = await asyncio.to_thread(self._layout.measure, sandbox)
+        return FilesSize(files=files, size_bytes=size)
+
+    @override
+    async def erase(self, sandbox: SandboxId, *, timeout: timedelta) -> None:
+        await self.remove(sandbox, timeout=timeout)
+        await _on_disk(sandbox, lambda: self._layout.erase(sandbox))
 
     @override
     async def observe(self, sandbox: SandboxId) -> Observation:

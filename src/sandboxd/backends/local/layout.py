@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +186,25 @@ class Layout:
             shutil.rmtree(source / "run", ignore_errors=True)
             source.rename(target)
         return target if target.is_dir() else None
+
+    def measure(self, sandbox: SandboxId) -> tuple[int, int]:
+        """Files of a sandbox, and their lengths added up. What cannot be read is counted without its length."""
+        files = size = 0
+        for place in (self.sandbox(sandbox).directory, self.kept / sandbox):
+            for directory, _, names in os.walk(place):
+                files += len(names)
+                for name in names:
+                    with contextlib.suppress(OSError):
+                        size += (Path(directory) / name).lstat().st_size
+        return files, size
+
+    def erase(self, sandbox: SandboxId) -> None:
+        """Remove everything of a sandbox; safe to repeat."""
+        for place in (self.sandbox(sandbox).directory, self.kept / sandbox):
+            if place.is_dir():
+                for directory, _, _ in os.walk(place):
+                    Path(directory).chmod(0o700)  # a freelancer may have closed a directory to itself
+                shutil.rmtree(place)
 
     def owner_of(self, config: str) -> tuple[SandboxId, IncarnationId] | None:
         """Whose agent has this configuration file; None for a file that is not of ours."""

@@ -22,12 +22,14 @@ from sandboxd.persistence.tables.conversations import (
     TurnAttachmentRow,
     TurnRow,
 )
+from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.resources import UsageIntervalRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
 __all__ = [
+    "ApiKeyRow",
     "AuditChainRow",
     "AuditEntryRow",
     "AuditHeadRow",
@@ -40,6 +42,7 @@ __all__ = [
     "ClientRow",
     "CommandRow",
     "ConversationRow",
+    "ErasureRow",
     "EventRow",
     "FreelancerRow",
     "GatewayRow",
