@@ -221,6 +221,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         replicas=PostgresReplicas(database),
         peers=peers.client,
         lease=settings.lease,
+        metrics=seen.stream,
     )
     turn_quotas = AccountTurnQuotas(units=core.tools.units, accounts=core.accounts)
     hub = StreamHub(services, custody, router, turn_quotas=turn_quotas)

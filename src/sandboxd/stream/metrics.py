@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -69,9 +69,19 @@ class StreamMetrics:
             ("how",),
             registry=registry,
         )
+        self._errands = Counter(
+            "sandboxd_errands_forwarded_total",
+            "Errands that were sent to another replica, by how it ended (done, refused, moved, unanswered).",
+            ("outcome",),
+            registry=registry,
+        )
         self._lost = Counter(
             "sandboxd_conversations_lost_total", "Conversations that another replica took over.", registry=registry
         )
+
+    def forwarded(self, outcome: Literal["done", "refused", "moved", "unanswered"]) -> None:
+        """Note how an errand at another replica ended."""
+        self._errands.labels(outcome=outcome).inc()
 
     def published(self, entry: Entry, *, oldest: float) -> None:
         """Note a committed entry.

@@ -15,11 +15,12 @@ from typing import Final
 
 import structlog
 
-from sandboxd.model.errors import UnavailableError
+from sandboxd.model.errors import SandboxdError, UnavailableError
 from sandboxd.model.ids import SandboxId
 from sandboxd.stream.custody import LEASE, Custody
 from sandboxd.stream.desk import ErrandDesk
 from sandboxd.stream.errands import Close, Errand
+from sandboxd.stream.metrics import StreamMetrics
 from sandboxd.stream.moves import MovedError, OwnedElsewhereError, PeerUnavailableError, StoppingError
 from sandboxd.stream.opening import Accepted
 from sandboxd.stream.ports import Holder, Peers, Replicas
@@ -49,6 +50,7 @@ class ErrandRouter:
         replicas: Replicas | None = None,
         peers: Peers | None = None,
         lease: timedelta = LEASE,
+        metrics: StreamMetrics | None = None,
     ) -> None:
         """Join what it routes between.
 
@@ -59,12 +61,14 @@ class ErrandRouter:
             replicas: Tells who holds the others. None: this is the only replica.
             peers: The way to them. None: this is the only replica.
             lease: How long a frozen owner keeps a conversation.
+            metrics: Where forwarded errands are counted.
         """
         self._desk = desk
         self._custody = custody
         self._replica = replica
         self._replicas = replicas
         self._peers = peers
+        self._metrics = metrics or StreamMetrics()
         self._patience = lease * PATIENCE_LEASES
         self._attempt = max(MIN_ATTEMPT, lease / ATTEMPT_PART)
         self._known: OrderedDict[SandboxId, Holder] = OrderedDict()
@@ -134,7 +138,19 @@ class ErrandRouter:
         budget = min(usual, left)
         if budget <= timedelta():
             raise UnavailableError("The server that owns this conversation does not answer.")
-        return await self._peers.ask(peer, errand, acquire=acquire, timeout=budget)
+        try:
+            accepted = await self._peers.ask(peer, errand, acquire=acquire, timeout=budget)
+        except OwnedElsewhereError:
+            self._metrics.forwarded("moved")
+            raise
+        except PeerUnavailableError:
+            self._metrics.forwarded("unanswered")
+            raise
+        except SandboxdError:
+            self._metrics.forwarded("refused")
+            raise
+        self._metrics.forwarded("done")
+        return accepted
 
     def _remember(self, sandbox: SandboxId, holder: Holder) -> None:
         self._known[sandbox] = holder
