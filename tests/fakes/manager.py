@@ -82,9 +82,15 @@ class FakeClock(Clock):
     """Stands still until it is moved."""
 
     def __init__(self, at: datetime = NOON) -> None:
-        self._start = self._now = at
+        self._now = at
+        self._passed = 0.0
 
     def advance(self, seconds: float) -> None:
+        self._now += timedelta(seconds=seconds)
+        self._passed += seconds
+
+    def step(self, seconds: float) -> None:
+        """Somebody sets the clock: no time passes."""
         self._now += timedelta(seconds=seconds)
 
     @override
@@ -93,7 +99,7 @@ class FakeClock(Clock):
 
     @override
     def monotonic(self) -> float:
-        return (self._now - self._start).total_seconds()
+        return self._passed
 
 
 class FakeIds(IdSource):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
 import asyncpg
 import grpc
 import grpc.aio
@@ -169,6 +170,8 @@ class _Run:
             name = bag.pop()
             if name == "gateway killed" and self.now() > gateway_kills_until:
                 continue
+            if name.startswith("serve") and not await self._is_up("serve"):
+                continue  # a machine that is busy needs a moment to start it: what is not up cannot be killed
             self.history.faults.append((self.now(), name))
             await faults[name]()
             await asyncio.sleep(chance.uniform(0.3, 2.5))
@@ -207,8 +210,12 @@ class _Run:
 
     async def heal(self, workers: Sequence[Worker]) -> list[str]:
         """Nothing is broken any more: everybody can work, and everything comes to rest."""
-        await asyncio.gather(self.stack.ready("serve"), self.stack.ready("gateway"))
         wrong = []
+        for role in ("serve", "gateway"):
+            try:
+                await self._up(role)
+            except AssertionError as error:
+                return [f"healed: {error}\n{self.stack.log(role)}"]
         for worker in workers:
             if not worker.sandbox:
                 await worker.create()
@@ -226,6 +233,20 @@ class _Run:
         except AssertionError as error:
             wrong.append(f"healed: not quiet: {error}")
         return wrong
+
+    async def _up(self, role: str) -> None:
+        await eventually(lambda: self._is_up(role), within=QUIET_SECONDS, every=0.2, what=f"{role} is ready")
+
+    async def _is_up(self, role: str) -> bool:
+        port = self.stack.ports["web" if role == "serve" else "gateway_web"]
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http,
+                http.get(f"http://127.0.0.1:{port}/readyz") as answer,
+            ):
+                return answer.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False
 
     async def _query(self, statement: str) -> list[Any]:  # Any: asyncpg's records
         connection = await asyncpg.connect(plain_url(self.postgres.url()), timeout=10)

@@ -32,8 +32,8 @@ AUTHORITY_LIFETIME: Final = timedelta(days=3650)
 SERVICE_LIFETIME: Final = timedelta(days=365)
 AGENT_LIFETIME: Final = timedelta(days=365)
 """An agent reads its certificate once, and must stay reachable for as long as its incarnation may live."""
-BACKDATED: Final = timedelta(minutes=5)
-"""Clocks of two machines may differ by so much."""
+BACKDATED: Final = timedelta(hours=1)
+"""Clocks of two machines may differ by so much, and a clock may be set back after a certificate was made."""
 
 
 def agent_name(incarnation: IncarnationId) -> str:

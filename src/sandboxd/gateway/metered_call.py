@@ -42,6 +42,9 @@ class MeteredCall:
     def settlement(self, prices: PriceBook, *, at: datetime) -> Settlement:
         """Decide how the call is settled."""
         state, tokens, error = self._outcome()
+        began = self.start.start_time
+        # A clock that was set back meanwhile must not make a call end before it began.
+        first = self.first_byte_time and max(self.first_byte_time, began)
         priced = prices.price(
             tokens, model=self.start.model, model_version=self.reader.model_version, at=self.start.start_time
         )
@@ -54,8 +57,8 @@ class MeteredCall:
             block_reason=self.reader.block_reason,
             cost=priced.cost if priced else None,
             price_id=priced.price_id if priced else None,
-            first_byte_time=self.first_byte_time,
-            end_time=at,
+            first_byte_time=first,
+            end_time=max(at, first or began),
             error_reason=error,
         )
 

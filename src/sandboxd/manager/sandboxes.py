@@ -93,6 +93,7 @@ class ManagerCore:
             tokens=tools.tokens,
             target=tools.model_endpoint,
             metrics=tools.metrics,
+            clock=clock,
         )
         self.startup = Startup(
             intents=self.intents,

@@ -1,7 +1,8 @@
 """Keeps every active sandbox's agent supplied with the gateway's address and a fresh sandbox token.
 
 The token lives for minutes and the agent holds it in memory alone. It is given when an incarnation starts or wakes, and
-renewed for all at a third of its lifetime; the first round comes at once, because the service may have been away.
+renewed for all at a third of its lifetime; the first round comes at once, because the service may have been away. When
+the machine's clock is set, the tokens that are out are over, or not valid yet: then a round comes at once, too.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sandboxd.manager.ports import Life, ModelTokens, UnitsOfWork
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.sandbox import AgentEndpoint, Sandbox, SandboxState
+from sandboxd.model.sources import Clock
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity
 from sandboxd.stream.agent_port import AgentConnector
 
@@ -27,6 +29,10 @@ PAGE = 500
 CONCURRENCY = 16
 """Agents spoken to at once in a round: a TLS handshake each, and one core must not drown in them."""
 GIVE_TIMEOUT = timedelta(seconds=5)
+CLOCK_STEP_SECONDS = 2.0
+"""A clock that has moved by so much more, or less, than time has passed was set; below the gateway's leeway of 5 s."""
+LOOK_SECONDS = 1.0
+"""How often the clock is looked at."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +58,7 @@ class TokenKeeper:
         tokens: ModelTokens,
         target: ModelEndpointTarget,
         metrics: ManagerMetrics,
+        clock: Clock,
         every: timedelta = SANDBOX_TOKEN_LIFETIME / 3,
     ) -> None:
         self._units = units
@@ -59,6 +66,7 @@ class TokenKeeper:
         self._tokens = tokens
         self._target = target
         self._metrics = metrics
+        self._clock = clock
         self._every = every
 
     async def give(self, sandbox: Sandbox, incarnation: IncarnationId, endpoint: AgentEndpoint) -> None:
@@ -95,7 +103,18 @@ class TokenKeeper:
                 log.warning("sandbox.token_round_failed", error=error.message)
                 await asyncio.sleep(1.0)  # sooner than the next round: agents may be about to run dry
                 continue
-            await asyncio.sleep(self._every.total_seconds())
+            await self._until_due()
+
+    async def _until_due(self) -> None:
+        """Wait for the next round, or until the clock was set."""
+        began, moment = self._clock.monotonic(), self._clock.now()
+        while (passed := self._clock.monotonic() - began) < self._every.total_seconds():
+            await asyncio.sleep(min(LOOK_SECONDS, self._every.total_seconds() - passed))
+            shown = (self._clock.now() - moment).total_seconds()
+            step = shown - (self._clock.monotonic() - began)
+            if abs(step) > CLOCK_STEP_SECONDS:
+                log.warning("sandbox.clock_was_set", step_seconds=round(step, 1))
+                return
 
     async def renew_all(self) -> int:
         """Give every active sandbox's agent a fresh token; answers how many took it. Who does not answer is logged."""
