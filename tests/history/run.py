@@ -89,9 +89,11 @@ async def run(*, seconds: float, seed: int, clients: int = 3, gateway_kills_unti
                 "SANDBOXD_GEMINI_CLI": str(Path(stand_in)),
             }
             try:
-                await asyncio.gather(stack.start("gateway"), stack.start("serve"))
+                await asyncio.gather(*(stack.start(role, ready=False) for role in ("gateway", "serve")))
                 async with before_tcp("127.0.0.1", stack.ports["grpc"]).running() as front:
                     world = _Run(stack=stack, postgres=postgres, database=database, front=front, model=model, seed=seed)
+                    await asyncio.gather(world.up("gateway"), world.up("serve"))
+                    world.began = time.monotonic()
                     return await world.play(seconds, clients=clients, gateway_kills_until=gateway_kills_until)
             finally:
                 await stack.stop()
@@ -213,9 +215,9 @@ class _Run:
         wrong = []
         for role in ("serve", "gateway"):
             try:
-                await self._up(role)
+                await self.up(role)
             except AssertionError as error:
-                return [f"healed: {error}\n{self.stack.log(role)}"]
+                return [f"healed: {error}"]
         for worker in workers:
             if not worker.sandbox:
                 await worker.create()
@@ -234,8 +236,18 @@ class _Run:
             wrong.append(f"healed: not quiet: {error}")
         return wrong
 
-    async def _up(self, role: str) -> None:
-        await eventually(lambda: self._is_up(role), within=QUIET_SECONDS, every=0.2, what=f"{role} is ready")
+    async def up(self, role: str) -> None:
+        """Wait until a role is ready; on a busy machine its start may take a minute."""
+        process = self.stack.processes[role]
+
+        async def ready() -> bool:
+            assert process.returncode is None, f"{role} ended with {process.returncode}"
+            return await self._is_up(role)
+
+        try:
+            await eventually(ready, within=QUIET_SECONDS, every=0.2, what=f"{role} is ready")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.stack.log(role)}") from error
 
     async def _is_up(self, role: str) -> bool:
         port = self.stack.ports["web" if role == "serve" else "gateway_web"]
