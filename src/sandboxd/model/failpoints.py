@@ -66,6 +66,9 @@ POINTS: Final[Mapping[str, str]] = {
     "gateway.mid_stream": "A piece of the answer was read and counted; the CLI does not have it.",
     "gateway.before_settle": "The answer has ended; its row is open, and the CLI waits for the end.",
     "gateway.after_settle": "The row is settled; the CLI still waits for the end.",
+    # audit
+    "audit.before_commit": "A group of entries is chained and written; its transaction is not committed.",
+    "audit.after_commit": "The entries are durable; the calls that wait for them have not heard.",
 }
 """Every place there is, with what is true when it is passed."""
 
