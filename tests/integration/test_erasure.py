@@ -68,6 +68,8 @@ class ErasureWorld:
         self.key_store = FakeKeyStore()
         self.key = Ed25519PrivateKey.generate()
         self.lives = 0
+        self.asked_for: list[tuple[ClientId, FreelancerId]] = []
+        """Whose texts the audit was asked to remove."""
         self.tenancy, self.manager = self.new_life()
 
     def new_life(self) -> tuple[Tenancy, SandboxManager]:
@@ -92,8 +94,13 @@ class ErasureWorld:
             signer=Ed25519Signer(self.key, key_id="the-key"),
             key_store=self.key_store,
             key_hashes=FakeKeyHashes(),
+            remove_texts=self.remove_texts,
         )
         return self.tenancy, self.manager
+
+    async def remove_texts(self, client: ClientId, freelancer: FreelancerId) -> int:
+        self.asked_for.append((client, freelancer))
+        return 3
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -194,6 +201,8 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert found["freelancer_names"] == (2, 2, 0)
     assert found["api_keys"] == (1, 1, 0)
     assert found["usage_events"] == found["sandbox_records"] == (2, 0, 2)
+    assert found["audit_texts"] == (6, 6, 0)
+    assert world.asked_for == [(ACME, ADA), (ACME, BOB)]
     assert "law of billing" in erasure.items["usage_events"].why
     assert world.backend.files == {theirs.id}
     assert world.backend.kept == set()

@@ -234,6 +234,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         signer=Ed25519Signer(proof_key, key_id=proof_key_id),
         key_store=DirectoryKeyStore(settings.gemini_keys_dir or keys.gemini_keys),
         key_hashes=HmacKeyHashes(ensure_secret(keys.key_hash_secret)),
+        remove_texts=audit.trail.erase,
     )
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
     web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})

@@ -1,6 +1,14 @@
 """The command line of `sandboxctl`, put together: importing the modules of verbs hangs them into the root."""
 
-from sandboxd.ctl import verbs_accounting, verbs_accounts, verbs_admin, verbs_audit, verbs_sandboxes, verbs_sessions
+from sandboxd.ctl import (
+    verbs_accounting,
+    verbs_accounts,
+    verbs_admin,
+    verbs_audit,
+    verbs_keys,
+    verbs_sandboxes,
+    verbs_sessions,
+)
 from sandboxd.ctl.root import app
 
 __all__ = [
@@ -9,6 +17,7 @@ __all__ = [
     "verbs_accounts",
     "verbs_admin",
     "verbs_audit",
+    "verbs_keys",
     "verbs_sandboxes",
     "verbs_sessions",
 ]

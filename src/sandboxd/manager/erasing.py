@@ -16,6 +16,7 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.account_cache import AccountCache
+from sandboxd.manager.account_ports import AccountFilter
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.erasure_ports import ProofSigner
@@ -34,7 +35,7 @@ from sandboxd.model.client import AccountState
 from sandboxd.model.erasure import Erasure, PendingFiles, write_document
 from sandboxd.model.errors import InvalidTransitionError, SandboxdError, StaleOwnerError
 from sandboxd.model.failpoints import failpoint
-from sandboxd.model.ids import ClientId, RequestId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import Clock, IdSource
 
@@ -55,6 +56,8 @@ log = structlog.get_logger(__name__)
 
 RemoveKeys = Callable[[ClientId], Awaitable[int]]
 """Removes the keys of a client from where they are kept; answers how many there were."""
+RemoveTexts = Callable[[ClientId, FreelancerId], Awaitable[int]]
+"""Removes what the audit keeps of a person's texts; answers how many there were."""
 
 
 class Eraser:
@@ -73,6 +76,7 @@ class Eraser:
         ids: IdSource,
         replica: str,
         remove_keys: RemoveKeys | None = None,
+        remove_texts: RemoveTexts | None = None,
     ) -> None:
         self._units = units
         self._accounts = accounts
@@ -84,6 +88,7 @@ class Eraser:
         self._ids = ids
         self._replica = replica
         self._remove_keys = remove_keys
+        self._remove_texts = remove_texts
         self._asked = asyncio.Event()
         self._patience: dict[str, tuple[float, float]] = {}
         """By erasure: not before that moment, and the next delay."""
@@ -136,6 +141,7 @@ class Eraser:
         async with self._leased(key, operation):
             await self._end_sandboxes(erasure)
             await self._erase_files(erasure)
+            await self._erase_texts(erasure)
             await self._erase_rows(erasure)
             failpoint("erasure.before_keys")
             if erasure.freelancer is None and self._remove_keys is not None:
@@ -199,6 +205,23 @@ class Eraser:
                 await work.erasures.erase_sandbox(sandbox)
                 await work.erasures.save(replace(counted.add("sandbox_texts", erased=1), pending=None))
             await work.commit()
+
+    async def _erase_texts(self, erasure: Erasure) -> None:
+        if self._remove_texts is None:
+            return
+        for person in [erasure.freelancer] if erasure.freelancer else await self._people(erasure.client):
+            removed = await self._remove_texts(erasure.client, person)
+            await self._record(erasure, lambda now, removed=removed: now.add("audit_texts", erased=removed))  # type: ignore[misc]  # of a loop
+
+    async def _people(self, client: ClientId) -> Sequence[FreelancerId]:
+        everybody, found, token = AccountFilter(states=frozenset(AccountState)), list[FreelancerId](), ""
+        while True:
+            async with self._units.begin() as work:
+                page = await work.freelancers.list(client, everybody, page_size=MAX_PAGE_SIZE, page_token=token)
+            found += [person.id for person in page.items]
+            token = page.next_token
+            if not token:
+                return found
 
     async def _erase_rows(self, erasure: Erasure) -> None:
         async with self._units.begin() as work:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.clients import Clients
-from sandboxd.manager.erasing import Eraser
+from sandboxd.manager.erasing import Eraser, RemoveTexts
 from sandboxd.manager.erasure_ports import ProofSigner
 from sandboxd.manager.erasures import Erasures
 from sandboxd.manager.freelancers import Freelancers
@@ -31,9 +31,15 @@ class Tenancy:
 
 
 def make_tenancy(
-    *, core: ManagerCore, manager: SandboxManager, signer: ProofSigner, key_store: KeyStore, key_hashes: KeyHashes
+    *,
+    core: ManagerCore,
+    manager: SandboxManager,
+    signer: ProofSigner,
+    key_store: KeyStore,
+    key_hashes: KeyHashes,
+    remove_texts: RemoveTexts | None = None,
 ) -> Tenancy:
-    """Build the use cases."""
+    """Build the use cases; `remove_texts` removes what the audit keeps of a person's texts."""
     tools, accounts = core.tools, core.accounts
     units, clock, ids = tools.units, tools.clock, tools.ids
     once = Once(units=units, clock=clock)
@@ -49,6 +55,7 @@ def make_tenancy(
         ids=ids,
         replica=tools.replica,
         remove_keys=keys.erase,
+        remove_texts=remove_texts,
     )
     return Tenancy(
         accounts=accounts,
