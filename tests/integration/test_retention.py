@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sandboxd.model.ids import ClientId, RequestId
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.journal import PostgresJournal
-from sandboxd.persistence.retention import forget_commands
+from sandboxd.persistence.retention import forget_commands, forget_notices
 
 CLIENT = ClientId("acme")
 
@@ -27,3 +27,25 @@ async def test_commands_are_forgotten_after_thirty_days(database: Database) -> N
     journal = PostgresJournal(database)
     left = [name for name in ages if await journal.find_command(CLIENT, RequestId(name)) is not None]
     assert (first, rest, left) == (1, 1, ["fresh", "kept"])
+
+
+async def test_notices_of_budgets_are_forgotten_after_two_months(database: Database) -> None:
+    statement = """
+        INSERT INTO budget_notices SELECT :id, 'bdg', 'acme', 'BUDGET_SPENT', '2026-11-01', 0, 1, 1, 0, 'ada', 'sbx',
+            NULL, 'gemini', now() - CAST(:age AS interval), 1
+    """
+    async with database.begin() as connection:
+        await connection.execute(
+            text(
+                """INSERT INTO budgets VALUES ('bdg', 'acme', '', '', 'DAY', 'TOKENS', 1, '{80}', '2026-11-01', now(),
+                now())"""
+            )
+        )
+        for days in (0, 61, 63, 99):
+            await connection.execute(text(statement), {"id": str(days), "age": timedelta(days=days)})
+
+    answers = [await forget_notices(database, limit=1) for _ in range(3)]
+
+    left = {row["id"] for row in await database.fetch("SELECT id FROM budget_notices")}
+    assert answers == [1, 1, 0]
+    assert left == {"0", "61"}

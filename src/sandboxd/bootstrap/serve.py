@@ -45,7 +45,7 @@ from sandboxd.persistence.presence import ReplicaPresence
 from sandboxd.persistence.prices import PostgresPriceBookStore
 from sandboxd.persistence.replicas import PostgresReplicas
 from sandboxd.persistence.resources import PostgresResourceLedger
-from sandboxd.persistence.retention import forget_commands
+from sandboxd.persistence.retention import forget_commands, forget_notices
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.persistence.texts import PostgresKeptTexts
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
@@ -336,6 +336,8 @@ async def _forget_old_commands(database: Database) -> None:
     while True:
         try:
             while await forget_commands(database, limit=RETENTION_BATCH) == RETENTION_BATCH:
+                await asyncio.sleep(0)
+            while await forget_notices(database, limit=RETENTION_BATCH) == RETENTION_BATCH:
                 await asyncio.sleep(0)
         except UnavailableError as error:
             log.warning("retention.interrupted", error=error.message)

@@ -1,4 +1,7 @@
-"""What is forgotten after its time: request ids of stream commands. Those of other calls are the manager's affair."""
+"""What is forgotten after its time: request ids of stream commands, and notices of budgets.
+
+Request ids of other calls are the manager's affair.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,25 @@ _FORGET: Final = """
         SELECT client, request_id FROM commands WHERE create_time <= now() - $1::interval
         ORDER BY create_time LIMIT $2 FOR UPDATE SKIP LOCKED)
 """
+
+NOTICES_KEPT_FOR: Final = timedelta(days=62)
+"""How long a notice of a budget is kept: the longest period and the one before. A refused turn leaves one."""
+_FORGET_NOTICES: Final = """
+    DELETE FROM budget_notices WHERE id IN (
+        SELECT id FROM budget_notices WHERE notice_time <= now() - $1::interval
+        ORDER BY notice_time LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+
+async def forget_notices(database: Database, *, kept_for: timedelta = NOTICES_KEPT_FOR, limit: int = 1000) -> int:
+    """Delete the oldest notices of budgets beyond their time, at most so many; answers how many.
+
+    Raises:
+        DatabaseUnavailableError: PostgreSQL does not answer.
+    """
+    async with database.raw() as connection:
+        done = await connection.execute(_FORGET_NOTICES, kept_for, limit)
+    return int(done.rpartition(" ")[2])
 
 
 async def forget_commands(database: Database, *, kept_for: timedelta = COMMANDS_KEPT_FOR, limit: int = 1000) -> int:
