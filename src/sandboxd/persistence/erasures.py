@@ -66,6 +66,18 @@ _KEPT: Final[Mapping[str, tuple[str, str]]] = {
         f"SELECT count(*) FROM sandboxes WHERE {_OURS}",  # noqa: S608  constant text
         "The ledger names sandboxes: their ids, tiers and times are kept; their names and labels are erased.",
     ),
+    "usage_intervals": (
+        f"SELECT count(*) FROM usage_intervals WHERE sandbox IN ({_SANDBOXES})",  # noqa: S608  constant text
+        "How long which resources were taken is kept for the law of billing.",
+    ),
+    "budgets": (
+        f"SELECT count(*) FROM budgets WHERE {_OURS} OR sandbox IN ({_SANDBOXES})",  # noqa: S608  constant text
+        "What a budget allowed explains the ledger. It holds limits and ids.",
+    ),
+    "budget_notices": (
+        f"SELECT count(*) FROM budget_notices WHERE {_OURS}",  # noqa: S608  constant text
+        "Why a call was refused explains the ledger. It holds counts, times and ids.",
+    ),
     "incarnation_records": (
         f"SELECT count(*) FROM incarnations WHERE sandbox IN ({_SANDBOXES})",  # noqa: S608  constant text
         "When a sandbox ran is kept for the law of billing.",
