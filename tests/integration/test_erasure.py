@@ -35,7 +35,7 @@ from sandboxd.model.client_errors import (
 from sandboxd.model.erasure import Erasure
 from sandboxd.model.errors import DeadlineError, ForbiddenError, RequestIdReusedError, UnavailableError
 from sandboxd.model.events import SessionEvent, SessionOpened
-from sandboxd.model.failpoints import VARIABLE, FailpointError
+from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.session import Session, TurnState
@@ -320,16 +320,14 @@ async def test_the_same_deletion_twice_is_one_with_one_proof(world: ErasureWorld
     ],
 )
 async def test_a_service_that_dies_in_a_deletion_is_followed_by_one_that_finishes_it_and_counts_nothing_twice(
-    world: ErasureWorld, monkeypatch: pytest.MonkeyPatch, place: str
+    world: ErasureWorld, place: str
 ) -> None:
     await world.given_things(ACME, ADA)
     await world.given_things(ACME, BOB)
     with pytest.raises(DeadlineError):
         await world.tenancy.erasures.delete_client(a_request("the-deletion"), ACME, etag="", timeout=timedelta(0))
-    monkeypatch.setenv(VARIABLE, f"{place}=error")
-    with pytest.raises(FailpointError):
+    with arming(f"{place}=error"), pytest.raises(FailpointError):
         await world.tenancy.eraser.finish_left_over()
-    monkeypatch.delenv(VARIABLE)
 
     world.new_life()
     async with world.running():

@@ -27,7 +27,7 @@ from sandboxd.model.client_errors import (
     KeyChangeInProgressError,
 )
 from sandboxd.model.errors import RequestIdReusedError, StaleOwnerError, UnavailableError
-from sandboxd.model.failpoints import VARIABLE, FailpointError
+from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import ClientId, RequestId
 from sandboxd.persistence.engine import plain_url
 from sandboxd.v1 import key_pb2
@@ -199,13 +199,9 @@ async def test_a_repeated_change_is_answered_and_made_once(world: KeysWorld) -> 
 
 
 @pytest.mark.parametrize("place", ["key.after_commit", "key.after_store"])
-async def test_a_change_that_was_cut_in_two_is_finished_by_the_same_request(
-    world: KeysWorld, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    monkeypatch.setenv(VARIABLE, f"{place}=error")
-    with pytest.raises(FailpointError):
+async def test_a_change_that_was_cut_in_two_is_finished_by_the_same_request(world: KeysWorld, place: str) -> None:
+    with arming(f"{place}=error"), pytest.raises(FailpointError):
         await world.keys.set(a_request("request-1"), ACME, "the-first-key")
-    monkeypatch.delenv(VARIABLE)
     with pytest.raises(KeyChangeInProgressError):
         await world.replica("second").set(a_request("request-2"), ACME, "the-other-key")
 
@@ -216,12 +212,10 @@ async def test_a_change_that_was_cut_in_two_is_finished_by_the_same_request(
 
 
 async def test_another_change_overtakes_one_that_nobody_finishes(
-    world: KeysWorld, monkeypatch: pytest.MonkeyPatch
+    world: KeysWorld,
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "key.after_commit=error")
-    with pytest.raises(FailpointError):
+    with arming("key.after_commit=error"), pytest.raises(FailpointError):
         await world.keys.set(a_request("request-1"), ACME, "the-lost-key")
-    monkeypatch.delenv(VARIABLE)
     world.units.dead_replicas.add("first")
 
     done = await world.replica("second").set(a_request("request-2"), ACME, "the-other-key")

@@ -69,6 +69,17 @@ POINTS: Final[Mapping[str, str]] = {
     # audit
     "audit.before_commit": "A group of entries is chained and written; its transaction is not committed.",
     "audit.after_commit": "The entries are durable; the calls that wait for them have not heard.",
+    # clients and keys
+    "erasure.after_commit": "A deletion is durable; nothing is erased.",
+    "erasure.after_terminate": "One sandbox of a deleted account has ended.",
+    "erasure.before_files": "The files of one sandbox are counted; all of them are there.",
+    "erasure.after_files": "The files of one sandbox are destroyed; the row does not say so.",
+    "erasure.after_batch": "Some rows are erased, and counted in the same transaction.",
+    "erasure.before_keys": "All rows are erased; the client's keys are there.",
+    "erasure.before_proof": "All is erased; the proof is signed and not committed.",
+    "erasure.after_proof": "The proof is durable; nobody was told.",
+    "key.after_commit": "A key's row says SETTING; the store has the old key.",
+    "key.after_store": "The store has the new key; the row says SETTING.",
 }
 """Every place there is, with what is true when it is passed."""
 
