@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import defaultdict
 from datetime import timedelta
 from typing import Final, Literal, overload
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -58,7 +58,8 @@ class Custody:
         self._wakeups = wakeups
         self._orphaned = asyncio.Event()
         self._owners: dict[SandboxId, tuple[ConversationOwner, asyncio.Task[None]]] = {}
-        self._locks: defaultdict[SandboxId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Gone with its last holder: there is one for each sandbox that somebody opens now, not for all that ever were.
+        self._locks: WeakValueDictionary[SandboxId, asyncio.Lock] = WeakValueDictionary()
         self._tasks: asyncio.TaskGroup | None = None
         self._draining = False
         self._adopting = True
@@ -97,7 +98,7 @@ class Custody:
             OwnedElsewhereError: Another replica owns it.
             StoppingError: This one is draining.
         """
-        async with self._locks[sandbox]:
+        async with self._locks.setdefault(sandbox, asyncio.Lock()):
             held = self._owners.get(sandbox)
             if held is not None and not held[0].ended:
                 return held[0]
