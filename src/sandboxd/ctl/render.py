@@ -37,7 +37,7 @@ _STOPPED = {
     stream_pb2.STOP_REASON_ERROR: ("failed", "red"),
     stream_pb2.STOP_REASON_INTERRUPTED: ("interrupted: the next prompt continues the conversation", "red"),
 }
-_ALL_TEXT = {"turn_started": "prompt", "text": "answer", "thought": "thoughts"}
+_ALL_TEXT = {"turn_started": "prompt", "text": "answer", "thought": "thoughts", "permission_request": "question"}
 """Events that say nothing without their text."""
 
 
