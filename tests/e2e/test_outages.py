@@ -38,6 +38,9 @@ AT_ONCE = 60
 DEADLINE = 4.0
 """What a caller gives a call, in seconds."""
 POOL = 8
+SLOW_AT_ONCE = 2 * POOL
+"""Two rounds of the pool, with a few round trips each, stay within the five seconds that a call waits for a connection;
+more than that is shed with UNAVAILABLE, as it should be."""
 GROWN_BYTES = 40 << 20
 AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
@@ -125,7 +128,7 @@ async def weather(service: Service, proxy: FaultProxy, sandbox: str) -> None:
 
         proxy.latency = 0.15  # 300 ms for every round trip
         slow = await asyncio.gather(
-            *(ended(stub.Get(pb.GetRequest(name=sandbox), metadata=metadata, timeout=60)) for _ in range(AT_ONCE))
+            *(ended(stub.Get(pb.GetRequest(name=sandbox), metadata=metadata, timeout=60)) for _ in range(SLOW_AT_ONCE))
         )
         proxy.latency = 0
         assert {code for code, _ in slow} == {grpc.StatusCode.OK}, "slow is not away"

@@ -15,7 +15,7 @@ from sandboxd.model.audit import SYSTEM_CHAIN, AuditEntry, AuditKind, entry_hash
 from sandboxd.model.ids import ClientId, FreelancerId, make_id
 from sandboxd.monitor.audit_ports import ANONYMOUS_ROLE, OK, AuditUnavailableError, Deed, Intent, Outcome
 from sandboxd.monitor.audit_trail import GroupedAuditTrail
-from sandboxd.monitor.audit_writer import AuditMetrics
+from sandboxd.monitor.audit_writer import ATTEMPT, AuditMetrics
 from sandboxd.monitor.denials import MAX_COUNTERS, SINGLE_ENTRIES, Denials
 from tests.eventually import eventually
 from tests.fakes.audit import FakeAuditStore
@@ -54,13 +54,16 @@ def a_deed(*, client: str = "acme", action: str = "SandboxService/Create", role:
 
 
 @asynccontextmanager
-async def a_trail(store: FakeAuditStore, *, replica: str = "one") -> AsyncIterator[GroupedAuditTrail]:
+async def a_trail(
+    store: FakeAuditStore, *, replica: str = "one", attempt: timedelta = ATTEMPT
+) -> AsyncIterator[GroupedAuditTrail]:
     trail = GroupedAuditTrail(
         store,
         clock=StandingClock(),
         ids=NumberedIds(),
         replica=replica,
         metrics=AuditMetrics(CollectorRegistry()),
+        attempt=attempt,
     )
     store.living.add(replica)
     running = asyncio.create_task(trail.run())
@@ -162,6 +165,21 @@ async def test_an_intent_that_was_written_too_late_is_concluded_as_not_run() -> 
         (AuditKind.OUTCOME, "NOT_RUN"),
     ]
     assert not store.open
+
+
+async def test_a_connection_that_has_gone_silent_holds_its_chain_for_one_attempt_only() -> None:
+    gate = asyncio.Event()
+    store = FakeAuditStore(gate=gate)
+
+    async with a_trail(store, attempt=timedelta(milliseconds=20)) as trail:
+        intent = asyncio.create_task(trail.intend(a_deed(), timeout=WAIT))
+        await eventually(lambda: store.begun == 2)  # the first attempt still waits for an answer that never comes
+        store.gate = None
+
+        assert (await intent).sequence == 1
+
+    assert [kind for kind, _ in kinds(store)] == [AuditKind.INTENT]
+    assert is_sound(store.entries())
 
 
 async def test_an_intent_that_never_went_out_is_not_written_later() -> None:

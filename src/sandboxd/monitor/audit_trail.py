@@ -27,7 +27,7 @@ from sandboxd.monitor.audit_ports import (
     Outcome,
     Placed,
 )
-from sandboxd.monitor.audit_writer import AuditMetrics, AuditWriter
+from sandboxd.monitor.audit_writer import ATTEMPT, AuditMetrics, AuditWriter
 from sandboxd.monitor.denials import Denials
 
 log = structlog.get_logger(__name__)
@@ -48,13 +48,22 @@ _LOST: Final = Outcome(code="UNKNOWN", reason="REPLICA_LOST")
 class GroupedAuditTrail(AuditTrail):
     """The trail of one replica."""
 
-    def __init__(self, store: AuditStore, *, clock: Clock, ids: IdSource, replica: str, metrics: AuditMetrics) -> None:
+    def __init__(
+        self,
+        store: AuditStore,
+        *,
+        clock: Clock,
+        ids: IdSource,
+        replica: str,
+        metrics: AuditMetrics,
+        attempt: timedelta = ATTEMPT,
+    ) -> None:
         self._store = store
         self._clock = clock
         self._ids = ids
         self._replica = replica
         self._metrics = metrics
-        self._writer = AuditWriter(store, metrics)
+        self._writer = AuditWriter(store, metrics, attempt=attempt)
         self._writer.on_lost(self._not_run)
         self._denials = Denials()
 

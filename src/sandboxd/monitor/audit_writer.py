@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Final
 
 import structlog
@@ -27,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 LANES: Final = 3
 """Transactions at the same time, of different chains."""
+ATTEMPT: Final = timedelta(seconds=3)
+"""How long one transaction may take. On a connection that has gone silent nothing would tell before the driver's own
+limit, and the chain would be held meanwhile; an intent is waited for a little longer than this."""
 MAX_BATCH: Final = 256
 """Entries in one transaction."""
 MAX_WAITING: Final = 10_000
@@ -78,8 +82,9 @@ class Waiting:
 class AuditWriter:
     """Writes drafts in groups, and repeats what failed."""
 
-    def __init__(self, store: AuditStore, metrics: AuditMetrics) -> None:
+    def __init__(self, store: AuditStore, metrics: AuditMetrics, *, attempt: timedelta = ATTEMPT) -> None:
         self._store = store
+        self._attempt = attempt.total_seconds()
         self._metrics = metrics
         self._chains: dict[ClientId, deque[Waiting]] = {}
         """Chains that have something to write, those that have waited longest first."""
@@ -193,12 +198,13 @@ class AuditWriter:
         chain = batch[0].draft.entry.chain
         patient = chain in self._contended
         try:
-            placed = await self._store.append(
-                [item.draft for item in batch], repeated=any(item.tried for item in batch), patient=patient
-            )
-        except (UnavailableError, ConflictError) as error:
+            async with asyncio.timeout(self._attempt):
+                placed = await self._store.append(
+                    [item.draft for item in batch], repeated=any(item.tried for item in batch), patient=patient
+                )
+        except (UnavailableError, ConflictError, TimeoutError) as error:
             self._metrics.failures.inc()
-            log.warning("audit.unavailable", entries=len(batch), error=str(error))
+            log.warning("audit.unavailable", entries=len(batch), error=str(error) or "no answer in time")
             for item in batch:
                 item.tried = True
             self._put_back(batch)
