@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,13 +21,7 @@ from sandboxd.dev.identity import DevIssuer
 from sandboxd.model.failpoints import VARIABLE
 from sandboxd.settings import load_settings
 from tests.eventually import eventually
-
-
-def a_free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+from tests.ports import a_free_port
 
 
 @dataclass(kw_only=True)

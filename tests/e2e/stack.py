@@ -9,10 +9,9 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -30,17 +29,11 @@ from sandboxd.v1 import stream_pb2 as pb
 from sandboxd.v1 import usage_pb2
 from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
+from tests.ports import a_free_port
 
 READY_SECONDS = 60.0
 TURN_SECONDS = 90.0
 PATIENT = RetryPolicy(budget=timedelta(minutes=1))
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        number: int = one.getsockname()[1]
-        return number
 
 
 @dataclass(kw_only=True)
@@ -51,7 +44,7 @@ class Stack:
     database_url: str
     model: FakeGemini
     ports: dict[str, int] = field(
-        default_factory=lambda: {name: free_port() for name in ("grpc", "web", "gateway", "gateway_web")}
+        default_factory=lambda: {name: a_free_port() for name in ("grpc", "web", "gateway", "gateway_web")}
     )
     api_key: str = ""
     """Only the gateway gets it."""

@@ -27,8 +27,8 @@ from sandboxd.dev.child import child_environment
 from sandboxd.dev.identity import DevIssuer
 from sandboxd.dev.node import find_node
 from sandboxd.settings import Settings
-from tests.e2e.stack import free_port
 from tests.eventually import eventually
+from tests.ports import a_free_port
 
 CLI = Path(__file__).resolve().parents[1] / "bench" / "recorded_cli.py"
 READY_SECONDS = 90.0
@@ -42,8 +42,8 @@ class Role:
 
     name: str
     verb: str
-    web_port: int = field(default_factory=free_port)
-    port: int = field(default_factory=free_port)
+    web_port: int = field(default_factory=a_free_port)
+    port: int = field(default_factory=a_free_port)
     process: asyncio.subprocess.Process | None = None
 
     @property

@@ -26,7 +26,7 @@ from sandboxd.agent.supervisor import Supervisor
 from sandboxd.agent.unpack import unpack
 from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.agent.v1 import agent_pb2_grpc
-from sandboxd.model.errors import InvalidRequestError
+from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.model.processes import CopyResult, ProcessId, RootStats
 
 API_LEVEL = 1
@@ -37,6 +37,7 @@ SHUTDOWN_GRACE = timedelta(seconds=5)
 MAX_SHUTDOWN_GRACE = timedelta(seconds=60)
 COPY_IN_BYTES = 10 << 30
 COPY_IN_ENTRIES = 1_000_000
+READ_AWAY_SECONDS = 2.0
 
 # Any: grpc's stubs give a context the types of request and response, which no method here needs.
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -230,7 +231,11 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 max_entries=start.max_entries or COPY_IN_ENTRIES,
             )
 
-        result = await feed(pieces(), work)
+        try:
+            result = await feed(pieces(), work)
+        except SandboxdError:
+            await _read_away(request_iterator)
+            raise
         return pb.CopyInResponse(entries=result.entries, bytes=result.content_bytes)
 
     @override
@@ -308,3 +313,11 @@ async def _first(work: Coroutine[None, None, None], interruption: Coroutine[None
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _read_away(pieces: AsyncIterator[pb.CopyInRequest]) -> None:
+    """Take what the caller still sends, for a moment: grpc.aio shows an answer that comes meanwhile as INTERNAL."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(READ_AWAY_SECONDS):
+            async for _ in pieces:
+                pass

@@ -23,7 +23,7 @@ class MetricsInterceptor(CallInterceptor):
             "sandboxd_grpc_handling_seconds",
             "How long RPCs took; streams are not in it.",
             ["method"],
-            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 10, 60),
             registry=registry,
         )
         self._in_flight = Gauge("sandboxd_grpc_in_flight", "RPCs that run now.", ["method"], registry=registry)
