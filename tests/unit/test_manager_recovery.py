@@ -12,7 +12,9 @@ from sandboxd.model.errors import DatabaseUnavailableError, SandboxdError, Unava
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.monitor.own_deeds import AuditedDeeds
 from tests.eventually import eventually
+from tests.fakes.audit import FakeAuditTrail
 from tests.manager_world import NOW, SOON, ManagerWorld, a_request
 
 S = SandboxState
@@ -66,6 +68,28 @@ async def test_another_replica_finishes_what_broke_off_at_any_step(world: Manage
     assert sum(life.end_time is None for life in world.lives(answered.id)) == len(running)
     assert world.units.rows.leases == {}
     assert await second.recovery.finish_left_over() == 0
+
+
+async def test_what_recovery_finishes_is_on_record_and_waits_while_it_cannot_be(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+    with arming("pause.after_commit=error"), pytest.raises(FailpointError):
+        await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    world.crash()
+    _, second = world.replica("second")
+    trail = FakeAuditTrail(down=True)
+    second.recovery.deeds = AuditedDeeds(trail)
+
+    assert await second.recovery.finish_left_over() == 0
+    assert world.units.rows.sandboxes[sandbox.id].state is S.PAUSING
+
+    trail.down = False
+    world.clock.advance(60)
+    assert await second.recovery.finish_left_over() == 1
+    assert world.units.rows.sandboxes[sandbox.id].state is S.PAUSED
+    assert [(what, deed.action, deed.role) for what, deed, _ in trail.said] == [
+        ("intend", "Recovery/Finish", "system"),
+        ("conclude", "Recovery/Finish", "system"),
+    ]
 
 
 async def test_a_crash_before_the_intent_leaves_nothing(world: ManagerWorld) -> None:

@@ -37,6 +37,7 @@ from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.manager.turn_quotas import AccountTurnQuotas
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import SandboxId
+from sandboxd.monitor.own_deeds import AuditedDeeds
 from sandboxd.monitor.sweep import OrphanSweep
 from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
 from sandboxd.persistence.journal import PostgresJournal
@@ -173,6 +174,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     journal = PostgresJournal(database)
     sessions = PostgresSessions(database)
     ledger = PostgresUsageLedger(database)
+    audit = make_audit(settings, database, clock=clock, ids=ids, replica=replica, registry=seen.registry)
     core = ManagerCore(
         ManagerTools(
             units=PostgresUnitsOfWork(database),
@@ -188,10 +190,10 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             replica=replica,
             lease=settings.lease,
             tracer=seen.tracer,
+            deeds=AuditedDeeds(audit.trail),
         )
     )
     commit = GroupCommit(journal, appended=seen.stream.appended)
-    audit = make_audit(settings, database, clock=clock, ids=ids, replica=replica, registry=seen.registry)
     bills = TurnBills(PostgresTurnLedger(ledger), clock)
     dialect = DialectName(settings.cli_dialect)
     launcher = CliLauncher(connector=connector, sandboxes=core.use, journal=journal, dialect=dialect)

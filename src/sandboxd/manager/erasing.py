@@ -20,6 +20,7 @@ from sandboxd.manager.account_ports import AccountFilter
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.erasure_ports import ProofSigner
+from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import (
     MAX_PAGE_SIZE,
     Operation,
@@ -75,6 +76,7 @@ class Eraser:
         clock: Clock,
         ids: IdSource,
         replica: str,
+        deeds: OwnDeeds = UNRECORDED,
         remove_keys: RemoveKeys | None = None,
         remove_texts: RemoveTexts | None = None,
     ) -> None:
@@ -87,6 +89,7 @@ class Eraser:
         self._clock = clock
         self._ids = ids
         self._replica = replica
+        self._deeds = deeds
         self._remove_keys = remove_keys
         self._remove_texts = remove_texts
         self._asked = asyncio.Event()
@@ -161,7 +164,8 @@ class Eraser:
                 caller=caller, request_id=RequestId(f"{erasure.id}.{sandbox}"), body_hash=erasure.id.encode()
             )
             try:
-                await self._resting.terminate(request, sandbox, timeout=STEP_TIMEOUT)
+                async with self._deeds.recorded("Erasure/Terminate", client=erasure.client, sandbox=sandbox):
+                    await self._resting.terminate(request, sandbox, timeout=STEP_TIMEOUT)
             except InvalidTransitionError as error:
                 if error.metadata.get("state") != SandboxState.TERMINATED.value:
                     raise  # on its way there by another's wish: the next pass finds it ended

@@ -16,10 +16,11 @@ import structlog
 
 from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.freezing import Freezing
-from sandboxd.manager.intents import Intents
+from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics, Orphan
-from sandboxd.manager.operations import Operations, Work
+from sandboxd.manager.operations import Operations, Settled, Work
+from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import Life, UnitsOfWork
 from sandboxd.manager.release import Release
 from sandboxd.manager.startup import Startup
@@ -81,6 +82,7 @@ class Recovery:
     backend: Backend
     metrics: ManagerMetrics
     clock: Clock
+    deeds: OwnDeeds = UNRECORDED
     _patience: dict[SandboxId, _Patience] = field(default_factory=dict, init=False)
     _reported: Orphans = field(default_factory=Orphans, init=False)
     _note_at: float = field(default=0.0, init=False)
@@ -136,7 +138,7 @@ class Recovery:
                 return False
             log.info("sandbox.recovering", sandbox=sandbox.id, state=intent.sandbox.state.value)
             self.metrics.recovered()
-            task = self.operations.start(intent, self._work(intent.sandbox.state))
+            task = self.operations.start(intent, self._recorded(self._work(intent.sandbox.state)))
             await asyncio.wait({task})
         if not task.cancelled() and task.exception() is None:
             return True
@@ -144,6 +146,14 @@ class Recovery:
         patience.not_before = self.clock.monotonic() + patience.delay
         patience.delay = min(patience.delay * 2, LONGEST_DELAY)
         return False
+
+    def _recorded(self, work: Work) -> Work:
+        async def recorded(intent: Intent) -> Settled:
+            sandbox = intent.sandbox
+            async with self.deeds.recorded("Recovery/Finish", client=sandbox.client, sandbox=sandbox.id):
+                return await work(intent)
+
+        return recorded
 
     def _work(self, state: SandboxState) -> Work:
         ways: Mapping[SandboxState, Work] = {

@@ -21,6 +21,7 @@ from sandboxd.manager.intents import LEASE, Intents
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
+from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import Conversations, ModelTokens, SandboxOrder, UnitsOfWork
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
@@ -60,6 +61,8 @@ class ManagerTools:
     lease: timedelta = LEASE
     """How long the work on a sandbox is ours without a sign of life."""
     tracer: Tracer = NO_TRACES
+    deeds: OwnDeeds = UNRECORDED
+    """Where the service's own work is put on record."""
 
 
 class ManagerCore:
@@ -174,6 +177,7 @@ class SandboxManager:
             backend=tools.backend,
             metrics=tools.metrics,
             clock=tools.clock,
+            deeds=tools.deeds,
         )
 
     def backend(self) -> BackendDescription:

@@ -54,6 +54,7 @@ def make_tenancy(
         clock=clock,
         ids=ids,
         replica=tools.replica,
+        deeds=tools.deeds,
         remove_keys=keys.erase,
         remove_texts=remove_texts,
     )
