@@ -1,6 +1,6 @@
 """Thousands of garbage requests to every port of the real thing: each still serves, small, and quiet in its log.
 
-`SANDBOXD_GARBAGE=60000 pytest tests/e2e/test_garbage.py` throws 10,000 at each port; the suite throws a part of that.
+Ten thousand at each of the six ports; `SANDBOXD_GARBAGE=6000 pytest tests/e2e/test_garbage.py` throws a tenth of that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.garbage import CANARY, Drip, throw
 pytestmark = pytest.mark.timeout(600)
 
 # Read before any test runs: the tests themselves see no settings of the person who runs them.
-TIMES = int(os.environ.get("SANDBOXD_GARBAGE", "6000"))
+TIMES = int(os.environ.get("SANDBOXD_GARBAGE", "60000"))
 DRIPS = 24
 GROWN_BYTES = 48 << 20
 LOG_BYTES_EACH = 150
