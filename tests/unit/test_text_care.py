@@ -103,6 +103,16 @@ async def test_old_turns_are_for_the_full_round() -> None:
     assert await world.shown(young.id) == [TextState.KEPT]
 
 
+async def test_a_session_that_cannot_be_treated_does_not_keep_the_others_from_it() -> None:
+    world = World(ClientPolicy(text=TextPolicy.NONE))
+    first, second = world.given_session(ended=timedelta(minutes=2)), world.given_session(ended=timedelta(minutes=2))
+    del world.store.log[first.id]
+
+    assert await world.care.care_for_all() == 1
+
+    assert await world.shown(second.id) == [TextState.ERASED]
+
+
 async def test_an_outage_of_the_database_only_delays_it() -> None:
     world = World(ClientPolicy(text=TextPolicy.NONE))
     session = world.given_session(ended=timedelta(minutes=2))

@@ -93,8 +93,15 @@ class TextCare:
 
     async def _settle(self, session: SessionId) -> int:
         treated = 0
-        while part := await self._texts.settle(session, grace=self._grace):
-            treated += part
+        try:
+            while part := await self._texts.settle(session, grace=self._grace):
+                treated += part
+        except UnavailableError:
+            raise
+        except (
+            Exception
+        ):  # a loop: one session that cannot be treated must not keep the others, or the service, from it
+            log.exception("texts.not_settled", session=session)
         if treated:
             # What the feeds remember of the session is what it said before.
             self._feed.forget(session)
