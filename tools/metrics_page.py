@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from sandboxd import __version__
 from sandboxd.bootstrap.keys import KeyFiles
-from sandboxd.bootstrap.serve import build_rooms
+from sandboxd.bootstrap.rooms import build_rooms
 from sandboxd.dev.identity import DevIssuer
 from sandboxd.gateway.metrics import GatewayMetrics
 from sandboxd.monitor.process_metrics import ProcessMetrics

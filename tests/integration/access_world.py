@@ -26,7 +26,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
 from sandboxd.api.grpc.permissions import PERMISSIONS, Scope
-from sandboxd.bootstrap.serve import Rooms, _background, build_rooms
+from sandboxd.bootstrap.rooms import Rooms, build_rooms
+from sandboxd.bootstrap.serve import _background
 from sandboxd.manager.once import PLATFORM
 from sandboxd.manager.ports import RequestRecord
 from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
