@@ -181,6 +181,13 @@ class Settings(BaseSettings):
     cli_dialect: Literal["acp", "headless"] = "acp"
     """How the CLI is driven: one `--acp` process per sandbox, or one `-p … -o stream-json` run per prompt."""
 
+    kubernetes_instance: str = Field(default="sandboxd", pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
+    """Name of this installation, on a label of everything it makes in a cluster. Several can share one cluster."""
+    kubernetes_namespace: str = Field(default="sandboxd-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """sandboxd's own namespace: its parts, and the Lease of its operators."""
+    kubernetes_namespace_prefix: str = Field(default="client-", pattern=r"^[a-z][-a-z0-9]{0,29}$")
+    """A client's namespace is named by this and the client."""
+
     otlp_endpoint: Url | None = None
     """Collector that takes traces by OTLP over HTTP, for example `http://127.0.0.1:4318`; no traces if empty. The
     standard `OTEL_EXPORTER_OTLP_ENDPOINT` and `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` are read, too."""

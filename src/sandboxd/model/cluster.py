@@ -1,0 +1,374 @@
+"""What sandboxd and its operator agree on in a cluster: names, labels, and the three resources of `sandboxd.dev`.
+
+`serve` writes the spec of a `Sandbox`, the operator its status; both speak through the dataclasses here. Nothing here
+knows a Kubernetes client: a resource is a plain mapping as JSON has it.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
+from sandboxd.model.sandbox import Tier
+
+GROUP: Final = "sandboxd.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+SANDBOXES: Final = "sandboxes"
+"""Plural of `Sandbox`, namespaced."""
+TEMPLATES: Final = "sandboxtemplates"
+"""Plural of `SandboxTemplate`, of the whole cluster."""
+POOLS: Final = "sandboxpools"
+"""Plural of `SandboxPool`, namespaced."""
+
+SERVE_MANAGER: Final = "sandboxd-serve"
+"""Field manager of what `serve` writes."""
+OPERATOR_MANAGER: Final = "sandboxd-operator"
+"""Field manager of what the operator writes."""
+SANDBOX_FINALIZER: Final = f"{GROUP}/compute"
+"""On a `Sandbox` until its compute is gone and its claims are labelled as kept."""
+
+INSTANCE_LABEL: Final = f"{GROUP}/instance"
+"""Which installation a thing belongs to; on everything that we make."""
+SANDBOX_LABEL: Final = f"{GROUP}/sandbox"
+"""Id of the sandbox that a thing belongs to."""
+KEPT_LABEL: Final = f"{GROUP}/kept"
+"""`true` on claims whose sandbox was terminated: nobody but `erase` may remove them."""
+POOL_LABEL: Final = f"{GROUP}/pool"
+"""Name of the pool that a sandbox was made for."""
+INCARNATION_ANNOTATION: Final = f"{GROUP}/incarnation"
+CLIENT_ANNOTATION: Final = f"{GROUP}/client"
+"""The client's name: names may hold what labels may not."""
+FREELANCER_ANNOTATION: Final = f"{GROUP}/freelancer"
+
+CONTAINER: Final = "sandbox"
+AGENT_PORT: Final = 7443
+"""Where the agent listens in the pod, with mutual TLS."""
+MODEL_PORT: Final = 8787
+"""The model endpoint on the pod's loopback."""
+AGENT_CONFIG_DIRECTORY: Final = "/etc/sandboxd/agent"
+"""Where the Secret is mounted: `agent.json`, `tls.crt`, `tls.key`, `ca.crt`."""
+RUN_DIRECTORY: Final = "/run/sandboxd"
+AGENT_ROOT: Final = "/opt/agent"
+"""Where the agent's own file system is mounted, read-only."""
+HOME_DIRECTORY: Final = "/home/gemini"
+WORKSPACE_DIRECTORY: Final = "/workspace"
+HOME_VOLUME: Final = "home"
+WORKSPACE_VOLUME: Final = "workspace"
+
+DEFAULT_TEMPLATE: Final = "default"
+
+_SAFE: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+_HASHED: Final = re.compile(r".*-x[0-9a-f]{12}")
+_LABEL_LENGTH: Final = 63
+
+
+def namespace_of(client: ClientId, *, prefix: str) -> str:
+    """Return the namespace of a client.
+
+    No two clients share one: a name that had to be changed ends in `-x` and twelve digits of its hash, and a name that
+    ends so by itself is changed, too.
+    """
+    plain = f"{prefix}{client}"
+    if _SAFE.fullmatch(plain) and len(plain) <= _LABEL_LENGTH and not _HASHED.fullmatch(plain):
+        return plain
+    suffix = f"-x{hashlib.sha256(client.encode()).hexdigest()[:12]}"
+    kept = re.sub(r"[^a-z0-9-]", "-", plain)[: _LABEL_LENGTH - len(suffix)].rstrip("-")
+    return f"{kept}{suffix}"
+
+
+def agent_secret_of(sandbox: SandboxId) -> str:
+    """Name of the Secret with the agent's identity."""
+    return f"{sandbox}-agent"
+
+
+def pod_of(sandbox: SandboxId) -> str:
+    """Name of a sandbox's one pod."""
+    return f"{sandbox}-0"
+
+
+def claims_of(sandbox: SandboxId) -> Mapping[str, str]:
+    """Name of the claim of each volume, as the StatefulSet makes them."""
+    return {volume: f"{volume}-{sandbox}-0" for volume in (HOME_VOLUME, WORKSPACE_VOLUME)}
+
+
+class Mode(enum.Enum):
+    """What `serve` wants of a sandbox."""
+
+    RUNNING = "Running"
+    HIBERNATED = "Hibernated"
+    STOPPED = "Stopped"
+
+
+class PlacedState(enum.Enum):
+    """What a sandbox is in the cluster, as the operator sees it."""
+
+    PENDING = "Pending"
+    """Nothing runs yet: something that it needs is missing; the reason says what."""
+    STARTING = "Starting"
+    RUNNING = "Running"
+    HIBERNATED = "Hibernated"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    FAILED = "Failed"
+    """The incarnation was lost, or cannot come about without somebody's help."""
+
+
+class ConditionType(enum.Enum):
+    """Conditions of a `Sandbox`."""
+
+    READY = "Ready"
+    """The agent's port answers."""
+    SCHEDULED = "Scheduled"
+    VOLUMES_BOUND = "VolumesBound"
+    AGENT_STARTED = "AgentStarted"
+    """The container runs."""
+    RESIZE_PENDING = "ResizePending"
+    """The pod, or a volume, does not yet have what the spec says."""
+    DEGRADED = "Degraded"
+    """Something was lost or is refused; the reason says what."""
+
+
+class Reason(enum.Enum):
+    """Why a `Sandbox` is as it is: of its status, of its conditions and of the Events on it. A closed set."""
+
+    AS_DESIRED = "AsDesired"
+    STARTING = "Starting"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    HIBERNATED = "Hibernated"
+    NOT_CREATED = "NotCreated"
+    WAITING = "Waiting"
+    TEMPLATE_MISSING = "TemplateMissing"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
+    NAMESPACE_FOREIGN = "NamespaceForeign"
+    OBJECT_FOREIGN = "ObjectForeign"
+    """An object of another owner has a name that we need."""
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    UNSCHEDULABLE = "Unschedulable"
+    VOLUME_PENDING = "VolumePending"
+    VOLUME_LOST = "VolumeLost"
+    IMAGE_MISSING = "ImageMissing"
+    POD_REFUSED = "PodRefused"
+    """Admission, or the node, did not take the pod."""
+    CONTAINER_FAILED = "ContainerFailed"
+    CONTAINER_RESTARTED = "ContainerRestarted"
+    OUT_OF_MEMORY = "OutOfMemory"
+    POD_EVICTED = "PodEvicted"
+    POD_DELETED = "PodDeleted"
+    POD_FAILED = "PodFailed"
+    NODE_LOST = "NodeLost"
+    RESIZE_DEFERRED = "ResizeDeferred"
+    RESIZE_INFEASIBLE = "ResizeInfeasible"
+    RESIZE_IN_PROGRESS = "ResizeInProgress"
+    RESTART_NEEDED = "RestartNeeded"
+    """What changed (GPU, image) takes effect with the next incarnation."""
+    EXPANSION_UNSUPPORTED = "ExpansionUnsupported"
+    SHRINK_REFUSED = "ShrinkRefused"
+    DRIFT_REPAIRED = "DriftRepaired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedResources:
+    """Limits of a sandbox, as Kubernetes quantities."""
+
+    cpu: str
+    memory: str
+    home: str
+    workspace: str
+    ephemeral_storage: str = ""
+    """Most that the root file system may change; empty sets no limit."""
+    gpu: int = 0
+
+    def as_mapping(self) -> dict[str, Any]:  # Any: JSON
+        """Return it as the resource has it."""
+        made: dict[str, Any] = {
+            "cpu": self.cpu,
+            "memory": self.memory,
+            "home": self.home,
+            "workspace": self.workspace,
+        }
+        if self.ephemeral_storage:
+            made["ephemeralStorage"] = self.ephemeral_storage
+        if self.gpu:
+            made["gpu"] = self.gpu
+        return made
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> PlacedResources:
+        """Read it from a resource."""
+        return cls(
+            cpu=str(given["cpu"]),
+            memory=str(given["memory"]),
+            home=str(given["home"]),
+            workspace=str(given["workspace"]),
+            ephemeral_storage=str(given.get("ephemeralStorage", "")),
+            gpu=int(given.get("gpu", 0)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedSpec:
+    """The spec of a `Sandbox`."""
+
+    client: ClientId
+    freelancer: FreelancerId
+    incarnation: IncarnationId
+    tier: Tier
+    resources: PlacedResources
+    mode: Mode = Mode.RUNNING
+    template: str = DEFAULT_TEMPLATE
+    image: str = ""
+    """By digest; empty takes the template's."""
+    kept: bool = True
+    """True: the claims outlive the resource. Only `erase` sets it to False."""
+
+    def as_mapping(self) -> dict[str, Any]:  # Any: JSON
+        """Return it as the resource has it."""
+        return {
+            "client": self.client,
+            "freelancer": self.freelancer,
+            "template": self.template,
+            "tier": self.tier.value,
+            "mode": self.mode.value,
+            "incarnation": self.incarnation,
+            "image": self.image,
+            "resources": self.resources.as_mapping(),
+            "kept": self.kept,
+        }
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> PlacedSpec:
+        """Read it from a resource.
+
+        Raises:
+            KeyError, ValueError: It is not what the resource's schema promises.
+        """
+        return cls(
+            client=ClientId(given["client"]),
+            freelancer=FreelancerId(given["freelancer"]),
+            incarnation=IncarnationId(given["incarnation"]),
+            tier=Tier(given["tier"]),
+            resources=PlacedResources.from_mapping(given["resources"]),
+            mode=Mode(given.get("mode", Mode.RUNNING.value)),
+            template=given.get("template", DEFAULT_TEMPLATE),
+            image=given.get("image", ""),
+            kept=bool(given.get("kept", True)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One condition of a resource."""
+
+    type: ConditionType
+    status: bool | None
+    """None is `Unknown`."""
+    reason: Reason
+    message: str = ""
+    transition_time: str = ""
+    """When the status changed last, RFC 3339; set by whoever writes it."""
+
+    def as_mapping(self, *, generation: int) -> dict[str, Any]:  # Any: JSON
+        """Return it as the resource has it."""
+        return {
+            "type": self.type.value,
+            "status": "Unknown" if self.status is None else str(self.status),
+            "reason": self.reason.value,
+            "message": self.message,
+            "lastTransitionTime": self.transition_time,
+            "observedGeneration": generation,
+        }
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> Condition:
+        """Read it from a resource."""
+        return cls(
+            type=ConditionType(given["type"]),
+            status={"True": True, "False": False}.get(given["status"]),
+            reason=Reason(given["reason"]),
+            message=given.get("message", ""),
+            transition_time=given.get("lastTransitionTime", ""),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedStatus:
+    """The status of a `Sandbox`."""
+
+    state: PlacedState = PlacedState.PENDING
+    observed_generation: int = 0
+    incarnation: str = ""
+    """The incarnation that the fields of the pod are about."""
+    pod_uid: str = ""
+    """The pod that is this incarnation, from its first start on. A pod of another uid is not."""
+    pod_ip: str = ""
+    pod_name: str = ""
+    node: str = ""
+    agent_port: int = AGENT_PORT
+    start_time: str = ""
+    """When the pod's container started, RFC 3339."""
+    restarts: int = 0
+    reason: Reason = Reason.NOT_CREATED
+    message: str = ""
+    conditions: Sequence[Condition] = field(default_factory=tuple)
+
+    def find(self, kind: ConditionType) -> Condition | None:
+        """Return the condition of this type, or None."""
+        return next((one for one in self.conditions if one.type is kind), None)
+
+    def as_mapping(self) -> dict[str, Any]:  # Any: JSON
+        """Return it as the resource has it."""
+        return {
+            "observedGeneration": self.observed_generation,
+            "state": self.state.value,
+            "incarnation": self.incarnation,
+            "podUID": self.pod_uid,
+            "podIP": self.pod_ip,
+            "podName": self.pod_name,
+            "node": self.node,
+            "agentPort": self.agent_port,
+            "startTime": self.start_time,
+            "restarts": self.restarts,
+            "reason": self.reason.value,
+            "message": self.message,
+            "conditions": [one.as_mapping(generation=self.observed_generation) for one in self.conditions],
+        }
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> PlacedStatus:
+        """Read it from a resource; an empty mapping is the status before the operator's first."""
+        return cls(
+            state=PlacedState(given.get("state", PlacedState.PENDING.value)),
+            observed_generation=int(given.get("observedGeneration", 0)),
+            incarnation=given.get("incarnation", ""),
+            pod_uid=given.get("podUID", ""),
+            pod_ip=given.get("podIP", ""),
+            pod_name=given.get("podName", ""),
+            node=given.get("node", ""),
+            agent_port=int(given.get("agentPort", AGENT_PORT)),
+            start_time=given.get("startTime", ""),
+            restarts=int(given.get("restarts", 0)),
+            reason=Reason(given.get("reason", Reason.NOT_CREATED.value)),
+            message=given.get("message", ""),
+            conditions=tuple(Condition.from_mapping(one) for one in given.get("conditions", ())),
+        )
+
+
+def sandbox_resource(sandbox: SandboxId, spec: PlacedSpec, *, namespace: str, instance: str) -> dict[str, Any]:
+    """Return the `Sandbox` resource that `serve` writes. Any: JSON."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Sandbox",
+        "metadata": {
+            "name": sandbox,
+            "namespace": namespace,
+            "labels": {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox},
+        },
+        "spec": spec.as_mapping(),
+    }
