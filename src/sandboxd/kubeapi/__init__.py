@@ -1,0 +1,1 @@
+"""The Kubernetes API on raw JSON: requests and resumable watches. Knows nothing of sandboxes."""

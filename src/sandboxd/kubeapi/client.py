@@ -1,0 +1,268 @@
+"""Requests to the Kubernetes API, on raw JSON.
+
+The library's typed models are not used: decoding them was more than half of a hub's processor time at 2,000 servers
+(KubeSpawner's experience). Its configuration is: kubeconfig with its exec plugins, in-cluster tokens and their renewal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import quote
+
+import aiohttp
+from kubernetes_asyncio import config as kube_config
+from kubernetes_asyncio.client import Configuration
+from typing_extensions import override
+
+from sandboxd.kubeapi.errors import KubeError, KubeUnavailableError, error_of
+from sandboxd.kubeapi.ports import MERGE_PATCH, Json, KubeApi
+
+DEFAULT_TIMEOUT: Final = timedelta(seconds=10)
+CONNECTIONS: Final = 64
+LONGEST_LINE: Final = 1 << 22
+"""Longest line of a watch: etcd keeps objects up to 1.5 MiB."""
+
+
+class KubeConfigError(Exception):
+    """There is no usable configuration of a cluster; the text says where it was looked for."""
+
+
+async def load_configuration(kubeconfig: Path | None) -> Configuration:
+    """Read how to reach the cluster: this kubeconfig, else the pod's service account, else KUBECONFIG or its default.
+
+    Raises:
+        KubeConfigError: None of them can be used.
+    """
+    configuration = Configuration()
+    try:
+        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+            in_cluster: Callable[..., None] = kube_config.load_incluster_config
+            in_cluster(client_configuration=configuration)
+        else:
+            await kube_config.load_kube_config(
+                config_file=None if kubeconfig is None else str(kubeconfig), client_configuration=configuration
+            )
+    except (kube_config.ConfigException, OSError) as error:
+        where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
+        raise KubeConfigError(f"the cluster's configuration in {where} cannot be used: {error}") from error
+    return configuration
+
+
+class KubeClient(KubeApi):
+    """One session with the API server. Close it with `close`, or use it as a context."""
+
+    def __init__(self, kubeconfig: Path | None = None) -> None:
+        """Say where the configuration is; see `load_configuration`. It is read, and connected, by the first request."""
+        self._kubeconfig = kubeconfig
+        self._session: aiohttp.ClientSession | None = None
+        self._configuration = Configuration()
+        self._host = ""
+        self._opening = asyncio.Lock()
+
+    async def open(self) -> Self:
+        """Read the configuration now, to be told at once when it is not usable.
+
+        Raises:
+            KubeConfigError: It cannot be used.
+        """
+        async with self._opening:
+            if self._session is None:
+                self._configuration = await load_configuration(self._kubeconfig)
+                self._host = str(self._configuration.host).rstrip("/")
+                self._session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=_ssl_context(self._configuration)),
+                    read_bufsize=LONGEST_LINE,
+                )
+        return self
+
+    async def __aenter__(self) -> Self:
+        """Use it for a block."""
+        return await self.open()
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close it."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of every connection."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    @override
+    async def get(self, path: str, *, query: Mapping[str, str] | None = None, timeout: timedelta | None = None) -> Json:
+        return await self.request("GET", path, query=query, timeout=timeout)
+
+    @override
+    async def create(self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None) -> Json:
+        query = {"fieldManager": field_manager} if field_manager else None
+        return await self.request("POST", path, query=query, body=body, timeout=timeout)
+
+    @override
+    async def patch(
+        self,
+        path: str,
+        body: object,
+        *,
+        kind: str = MERGE_PATCH,
+        field_manager: str = "",
+        force: bool = False,
+        timeout: timedelta | None = None,
+    ) -> Json:
+        query = {"fieldManager": field_manager} if field_manager else {}
+        if force:
+            query["force"] = "true"
+        return await self.request("PATCH", path, query=query, body=body, content_type=kind, timeout=timeout)
+
+    @override
+    async def replace(
+        self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None
+    ) -> Json:
+        query = {"fieldManager": field_manager} if field_manager else None
+        return await self.request("PUT", path, query=query, body=body, timeout=timeout)
+
+    @override
+    async def delete(
+        self,
+        path: str,
+        *,
+        uid: str = "",
+        resource_version: str = "",
+        grace: timedelta | None = None,
+        propagation: str = "",
+        timeout: timedelta | None = None,
+    ) -> Json:
+        options: Json = {"kind": "DeleteOptions", "apiVersion": "v1"}
+        preconditions = {"uid": uid, "resourceVersion": resource_version}
+        if given := {name: value for name, value in preconditions.items() if value}:
+            options["preconditions"] = given
+        if grace is not None:
+            options["gracePeriodSeconds"] = int(grace.total_seconds())
+        if propagation:
+            options["propagationPolicy"] = propagation
+        return await self.request("DELETE", path, body=options, timeout=timeout)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+        timeout: timedelta | None = None,
+    ) -> Json:
+        """Send one request and read the answer.
+
+        Raises:
+            KubeError: It was refused, or there is no answer; the subclass says which.
+        """
+        seconds = (timeout or DEFAULT_TIMEOUT).total_seconds()
+        session = await self._ready()
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                session.request(
+                    method,
+                    self._host + path,
+                    params=query,
+                    data=None if body is None else json.dumps(body, separators=(",", ":")),
+                    headers=await self._headers(None if body is None else content_type),
+                ) as response,
+            ):
+                payload = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unanswered(method, path, error) from error
+        if response.status >= 400:
+            raise _refusal(response.status, payload)
+        answer: Json = json.loads(payload)
+        return answer
+
+    @override
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, query: Mapping[str, str], silence: timedelta
+    ) -> AsyncIterator[AsyncIterator[Json]]:
+        """Read an answer that goes on, one JSON object a line: a watch.
+
+        Args:
+            path: The collection.
+            query: Its parameters.
+            silence: A stream that says nothing for so long is ended, as its peer may be gone.
+
+        Raises:
+            KubeError: It was refused, or ended by the network.
+        """
+        session = await self._ready()
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence.total_seconds())
+        try:
+            async with session.get(
+                self._host + path, params=query, headers=await self._headers(None), timeout=timeout
+            ) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, await response.read())
+                yield _lines(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _unanswered("WATCH", path, error) from error
+
+    async def _ready(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            try:
+                await self.open()
+            except KubeConfigError as error:
+                raise KubeUnavailableError(str(error)) from error
+        assert self._session is not None
+        return self._session
+
+    async def _headers(self, content_type: str | None) -> dict[str, str]:
+        headers = {"Accept": "application/json", "User-Agent": "sandboxd"}
+        if content_type is not None:
+            headers["Content-Type"] = content_type
+        for setting in (await self._configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]
+        return headers
+
+
+def segment(name: str) -> str:
+    """A name as one part of a path."""
+    return quote(name, safe="")
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:
+    async for line in response.content:
+        if line.strip():
+            yield json.loads(line)
+
+
+def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+    # Authorities made by older tools lack what Python 3.13 demands; they are trusted by the person's own choice.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if configuration.cert_file:
+        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    if not configuration.verify_ssl:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _refusal(status: int, payload: bytes) -> KubeError:
+    try:
+        content: Json = json.loads(payload)
+        reason, message = str(content.get("reason", "")), str(content.get("message", ""))
+    except ValueError:
+        reason, message = "", payload[:500].decode("utf-8", "replace")
+    return error_of(status, reason, message or f"the API server answered with status {status}")
+
+
+def _unanswered(method: str, path: str, error: Exception) -> KubeUnavailableError:
+    cause = "it did not answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+    return KubeUnavailableError(f"{method} {path}: {cause}")
