@@ -30,6 +30,8 @@ ANSWER_GRACE_SECONDS = 1.0
 """How long running answers may take to go out when the agent ends."""
 OPTIONS = (
     ("grpc.so_reuseport", 0),  # or a second agent could take half of this one's connections
+    # A sandbox that stands still for longer than gRPC's 30 s (frozen, starved) ends no call that was not taken up yet.
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     ("grpc.max_receive_message_length", 4 << 20),
     # Or the window of a large upload grows to what the memory limit cannot hold. 256 KiB are enough for a cluster.
     ("grpc.http2.bdp_probe", 0),

@@ -95,6 +95,9 @@ class ServerLimits:
     """Of a unary call whose caller gave none."""
     max_concurrent_rpcs: int = 2000
     """Calls at the same time, streams included; more are refused with RESOURCE_EXHAUSTED."""
+    accept_within: timedelta = timedelta(hours=1)
+    """How long a call waits until this process takes it up; then gRPC ends it with CANCELLED and no word of ours.
+    Its own default is 30 s, which a crowd can reach: grpc.aio takes up one call in a round of its event loop."""
     first_request_within: timedelta = timedelta(seconds=30)
     """How long a stream may wait with its first request."""
     expired_grace: timedelta = timedelta(minutes=5)
@@ -151,7 +154,7 @@ class ApiServer:
                 ValidationInterceptor(rules=rules),
                 AuditInterceptor(trail=trail),
             ],
-            options=_options(),
+            options=_options(limits),
             maximum_concurrent_rpcs=limits.max_concurrent_rpcs,
         )
         slots = StreamSlots(total=limits.max_streams, per_client=limits.max_streams_per_client)
@@ -250,8 +253,9 @@ class ApiServer:
         await self._server.wait_for_termination()
 
 
-def _options() -> Sequence[tuple[str, int]]:
+def _options(limits: ServerLimits) -> Sequence[tuple[str, int]]:
     return (
+        ("grpc.server_max_unrequested_time_in_server", int(limits.accept_within.total_seconds())),
         # Two servers on one port must fail, not share its connections at random.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.errors import status_of, status_of_bug
 from sandboxd.api.grpc.rpc import CallInterceptor, ClientGoneError, Rpc
-from sandboxd.model.errors import SandboxdError
+from sandboxd.model.errors import SandboxdError, UnavailableError
 
 log = structlog.get_logger("sandboxd.api")
 
@@ -36,6 +36,8 @@ class FailureInterceptor(CallInterceptor):
         try:
             yield
         except asyncio.CancelledError:
+            if not _is_cancelled():
+                await _end_interrupted(rpc)
             rpc.code, rpc.reason = grpc.StatusCode.CANCELLED, "CANCELLED"
             raise
         except grpc.aio.AbortError:
@@ -82,6 +84,21 @@ def _client_gone(rpc: Rpc) -> NoReturn:
     """End a call that nobody waits for, as grpc.aio itself does when it notices first."""
     rpc.code, rpc.reason = grpc.StatusCode.CANCELLED, "CLIENT_GONE"
     raise asyncio.CancelledError
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+async def _end_interrupted(rpc: Rpc) -> None:
+    """End a call that nobody cancelled, but that waited for something that was.
+
+    grpc.aio would send no status for it, and its caller would wait for ever.
+    """
+    log.warning("rpc.interrupted", method=rpc.method)
+    error = UnavailableError("The server ended this work before it was done. Repeat the call with its request id.")
+    await _end(rpc, status_of(error, request_id=request_id_of(rpc)), error.reason)
 
 
 async def _end_bug(rpc: Rpc, error: BaseException) -> None:

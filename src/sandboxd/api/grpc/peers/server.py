@@ -31,6 +31,8 @@ MAX_CONCURRENT: Final = 2_000
 END_GRACE: Final = timedelta(seconds=1)
 OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
+    # The asker's deadline ends an errand, and not gRPC's 30 s for calls that a busy event loop has not taken up.
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
