@@ -61,6 +61,7 @@ WORKSPACE_DIRECTORY: Final = "/workspace"
 HOME_VOLUME: Final = "home"
 WORKSPACE_VOLUME: Final = "workspace"
 
+POD_SECURITY_LABELS: Final = {f"pod-security.kubernetes.io/{way}": "baseline" for way in ("enforce", "warn", "audit")}
 DEFAULT_TEMPLATE: Final = "default"
 
 _SAFE: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -226,7 +227,7 @@ class PlacedSpec:
     image: str = ""
     """By digest; empty takes the template's."""
     kept: bool = True
-    """True: the claims outlive the resource. Only `erase` sets it to False."""
+    """True: when the resource goes, its claims are labelled as kept. The operator never deletes claims itself."""
 
     def as_mapping(self) -> dict[str, Any]:  # Any: JSON
         """Return it as the resource has it."""
@@ -369,6 +370,20 @@ def sandbox_resource(sandbox: SandboxId, spec: PlacedSpec, *, namespace: str, in
             "name": sandbox,
             "namespace": namespace,
             "labels": {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox},
+            "finalizers": [SANDBOX_FINALIZER],
         },
         "spec": spec.as_mapping(),
+    }
+
+
+def namespace_resource(client: ClientId, *, prefix: str, instance: str) -> dict[str, Any]:
+    """Return a client's namespace, bare; the operator fills it with quota, limits and policies. Any: JSON."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": namespace_of(client, prefix=prefix),
+            "labels": {INSTANCE_LABEL: instance, **POD_SECURITY_LABELS},
+            "annotations": {CLIENT_ANNOTATION: client},
+        },
     }

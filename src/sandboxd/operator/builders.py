@@ -1,0 +1,159 @@
+"""The objects of one sandbox: StatefulSet, Secret, and the Events about it. Pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sandboxd.model.cluster import (
+    API_VERSION,
+    CLIENT_ANNOTATION,
+    FREELANCER_ANNOTATION,
+    HOME_VOLUME,
+    INCARNATION_ANNOTATION,
+    INSTANCE_LABEL,
+    OPERATOR_MANAGER,
+    SANDBOX_LABEL,
+    WORKSPACE_VOLUME,
+    PlacedSpec,
+    agent_secret_of,
+)
+from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.operator.pod_shape import agent_config, pod_template
+from sandboxd.operator.ports import AgentIdentity
+from sandboxd.operator.template import Template
+
+MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+AGENT_SECRET_TYPE: Final = "sandboxd.dev/agent"  # noqa: S105  a type of Secrets
+Json = dict[str, Any]
+"""An object of the API. Any: JSON."""
+
+
+def labels_of(sandbox: SandboxId, *, instance: str) -> dict[str, str]:
+    """Labels of everything that belongs to a sandbox."""
+    return {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox, MANAGED_BY: OPERATOR_MANAGER}
+
+
+def owner_of(sandbox: SandboxId, uid: str) -> Json:
+    """The reference that makes an object the sandbox's: with it goes what it owns."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "Sandbox",
+        "name": sandbox,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
+    }
+
+
+def stateful_set(
+    sandbox: SandboxId,
+    spec: PlacedSpec,
+    template: Template,
+    *,
+    namespace: str,
+    uid: str,
+    instance: str,
+    replicas: int,
+) -> Json:
+    """The StatefulSet of one: it keeps the pod's name and its claims, and lets nothing replace a living pod."""
+    labels = labels_of(sandbox, instance=instance)
+    sizes = {HOME_VOLUME: spec.resources.home, WORKSPACE_VOLUME: spec.resources.workspace}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {
+            "name": sandbox,
+            "namespace": namespace,
+            "labels": labels,
+            "annotations": {CLIENT_ANNOTATION: spec.client, FREELANCER_ANNOTATION: spec.freelancer},
+            "ownerReferences": [owner_of(sandbox, uid)],
+        },
+        "spec": {
+            "replicas": replicas,
+            "serviceName": "",
+            "selector": {"matchLabels": {SANDBOX_LABEL: sandbox}},
+            "podManagementPolicy": "Parallel",
+            "updateStrategy": {"type": "OnDelete"},
+            "revisionHistoryLimit": 1,
+            "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
+            "template": pod_template(sandbox, spec, template, labels=labels),
+            "volumeClaimTemplates": [
+                _claim_template(volume, size, template, labels=labels) for volume, size in sizes.items()
+            ],
+        },
+    }
+
+
+def wanted_of(built: Mapping[str, Any]) -> Json:
+    """What of a built StatefulSet can be changed later, to be compared and repaired."""
+    spec = built["spec"]
+    names = ("replicas", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "template")
+    metadata = {"labels": built["metadata"]["labels"]}
+    return {"metadata": metadata, "spec": {name: spec[name] for name in names}}
+
+
+def agent_secret(
+    sandbox: SandboxId,
+    incarnation: IncarnationId,
+    identity: AgentIdentity,
+    *,
+    namespace: str,
+    uid: str,
+    instance: str,
+) -> Json:
+    """The Secret that one incarnation's agent reads once."""
+    content = {
+        "agent.json": agent_config(sandbox, incarnation).encode(),
+        "tls.crt": identity.certificate,
+        "tls.key": identity.key,
+        "ca.crt": identity.authority,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": AGENT_SECRET_TYPE,
+        "metadata": {
+            "name": agent_secret_of(sandbox),
+            "namespace": namespace,
+            "labels": labels_of(sandbox, instance=instance),
+            "annotations": {INCARNATION_ANNOTATION: incarnation},
+            "ownerReferences": [owner_of(sandbox, uid)],
+        },
+        "data": {name: base64.b64encode(value).decode() for name, value in content.items()},
+    }
+
+
+def resource_event(
+    sandbox: SandboxId, *, namespace: str, uid: str, reason: str, message: str, warning: bool, time: str, reporter: str
+) -> Json:
+    """An Event on the resource, for `kubectl describe`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"generateName": f"{sandbox}.", "namespace": namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": "Sandbox",
+            "name": sandbox,
+            "namespace": namespace,
+            "uid": uid,
+        },
+        "type": "Warning" if warning else "Normal",
+        "reason": reason,
+        "message": message[:1000],
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+        "source": {"component": OPERATOR_MANAGER},
+        "reportingComponent": OPERATOR_MANAGER,
+        "reportingInstance": reporter[:128],
+    }
+
+
+def _claim_template(volume: str, size: str, template: Template, *, labels: Mapping[str, str]) -> Json:
+    spec: Json = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
+    if template.storage_class:
+        spec["storageClassName"] = template.storage_class
+    return {"metadata": {"name": volume, "labels": dict(labels)}, "spec": spec}

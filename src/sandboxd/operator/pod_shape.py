@@ -1,0 +1,173 @@
+"""The pod of a sandbox: its containers, volumes and limits. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from sandboxd.model.cluster import (
+    AGENT_CONFIG_DIRECTORY,
+    AGENT_PORT,
+    AGENT_ROOT,
+    CONTAINER,
+    HOME_DIRECTORY,
+    HOME_VOLUME,
+    INCARNATION_ANNOTATION,
+    MODEL_PORT,
+    RUN_DIRECTORY,
+    WORKSPACE_DIRECTORY,
+    WORKSPACE_VOLUME,
+    Mode,
+    PlacedResources,
+    PlacedSpec,
+    agent_secret_of,
+)
+from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.quantity import scale_bytes, scale_cpu
+from sandboxd.operator.template import AgentDelivery, Template
+
+AGENT_VOLUME: Final = "agent"
+IDENTITY_VOLUME: Final = "identity"
+RUN_VOLUME: Final = "run"
+COPY_CONTAINER: Final = "agent-copy"
+TERMINATION_SECONDS: Final = 15
+"""More than the agent takes to end what runs in the sandbox."""
+_LOADER: Final = f"{AGENT_ROOT}/lib64/ld-linux-x86-64.so.2"
+_LIBRARIES: Final = f"{AGENT_ROOT}/usr/lib/x86_64-linux-gnu:{AGENT_ROOT}/lib/x86_64-linux-gnu"
+AGENT_COMMAND: Final = (
+    _LOADER,
+    "--library-path",
+    _LIBRARIES,
+    f"{AGENT_ROOT}/usr/bin/python3",
+    "-s",
+    "-m",
+    "sandboxd.agent",
+    "--config",
+    f"{AGENT_CONFIG_DIRECTORY}/agent.json",
+)
+
+
+def agent_config(sandbox: SandboxId, incarnation: IncarnationId) -> str:
+    """The agent's configuration file."""
+    return json.dumps(
+        {
+            "sandbox": sandbox,
+            "incarnation": incarnation,
+            "home": HOME_DIRECTORY,
+            "workspace": WORKSPACE_DIRECTORY,
+            "spool_directory": f"{RUN_DIRECTORY}/spool",
+            "ready_file": f"{RUN_DIRECTORY}/ready.json",
+            "tls_certificate": f"{AGENT_CONFIG_DIRECTORY}/tls.crt",
+            "tls_key": f"{AGENT_CONFIG_DIRECTORY}/tls.key",
+            "tls_client_authority": f"{AGENT_CONFIG_DIRECTORY}/ca.crt",
+            "listen": f"0.0.0.0:{AGENT_PORT}",
+            "model_port": MODEL_PORT,
+        },
+        indent=1,
+    )
+
+
+def resources_of(resources: PlacedResources, template: Template, *, mode: Mode) -> dict[str, Any]:  # Any: JSON
+    """Requests and limits of the container.
+
+    Requests are a share of the limits, never all of them: a Guaranteed pod could not be shrunk in place. A hibernated
+    one gives its requests back and keeps its limits, so that it can wake before it has grown again.
+    """
+    limits = {"cpu": resources.cpu, "memory": resources.memory}
+    requests = {
+        "cpu": scale_cpu(resources.cpu, template.cpu_factor),
+        "memory": scale_bytes(resources.memory, template.memory_factor),
+    }
+    if mode is Mode.HIBERNATED:
+        requests = {"cpu": template.hibernated_cpu, "memory": template.hibernated_memory}
+    if resources.ephemeral_storage:
+        limits["ephemeral-storage"] = resources.ephemeral_storage
+        requests["ephemeral-storage"] = scale_bytes(resources.ephemeral_storage, template.memory_factor)
+    if resources.gpu:
+        limits[template.gpu_resource] = requests[template.gpu_resource] = str(resources.gpu)
+    return {"limits": limits, "requests": requests}
+
+
+def pod_template(
+    sandbox: SandboxId, spec: PlacedSpec, template: Template, *, labels: dict[str, str]
+) -> dict[str, Any]:  # Any: JSON
+    """The pod template of one incarnation."""
+    pod: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "hostUsers": template.host_users,
+        "terminationGracePeriodSeconds": TERMINATION_SECONDS,
+        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_container(spec, template)],
+        "volumes": [
+            _agent_volume(template),
+            {"name": IDENTITY_VOLUME, "secret": {"secretName": agent_secret_of(sandbox), "defaultMode": 0o400}},
+            {"name": RUN_VOLUME, "emptyDir": {}},
+        ],
+    }
+    if template.agent_delivery is AgentDelivery.INIT_COPY:
+        pod["initContainers"] = [_copy_container(template)]
+    optional: dict[str, Any] = {
+        "runtimeClassName": template.runtime_class,
+        "nodeSelector": dict(template.node_selector),
+        "tolerations": [dict(one) for one in template.tolerations],
+        "priorityClassName": template.priority_class,
+        "topologySpreadConstraints": [dict(one) for one in template.topology_spread],
+        "imagePullSecrets": [{"name": name} for name in template.image_pull_secrets],
+    }
+    pod |= {name: value for name, value in optional.items() if value}
+    return {
+        "metadata": {"labels": labels, "annotations": {INCARNATION_ANNOTATION: spec.incarnation}},
+        "spec": pod,
+    }
+
+
+def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:
+    probe = {"tcpSocket": {"port": AGENT_PORT}}
+    return {
+        "name": CONTAINER,
+        "image": spec.image or template.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": list(AGENT_COMMAND),
+        "workingDir": "/",
+        "ports": [{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
+        "resources": resources_of(spec.resources, template, mode=Mode.RUNNING),
+        "resizePolicy": [
+            {"resourceName": "cpu", "restartPolicy": "NotRequired"},
+            {"resourceName": "memory", "restartPolicy": "NotRequired"},
+        ],
+        "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": True, "privileged": False},
+        # Quick until it answers once, rare afterwards: a hundred sandboxes are on one node.
+        "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
+        "readinessProbe": {**probe, "periodSeconds": 15, "failureThreshold": 3},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            {"name": HOME_VOLUME, "mountPath": HOME_DIRECTORY},
+            {"name": WORKSPACE_VOLUME, "mountPath": WORKSPACE_DIRECTORY},
+            {"name": AGENT_VOLUME, "mountPath": AGENT_ROOT, "readOnly": True},
+            {"name": IDENTITY_VOLUME, "mountPath": AGENT_CONFIG_DIRECTORY, "readOnly": True},
+            {"name": RUN_VOLUME, "mountPath": RUN_DIRECTORY},
+        ],
+    }
+
+
+def _agent_volume(template: Template) -> dict[str, Any]:
+    match template.agent_delivery:
+        case AgentDelivery.IMAGE_VOLUME:
+            image = {"reference": template.agent_image, "pullPolicy": "IfNotPresent"}
+            return {"name": AGENT_VOLUME, "image": image}
+        case AgentDelivery.INIT_COPY:
+            return {"name": AGENT_VOLUME, "emptyDir": {}}
+
+
+def _copy_container(template: Template) -> dict[str, Any]:
+    limits = {"cpu": "1", "memory": "256M"}
+    return {
+        "name": COPY_CONTAINER,
+        "image": template.agent_image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/bin/sh", "-c", "cp -a /lib64 /lib /usr /copy/"],
+        "resources": {"limits": limits, "requests": {"cpu": "10m", "memory": "32M"}},
+        "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": AGENT_VOLUME, "mountPath": "/copy"}],
+    }
