@@ -23,10 +23,12 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
+from sandboxd.model.lifecycle import LONGEST, LifecyclePolicy
 from sandboxd.settings_rules import ADDRESS, PREFIX, check_key_url, problems_between, split_names
 
 NOT_SETTINGS: Final = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_CACHE_DIR", "SANDBOXD_FAILPOINTS"})
 """Variables with our prefix that are read elsewhere."""
+MAX_LIMIT: Final = LONGEST.total_seconds()
 DEFAULT_GEMINI_URL: Final = "https://generativelanguage.googleapis.com"
 
 
@@ -174,6 +176,20 @@ class Settings(BaseSettings):
     gemini_keys_dir: Path | None = None
     """Directory with one file for each client, named by it, that holds its API key. Read again when it changes."""
 
+    hibernate_after_seconds: float = Field(default=900, ge=0, le=MAX_LIMIT)
+    """A sandbox that is idle for so long is frozen in place; any use wakes it. 0 is never. Clients and sandboxes may
+    wish otherwise, here and below."""
+    stop_after_seconds: float = Field(default=3600, ge=0, le=MAX_LIMIT)
+    """One that is idle for so long gives its compute back; any use starts it. 0 is never."""
+    terminate_after_seconds: float = Field(default=86_400, ge=0, le=MAX_LIMIT)
+    """One that is idle for so long is terminated; its files are kept. 0 is never."""
+    terminate_paused_after_seconds: float = Field(default=2_592_000, ge=0, le=MAX_LIMIT)
+    """One that was paused so long ago is terminated; its files are kept. 0 is never."""
+    announce_seconds: float = Field(default=60, ge=0, le=3600)
+    """How long before it such a step is announced on open streams; a quarter of its limit where that is shorter."""
+    sweep_seconds: float = Field(default=10, ge=0, le=3600)
+    """How often one replica of `serve` looks for sandboxes whose time has come. 0 leaves it to `sandboxd sweep`."""
+
     node: Path | None = None
     """Node that runs the Gemini CLI in the local backend's sandboxes. `sandboxd dev` finds it if empty."""
     gemini_cli: Path | None = None
@@ -228,6 +244,21 @@ class Settings(BaseSettings):
     def lease(self) -> timedelta:
         """How long a frozen replica keeps what it owns."""
         return timedelta(seconds=self.lease_seconds)
+
+    @property
+    def lifecycle(self) -> LifecyclePolicy:
+        """When sandboxes rest whose clients do not wish otherwise."""
+
+        def limit(seconds: float) -> timedelta | None:
+            return timedelta(seconds=seconds) if seconds else None
+
+        return LifecyclePolicy(
+            hibernate_after=limit(self.hibernate_after_seconds),
+            stop_after=limit(self.stop_after_seconds),
+            terminate_after=limit(self.terminate_after_seconds),
+            terminate_paused_after=limit(self.terminate_paused_after_seconds),
+            lead=timedelta(seconds=self.announce_seconds),
+        )
 
     @property
     def home(self) -> Path:

@@ -16,6 +16,7 @@ from sandboxd.model.client import AccountState, Client, ClientPolicy, Freelancer
 from sandboxd.model.client_errors import AccountExistsError, ClientNotFoundError, FreelancerNotFoundError
 from sandboxd.model.errors import ConflictError, InvalidRequestError, RequestIdReusedError
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId
+from sandboxd.model.lifecycle import NEVER, LifecycleOverrides, Limit
 from sandboxd.model.sandbox import Tier
 from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
 from tests.fakes.manager import FakeClock
@@ -25,6 +26,7 @@ ACME, ADA = ClientId("acme"), FreelancerId("ada")
 POLICY = ClientPolicy(
     text=TextPolicy.REDACTED,
     text_lifetime=timedelta(days=30),
+    lifecycle=LifecycleOverrides(terminate_after=NEVER, terminate_paused_after=Limit(after=timedelta(days=90))),
     models=("gemini-2.5-*",),
     quotas=Quotas(sandboxes=3, tiers=frozenset({Tier.BASIC, Tier.PREMIUM}), storage_bytes=10**12),
     freelancer_quotas=Quotas(concurrent_turns=2),

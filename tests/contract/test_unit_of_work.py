@@ -27,6 +27,7 @@ from sandboxd.model.errors import (
     UnavailableError,
 )
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
+from sandboxd.model.lifecycle import NEVER, LifecycleOverrides, Limit
 from sandboxd.model.sandbox import AgentEndpoint, ApprovalMode, Incarnation, Sandbox, SandboxState, Tier
 from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
 
@@ -169,6 +170,13 @@ async def test_a_sandbox_comes_back_as_it_was_written(world: UnitsWorld) -> None
         incarnation=IncarnationId(an_id("inc")),
         incarnations=3,
         last_use_time=NOON + timedelta(microseconds=1),
+        state_time=NOON - timedelta(microseconds=1),
+        lifecycle=LifecycleOverrides(
+            hibernate_after=Limit(after=timedelta(minutes=7, microseconds=3)),
+            stop_after=NEVER,
+            discard_root_changes=False,
+        ),
+        keep_awake_until=NOON + timedelta(days=1),
     )
 
     await given(world, sandbox)

@@ -30,6 +30,8 @@ from sandboxd.model.events import (
     TurnStarted,
 )
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, TurnId
+from sandboxd.model.lifecycle import LifecyclePolicy
+from sandboxd.model.next_step import NextStep, next_step
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.session import PromptInput, Session, StopReason
@@ -73,6 +75,8 @@ class FakeManager:
                 tier=wish.tier,
                 model=wish.model,
                 approval_mode=wish.approval_mode,
+                lifecycle=wish.lifecycle,
+                keep_awake_until=wish.keep_awake_until,
             )
 
         return self._once(request, make)
@@ -83,6 +87,9 @@ class FakeManager:
         if found is None or found.client != caller.client or caller.freelancer not in (None, found.freelancer):
             raise SandboxNotFoundError(sandbox)
         return found
+
+    async def next_step(self, sandbox: Sandbox) -> NextStep | None:
+        return next_step(sandbox, LifecyclePolicy().under(sandbox.lifecycle), at=MOMENT)
 
     async def list(
         self,

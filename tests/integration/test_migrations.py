@@ -46,6 +46,10 @@ ROWS = {
         'pem')""",
         "INSERT INTO api_keys VALUES ('acme', 'ACTIVE', 'f', '', NULL, 1, now(), NULL, NULL)",
     ),
+    "0015": (
+        "INSERT INTO sandbox_looks VALUES ('sbx', 'STOP', now(), now(), 'inc', now(), 1.5, 0, '')",
+        "INSERT INTO duties VALUES ('lifecycle', 'replica', 1, now(), NULL)",
+    ),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",

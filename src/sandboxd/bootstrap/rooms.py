@@ -116,6 +116,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             lease=settings.lease,
             tracer=seen.tracer,
             deeds=AuditedDeeds(audit.trail),
+            lifecycle=settings.lifecycle,
         )
     )
     commit = GroupCommit(journal, appended=seen.stream.appended)

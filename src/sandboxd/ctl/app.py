@@ -6,6 +6,7 @@ from sandboxd.ctl import (
     verbs_admin,
     verbs_audit,
     verbs_keys,
+    verbs_lifecycle,
     verbs_sandboxes,
     verbs_sessions,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "verbs_admin",
     "verbs_audit",
     "verbs_keys",
+    "verbs_lifecycle",
     "verbs_sandboxes",
     "verbs_sessions",
 ]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandboxd.ctl.accounting import AccountingClient
@@ -106,6 +107,15 @@ class Client:
         """Yield the present sandboxes, then every change; survives a restart of the service."""
         wanted = sandbox_filter(states=states, freelancer=freelancer, labels=labels)
         return watch(self.connection, sandbox_pb2.WatchRequest(filter=wanted), patience=self._reconnect)
+
+    async def update(
+        self, sandbox: sandbox_pb2.Sandbox, paths: Iterable[str], *, timeout: float = WORK_SECONDS
+    ) -> sandbox_pb2.Sandbox:
+        """Write the named fields of a sandbox, unless somebody has changed it since it was read."""
+        request = sandbox_pb2.UpdateRequest(
+            request_id=new_request_id(), sandbox=sandbox, update_mask=FieldMask(paths=paths)
+        )
+        return (await self.connection.call(self._sandboxes.Update, request, timeout=timeout)).sandbox
 
     async def pause(self, name: str, *, force: bool = False, timeout: float = WORK_SECONDS) -> sandbox_pb2.Sandbox:
         """Pause a sandbox and return it when it is PAUSED."""

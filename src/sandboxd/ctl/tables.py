@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sandboxd.ctl.figures import ago, money
+from sandboxd.ctl.figures import ago, money, span
 from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean, clean_line
 from sandboxd.v1 import sandbox_pb2, session_pb2, usage_pb2
@@ -125,11 +125,54 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
         ("created", _moment(sandbox, "create_time")),
         ("last use", _moment(sandbox, "last_use_time")),
         ("terminated", _moment(sandbox, "terminate_time")),
+        ("rests", lifecycle_line(sandbox.lifecycle)),
+        ("kept awake", _until(sandbox, "keep_awake_until")),
+        ("next", _next(sandbox)),
     ]
     for name, value in facts:
         if str(value):
             table.add_row(Text(name, style="dim"), value)
     return table
+
+
+def lifecycle_line(wishes: sandbox_pb2.Lifecycle) -> str:
+    """Write when something rests, as far as it has wishes of its own."""
+    limits = (
+        ("hibernates", wishes.hibernate_after if wishes.HasField("hibernate_after") else None),
+        ("stops", wishes.stop_after if wishes.HasField("stop_after") else None),
+        ("terminates", wishes.terminate_after if wishes.HasField("terminate_after") else None),
+        ("terminates paused", wishes.terminate_paused_after if wishes.HasField("terminate_paused_after") else None),
+    )
+    parts = [
+        f"{what} {'never' if limit.never else 'after ' + span(limit.after.ToTimedelta().total_seconds())}"
+        for what, limit in limits
+        if limit is not None
+    ]
+    if wishes.HasField("discard_root_changes"):
+        parts.append(f"root file system {'may' if wishes.discard_root_changes else 'must not'} be lost")
+    return ", ".join(parts)
+
+
+def _next(sandbox: sandbox_pb2.Sandbox) -> str:
+    """Write what policy does next: a state of its own that nobody asked for should not surprise."""
+    if not sandbox.HasField("next_step"):
+        return ""
+    planned = sandbox.next_step
+    words = {
+        sandbox_pb2.LIFECYCLE_STEP_HIBERNATE: "hibernates",
+        sandbox_pb2.LIFECYCLE_STEP_STOP: "stops",
+        sandbox_pb2.LIFECYCLE_STEP_TERMINATE: "terminates",
+    }
+    left = (planned.time.ToDatetime(tzinfo=UTC) - datetime.now(UTC)).total_seconds()
+    moment = f"in {span(left)}" if left > 0 else "now"
+    return f"{words.get(planned.step, 'changes')} {moment} if it is not used"
+
+
+def _until(sandbox: sandbox_pb2.Sandbox, field: str) -> str:
+    if not sandbox.HasField(field):  # type: ignore[arg-type]  # the names are literals above
+        return ""
+    stamp: Timestamp = getattr(sandbox, field)
+    return f"until {when(stamp)}" if stamp.ToDatetime(tzinfo=UTC) > datetime.now(UTC) else ""
 
 
 def state_text(sandbox: sandbox_pb2.Sandbox) -> Text:

@@ -15,6 +15,7 @@ from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.client import AccountState, Client, ClientPolicy, Quotas, TextPolicy
 from sandboxd.model.client_errors import AccountStateError, ClientNotFoundError, StaleAccountEtagError
 from sandboxd.model.ids import ClientId
+from sandboxd.model.lifecycle import LifecycleOverrides
 from sandboxd.model.paging import Page
 from sandboxd.model.sources import Clock
 
@@ -32,6 +33,7 @@ class PolicyEdit:
     models: tuple[str, ...] | None = None
     quotas: Quotas | None = None
     freelancer_quotas: Quotas | None = None
+    lifecycle: LifecycleOverrides | None = None
 
     def apply(self, policy: ClientPolicy) -> ClientPolicy:
         """Answer the policy with these fields."""
@@ -42,6 +44,7 @@ class PolicyEdit:
             models=policy.models if self.models is None else self.models,
             quotas=policy.quotas if self.quotas is None else self.quotas,
             freelancer_quotas=policy.freelancer_quotas if self.freelancer_quotas is None else self.freelancer_quotas,
+            lifecycle=policy.lifecycle if self.lifecycle is None else self.lifecycle,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from sandboxd.manager.access import choose_freelancer
 from sandboxd.manager.admission import Admission
@@ -12,10 +12,12 @@ from sandboxd.manager.intents import Intents
 from sandboxd.manager.operations import Operations
 from sandboxd.manager.ports import RequestRecord, UnitOfWork
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.rest_policy import require_allowed
 from sandboxd.manager.startup import Startup
 from sandboxd.model.caller import Request
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import FreelancerId, SandboxId
+from sandboxd.model.lifecycle import NO_OVERRIDES, LifecycleOverrides
 from sandboxd.model.sandbox import ApprovalMode, Sandbox, Tier
 from sandboxd.model.sources import Clock, IdSource
 
@@ -31,6 +33,8 @@ class NewSandbox:
     tier: Tier = Tier.BASIC
     model: str = ""
     approval_mode: ApprovalMode = ApprovalMode.DEFAULT
+    lifecycle: LifecycleOverrides = NO_OVERRIDES
+    keep_awake_until: datetime | None = None
 
 
 class Creation:
@@ -59,7 +63,8 @@ class Creation:
         """Make a sandbox and answer when its agent answers.
 
         Raises:
-            ForbiddenError: The caller is a freelancer and names another.
+            ForbiddenError: The caller is a freelancer and names another, or sets when the sandbox rests.
+            InvalidRequestError: It shall be kept awake for too long.
             QuotaExceededError: A quota of the client or the freelancer does not hold it.
             RequestIdReusedError: The request id was used with another body.
             UnavailableError: It could not be started; the sandbox is FAILED.
@@ -67,6 +72,12 @@ class Creation:
         """
         caller = request.caller
         now = self._clock.now()
+        require_allowed(
+            caller,
+            changes_lifecycle=wish.lifecycle != NO_OVERRIDES,
+            keep_awake_until=wish.keep_awake_until,
+            at=now,
+        )
         sandbox, incarnation = self._startup.new_life(
             Sandbox(
                 id=SandboxId(self._ids.new("sbx")),
@@ -80,6 +91,8 @@ class Creation:
                 create_time=now,
                 update_time=now,
                 last_use_time=now,
+                lifecycle=wish.lifecycle,
+                keep_awake_until=wish.keep_awake_until,
             )
         )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sandboxd.manager.account_cache import AccountCache
@@ -27,12 +27,15 @@ from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.rest_policy import RestPolicies
 from sandboxd.manager.resting import Resting
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.tokens import ModelEndpointTarget, TokenKeeper
 from sandboxd.manager.use import SandboxUse
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.ids import SandboxId
+from sandboxd.model.lifecycle import LifecyclePolicy
+from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock, IdSource
@@ -62,6 +65,8 @@ class ManagerTools:
     """How long the work on a sandbox is ours without a sign of life."""
     tracer: Tracer = NO_TRACES
     deeds: OwnDeeds = UNRECORDED
+    lifecycle: LifecyclePolicy = field(default_factory=LifecyclePolicy)
+    """When sandboxes rest whose clients do not wish otherwise."""
     """Where the service's own work is put on record."""
 
 
@@ -75,6 +80,7 @@ class ManagerCore:
         self.accounts = AccountCache(
             units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
         )
+        self.rest_policies = RestPolicies(defaults=tools.lifecycle, policies=self.accounts, clock=clock)
         self.intents = Intents(
             units=units,
             clock=clock,
@@ -183,6 +189,10 @@ class SandboxManager:
     def backend(self) -> BackendDescription:
         """Where sandboxes are placed."""
         return self._core.tools.backend.describe()
+
+    async def next_step(self, sandbox: Sandbox) -> NextStep | None:
+        """What policy does next with a sandbox; see `RestPolicies.next_step`."""
+        return await self._core.rest_policies.next_step(sandbox)
 
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
         """Make a sandbox; see `Creation.create`."""

@@ -14,6 +14,7 @@ from typing import Final
 
 from sandboxd.model.client_errors import AccountStateError
 from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.lifecycle import NO_OVERRIDES, LifecycleOverrides
 from sandboxd.model.sandbox import Tier
 
 
@@ -75,6 +76,8 @@ class ClientPolicy:
     """Of the client as a whole."""
     freelancer_quotas: Quotas = field(default_factory=Quotas)
     """Of each freelancer that has none of its own."""
+    lifecycle: LifecycleOverrides = NO_OVERRIDES
+    """When its sandboxes rest, where it wants that otherwise than the installation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

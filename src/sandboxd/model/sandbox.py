@@ -13,6 +13,7 @@ from typing import Final
 
 from sandboxd.model.errors import InvalidTransitionError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
+from sandboxd.model.lifecycle import NO_OVERRIDES, LifecycleOverrides
 
 
 class SandboxState(enum.Enum):
@@ -43,10 +44,10 @@ _S = SandboxState
 TRANSITIONS: Final[Mapping[SandboxState, frozenset[SandboxState]]] = {
     _S.CREATING: frozenset({_S.ACTIVE, _S.FAILED, _S.TERMINATING}),
     _S.ACTIVE: frozenset({_S.HIBERNATING, _S.STOPPING, _S.PAUSING, _S.TERMINATING, _S.STARTING, _S.FAILED}),
-    _S.HIBERNATING: frozenset({_S.HIBERNATED, _S.WAKING, _S.TERMINATING, _S.FAILED}),
+    _S.HIBERNATING: frozenset({_S.HIBERNATED, _S.ACTIVE, _S.WAKING, _S.TERMINATING, _S.FAILED}),
     _S.HIBERNATED: frozenset({_S.WAKING, _S.STOPPING, _S.PAUSING, _S.TERMINATING, _S.STARTING, _S.FAILED}),
     _S.WAKING: frozenset({_S.ACTIVE, _S.STARTING, _S.TERMINATING, _S.FAILED}),
-    _S.STOPPING: frozenset({_S.STOPPED, _S.TERMINATING, _S.FAILED}),
+    _S.STOPPING: frozenset({_S.STOPPED, _S.ACTIVE, _S.HIBERNATED, _S.TERMINATING, _S.FAILED}),
     _S.STOPPED: frozenset({_S.STARTING, _S.PAUSING, _S.TERMINATING}),
     _S.STARTING: frozenset({_S.ACTIVE, _S.TERMINATING, _S.FAILED}),
     _S.PAUSING: frozenset({_S.PAUSED, _S.TERMINATING, _S.FAILED}),
@@ -56,7 +57,8 @@ TRANSITIONS: Final[Mapping[SandboxState, frozenset[SandboxState]]] = {
     _S.TERMINATED: frozenset(),
     _S.FAILED: frozenset({_S.RESUMING, _S.TERMINATING}),
 }
-"""From each state, the states that may follow. ACTIVE to STARTING: the incarnation died under us and is made anew."""
+"""From each state, the states that may follow. ACTIVE to STARTING: the incarnation died under us and is made anew.
+HIBERNATING and STOPPING back to where they came from: somebody began to use it, and the step is called off."""
 
 
 class ApprovalMode(enum.Enum):
@@ -149,6 +151,12 @@ class Sandbox:
     update_time: datetime
     last_use_time: datetime
     """Last honest use: a prompt, an answer, a wake. Our own probes do not count."""
+    state_time: datetime | None = None
+    """When it came into its present state; None for one that never left CREATING."""
+    lifecycle: LifecycleOverrides = NO_OVERRIDES
+    """What it wants otherwise than its client's policy."""
+    keep_awake_until: datetime | None = None
+    """Until then it counts as used."""
     terminate_time: datetime | None = None
     version: int = 1
     """Grows with every write; the API shows it as the etag."""
@@ -163,5 +171,11 @@ class Sandbox:
             raise InvalidTransitionError(self.id, state=self.state.value, wanted=state.value, hint=hint)
         terminated = at if state is SandboxState.TERMINATED else self.terminate_time
         return replace(
-            self, state=state, state_reason=reason, update_time=at, terminate_time=terminated, version=self.version + 1
+            self,
+            state=state,
+            state_reason=reason,
+            state_time=at,
+            update_time=at,
+            terminate_time=terminated,
+            version=self.version + 1,
         )

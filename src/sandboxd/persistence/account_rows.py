@@ -9,6 +9,7 @@ from typing import Any
 from sandboxd.model.client import AccountState, Client, ClientPolicy, Freelancer, Quotas, TextPolicy
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import Tier
+from sandboxd.persistence.lifecycle_rows import overrides_json, read_overrides
 from sandboxd.persistence.sandbox_rows import Row, Values
 
 
@@ -86,6 +87,8 @@ def policy_json(policy: ClientPolicy) -> Values:
     for name, quotas in (("quotas", policy.quotas), ("freelancer_quotas", policy.freelancer_quotas)):
         if found := quotas_json(quotas):
             written[name] = found
+    if wished := overrides_json(policy.lifecycle):
+        written["lifecycle"] = wished
     return written
 
 
@@ -98,6 +101,7 @@ def read_policy(written: Mapping[str, Any]) -> ClientPolicy:
         models=tuple(written.get("models", ())),
         quotas=read_quotas(written.get("quotas", {})),
         freelancer_quotas=read_quotas(written.get("freelancer_quotas", {})),
+        lifecycle=read_overrides(written.get("lifecycle")),
     )
 
 

@@ -10,6 +10,7 @@ from sandboxd.manager.ports import ErrorRecord, RequestOutcome, RequestRecord
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint, ApprovalMode, Incarnation, Sandbox, SandboxState, Tier
+from sandboxd.persistence.lifecycle_rows import overrides_json, read_overrides
 
 
 class Row(Protocol):
@@ -22,7 +23,14 @@ class Row(Protocol):
 Values = dict[str, Any]
 """Values by column. Any: its columns have any type."""
 
-_MOMENTS: Final = ("create_time", "update_time", "last_use_time", "terminate_time")
+_MOMENTS: Final = (
+    "create_time",
+    "update_time",
+    "last_use_time",
+    "state_time",
+    "keep_awake_until",
+    "terminate_time",
+)
 
 
 def sandbox_values(sandbox: Sandbox) -> Values:
@@ -43,6 +51,9 @@ def sandbox_values(sandbox: Sandbox) -> Values:
         "create_time": sandbox.create_time,
         "update_time": sandbox.update_time,
         "last_use_time": sandbox.last_use_time,
+        "state_time": sandbox.state_time,
+        "lifecycle": overrides_json(sandbox.lifecycle),
+        "keep_awake_until": sandbox.keep_awake_until,
         "terminate_time": sandbox.terminate_time,
         "version": sandbox.version,
     }
@@ -66,6 +77,9 @@ def read_sandbox(row: Row) -> Sandbox:
         create_time=row["create_time"],
         update_time=row["update_time"],
         last_use_time=row["last_use_time"],
+        state_time=row["state_time"],
+        lifecycle=read_overrides(row["lifecycle"]),
+        keep_awake_until=row["keep_awake_until"],
         terminate_time=row["terminate_time"],
         version=row["version"],
     )
@@ -166,8 +180,8 @@ def read_outcome(written: Values) -> RequestOutcome:
             metadata=error["metadata"],
         )
     if sandbox is not None:
-        moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox[name] else None for name in _MOMENTS}
-        sandbox = read_sandbox(sandbox | moments)
+        moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox.get(name) else None for name in _MOMENTS}
+        sandbox = read_sandbox({"lifecycle": None} | sandbox | moments)  # an older version may have written it
     response = written.get("response")
     return RequestOutcome(
         sandbox=sandbox,

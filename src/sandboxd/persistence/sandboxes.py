@@ -65,6 +65,7 @@ class PostgresSandboxRepository(SandboxRepository):
         c = _SANDBOXES.c
         values = sandbox_values(sandbox)
         values["last_use_time"] = func.greatest(c.last_use_time, sandbox.last_use_time)
+        values["look_time"] = sandbox.update_time  # the sweep looks at once at what has changed
         statement = update(_SANDBOXES).values(values).where(c.id == sandbox.id, c.version == sandbox.version - 1)
         with translated():
             result = await self._connection.execute(statement)

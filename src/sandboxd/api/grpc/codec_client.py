@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from sandboxd.api.grpc.codec_lifecycle import decode_lifecycle, encode_lifecycle
 from sandboxd.api.grpc.codec_sandbox import TIERS
 from sandboxd.api.grpc.names import client_name, freelancer_name, timestamp
 from sandboxd.api.grpc.validation import refusal
@@ -32,7 +33,7 @@ TEXTS: Final[Mapping[TextPolicy, pb.TextPolicy.ValueType]] = {
 _STATES_BACK: Final = {number: state for state, number in STATES.items()}
 _TEXTS_BACK: Final = {number: text for text, number in TEXTS.items()}
 _TIERS_BACK: Final = {number: tier for tier, number in TIERS.items()}
-_POLICY_PARTS: Final = ("text", "text_lifetime", "models", "quotas", "freelancer_quotas")
+_POLICY_PARTS: Final = ("text", "text_lifetime", "models", "quotas", "freelancer_quotas", "lifecycle")
 CLIENT_PATHS: Final = frozenset({"display_name", "policy", *(f"policy.{part}" for part in _POLICY_PARTS)})
 """What the mask of UpdateClient may name."""
 FREELANCER_PATHS: Final = frozenset({"display_name", "quotas"})
@@ -81,6 +82,7 @@ def encode_policy(policy: ClientPolicy) -> pb.ClientPolicy:
         models=policy.models,
         quotas=encode_quotas(policy.quotas),
         freelancer_quotas=encode_quotas(policy.freelancer_quotas),
+        lifecycle=encode_lifecycle(policy.lifecycle),
     )
 
 
@@ -102,6 +104,7 @@ def decode_policy(message: pb.ClientPolicy) -> ClientPolicy:
         models=tuple(message.models),
         quotas=decode_quotas(message.quotas),
         freelancer_quotas=decode_quotas(message.freelancer_quotas),
+        lifecycle=decode_lifecycle(message.lifecycle),
     )
 
 
@@ -133,6 +136,7 @@ def decode_client_edit(message: pb.UpdateClientRequest) -> ClientEdit:
             models=wished.models if "policy.models" in paths else None,
             quotas=wished.quotas if "policy.quotas" in paths else None,
             freelancer_quotas=wished.freelancer_quotas if "policy.freelancer_quotas" in paths else None,
+            lifecycle=wished.lifecycle if "policy.lifecycle" in paths else None,
         ),
     )
 

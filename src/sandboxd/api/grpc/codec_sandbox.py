@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from sandboxd.api.grpc.names import sandbox_name, timestamp
+from sandboxd.api.grpc.codec_lifecycle import decode_lifecycle, encode_lifecycle, encode_next_step
+from sandboxd.api.grpc.names import moment, sandbox_name, timestamp
 from sandboxd.manager.creation import NewSandbox
-from sandboxd.manager.editing import SandboxEdit
+from sandboxd.manager.editing import KEEP, SandboxEdit
 from sandboxd.manager.ports import SandboxOrder
 from sandboxd.manager.reading import ChangeKind, SandboxChange, Selection
 from sandboxd.model.ids import FreelancerId
+from sandboxd.model.next_step import NextStep
 from sandboxd.model.sandbox import ApprovalMode, Sandbox, SandboxState, Tier
 from sandboxd.v1 import sandbox_pb2 as pb
 
@@ -45,8 +47,8 @@ _STATES_BACK: Final = {number: state for state, number in STATES.items()}
 _TIERS_BACK: Final = {number: tier for tier, number in TIERS.items()}
 
 
-def encode_sandbox(sandbox: Sandbox, *, backend: str) -> pb.Sandbox:
-    """Encode a sandbox."""
+def encode_sandbox(sandbox: Sandbox, *, backend: str, planned: NextStep | None = None) -> pb.Sandbox:
+    """Encode a sandbox with what policy does next."""
     return pb.Sandbox(
         name=sandbox_name(sandbox.id),
         client=sandbox.client,
@@ -66,12 +68,16 @@ def encode_sandbox(sandbox: Sandbox, *, backend: str) -> pb.Sandbox:
         last_use_time=timestamp(sandbox.last_use_time),
         terminate_time=timestamp(sandbox.terminate_time),
         etag=str(sandbox.version),
+        lifecycle=encode_lifecycle(sandbox.lifecycle),
+        keep_awake_until=timestamp(sandbox.keep_awake_until),
+        state_time=timestamp(sandbox.state_time),
+        next_step=encode_next_step(planned),
     )
 
 
-def encode_change(change: SandboxChange, *, backend: str) -> pb.WatchResponse:
+def encode_change(change: SandboxChange, *, backend: str, planned: NextStep | None = None) -> pb.WatchResponse:
     """Encode one message to a watcher."""
-    sandbox = encode_sandbox(change.sandbox, backend=backend) if change.sandbox else None
+    sandbox = encode_sandbox(change.sandbox, backend=backend, planned=planned) if change.sandbox else None
     return pb.WatchResponse(change=CHANGES[change.kind], sandbox=sandbox)
 
 
@@ -84,6 +90,8 @@ def decode_wish(message: pb.Sandbox) -> NewSandbox:
         tier=_TIERS_BACK.get(message.tier, Tier.BASIC),
         model=message.model,
         approval_mode=_approval_mode(message.approval_mode),
+        lifecycle=decode_lifecycle(message.lifecycle),
+        keep_awake_until=moment(message, "keep_awake_until"),
     )
 
 
@@ -95,6 +103,8 @@ def decode_edit(message: pb.UpdateRequest) -> SandboxEdit:
         labels=dict(wished.labels) if "labels" in paths else None,
         model=wished.model if "model" in paths else None,
         approval_mode=_approval_mode(wished.approval_mode) if "approval_mode" in paths else None,
+        lifecycle=decode_lifecycle(wished.lifecycle) if "lifecycle" in paths else None,
+        keep_awake_until=moment(wished, "keep_awake_until") if "keep_awake_until" in paths else KEEP,
     )
 
 

@@ -7,8 +7,9 @@ The rules of the contract have checked a name's shape before it comes here.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandboxd.model.erasure import ErasureId
@@ -63,6 +64,14 @@ def freelancer_id(name: str) -> FreelancerId:
 def erasure_id(name: str) -> ErasureId:
     """Return the erasure that an erasure's name holds."""
     return ErasureId(name.split("/")[3])
+
+
+def moment(message: Message, field: str) -> datetime | None:
+    """Decode a moment; None where it is unset. The rules of the contract have checked that it is one."""
+    if not message.HasField(field):
+        return None
+    stamp: Timestamp = getattr(message, field)
+    return stamp.ToDatetime(tzinfo=UTC)
 
 
 def timestamp(moment: datetime | None) -> Timestamp | None:

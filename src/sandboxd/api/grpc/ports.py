@@ -14,6 +14,7 @@ from sandboxd.manager.reading import SandboxChange, Selection
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.events import SessionEvent
 from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
+from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.session import PromptInput, Session
@@ -82,6 +83,10 @@ class SandboxManager(Protocol):
 
     async def get(self, caller: Caller, sandbox: SandboxId) -> Sandbox:
         """Return one sandbox."""
+        ...
+
+    async def next_step(self, sandbox: Sandbox) -> NextStep | None:
+        """Return what policy does next with a sandbox."""
         ...
 
     async def list(

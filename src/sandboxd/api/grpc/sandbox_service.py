@@ -68,13 +68,13 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         sandbox = await self._manager.create(
             _request(rpc, request, request.request_id), decode_wish(request.sandbox), timeout=_budget(rpc)
         )
-        return pb.CreateResponse(sandbox=self._shown(sandbox))
+        return pb.CreateResponse(sandbox=await self._shown(sandbox))
 
     @override
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         """Return one sandbox."""
         sandbox = await self._manager.get(current_rpc().caller, sandbox_id(request.name))
-        return pb.GetResponse(sandbox=self._shown(sandbox))
+        return pb.GetResponse(sandbox=await self._shown(sandbox))
 
     @override
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
@@ -87,7 +87,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             page_token=request.page_token,
         )
         return pb.ListResponse(
-            sandboxes=[self._shown(sandbox) for sandbox in page.items], next_page_token=page.next_token
+            sandboxes=[await self._shown(sandbox) for sandbox in page.items], next_page_token=page.next_token
         )
 
     @override
@@ -113,7 +113,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             etag=request.sandbox.etag,
             timeout=_budget(rpc),
         )
-        return pb.UpdateResponse(sandbox=self._shown(sandbox))
+        return pb.UpdateResponse(sandbox=await self._shown(sandbox))
 
     @override
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
@@ -125,7 +125,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             force=request.force,
             timeout=_budget(rpc),
         )
-        return pb.PauseResponse(sandbox=self._shown(sandbox))
+        return pb.PauseResponse(sandbox=await self._shown(sandbox))
 
     @override
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
@@ -134,7 +134,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         sandbox = await self._manager.resume(
             _request(rpc, request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
         )
-        return pb.ResumeResponse(sandbox=self._shown(sandbox))
+        return pb.ResumeResponse(sandbox=await self._shown(sandbox))
 
     @override
     async def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:
@@ -148,7 +148,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         settled = await self._manager.terminate(
             _request(rpc, request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
         )
-        return pb.TerminateResponse(sandbox=self._shown(settled.sandbox), kept=settled.kept)
+        return pb.TerminateResponse(sandbox=await self._shown(settled.sandbox), kept=settled.kept)
 
     @override
     async def Restore(self, request: pb.RestoreRequest, context: Context) -> pb.RestoreResponse:
@@ -163,10 +163,12 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def _send(self, changes: AsyncIterator[SandboxChange], context: Context) -> None:
         async with closed_at_end(changes):
             async for change in changes:
-                await write(context, encode_change(change, backend=self._backend), within=self._streams.write_within)
+                planned = None if change.sandbox is None else await self._manager.next_step(change.sandbox)
+                message = encode_change(change, backend=self._backend, planned=planned)
+                await write(context, message, within=self._streams.write_within)
 
-    def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
-        return encode_sandbox(sandbox, backend=self._backend)
+    async def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
+        return encode_sandbox(sandbox, backend=self._backend, planned=await self._manager.next_step(sandbox))
 
     async def _unbuilt(self, method: str, name: str) -> NoReturn:
         # A foreign sandbox is not found here, too.

@@ -11,16 +11,17 @@ from google.protobuf.message import Message
 
 from buf.validate import validate_pb2
 from sandboxd.api.grpc.codec_budget import budget_rules
+from sandboxd.api.grpc.codec_lifecycle import awake_rules, lifecycle_rules
 from sandboxd.api.grpc.codec_live_usage import resource_rules, watch_rules
 from sandboxd.api.grpc.quick_rules import QuickRules
 from sandboxd.model.errors import FieldViolation, InvalidRequestError
 from sandboxd.model.session import MAX_PROMPT_BYTES
-from sandboxd.v1 import budget_pb2, sandbox_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import budget_pb2, client_pb2, sandbox_pb2, stream_pb2, usage_pb2
 
 if TYPE_CHECKING:
     import protovalidate
 
-UPDATABLE: Final = ("display_name", "labels", "model", "approval_mode")
+UPDATABLE: Final = ("display_name", "labels", "model", "approval_mode", "lifecycle", "keep_awake_until")
 """Fields of a sandbox that Update can change."""
 MAX_VIOLATIONS: Final = 64
 """Most violations of one answer: the details travel in trailers, which have a limit."""
@@ -84,6 +85,17 @@ def _update_rules(message: sandbox_pb2.UpdateRequest) -> Iterator[FieldViolation
             )
     if message.HasField("sandbox") and not message.sandbox.name.startswith("sandboxes/"):
         yield FieldViolation(field="sandbox.name", description="must be `sandboxes/{sandbox}`")
+    yield from lifecycle_rules(message.sandbox.lifecycle, field="sandbox.lifecycle")
+    yield from awake_rules(message.sandbox)
+
+
+def _create_rules(message: sandbox_pb2.CreateRequest) -> Iterator[FieldViolation]:
+    yield from lifecycle_rules(message.sandbox.lifecycle, field="sandbox.lifecycle")
+    yield from awake_rules(message.sandbox)
+
+
+def _client_rules(message: client_pb2.CreateClientRequest | client_pb2.UpdateClientRequest) -> Iterator[FieldViolation]:
+    yield from lifecycle_rules(message.client.policy.lifecycle, field="client.policy.lifecycle")
 
 
 def _stream_rules(message: stream_pb2.StreamRequest) -> Iterator[FieldViolation]:
@@ -114,6 +126,9 @@ def _summary_rules(message: usage_pb2.SummarizeUsageRequest) -> Iterator[FieldVi
 MORE_RULES: Final[Mapping[type[Message], Callable[[Any], Iterator[FieldViolation]]]] = {
     # Any: each function takes the message of its own key.
     budget_pb2.SetBudgetRequest: budget_rules,
+    client_pb2.CreateClientRequest: _client_rules,
+    client_pb2.UpdateClientRequest: _client_rules,
+    sandbox_pb2.CreateRequest: _create_rules,
     sandbox_pb2.UpdateRequest: _update_rules,
     # protovalidate 1.2 for Python does not look at `defined_only` of a list's items.
     sandbox_pb2.ListRequest: _filter_rules,

@@ -23,6 +23,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnRow,
 )
 from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
+from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.resources import UsageIntervalRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
@@ -42,6 +43,7 @@ __all__ = [
     "ClientRow",
     "CommandRow",
     "ConversationRow",
+    "DutyRow",
     "ErasureRow",
     "EventRow",
     "FreelancerRow",
@@ -51,6 +53,7 @@ __all__ = [
     "PriceRow",
     "ReplicaRow",
     "RequestRow",
+    "SandboxLookRow",
     "SandboxRow",
     "SessionRow",
     "StdinRecordRow",

@@ -34,6 +34,11 @@ class SandboxRow(Base):
     last_use_time: Mapped[Moment]
     terminate_time: Mapped[Moment | None]
     version: Mapped[int] = mapped_column(BigInteger)
+    state_time: Mapped[Moment | None]
+    lifecycle: Mapped[dict[str, Any]] = mapped_column(SafeJson, server_default=text("'{}'"))
+    keep_awake_until: Mapped[Moment | None]
+    look_time: Mapped[Moment] = mapped_column(server_default=text("now()"))
+    """When the sweep looks at it next; every change of the sandbox asks for a look at once."""
 
     __table_args__ = (
         ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
@@ -46,6 +51,12 @@ class SandboxRow(Base):
         Index(None, "client", "last_use_time", "id"),
         Index(None, "client", "freelancer"),
         Index(None, "state", "id"),
+        Index(
+            "ix_sandboxes_look_time",
+            "look_time",
+            "id",
+            postgresql_where=text("state IN ('ACTIVE', 'HIBERNATED', 'STOPPED', 'PAUSED')"),
+        ),
         Index("ix_sandboxes_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     )
 
