@@ -190,6 +190,13 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(default=10, ge=0, le=3600)
     """How often one replica of `serve` looks for sandboxes whose time has come. 0 leaves it to `sandboxd sweep`."""
 
+    backend: Literal["local", "kubernetes"] = "local"
+    """Where sandboxes are placed: as processes of this machine, for development, or as pods of a cluster."""
+    kubeconfig: Path | None = None
+    """How the cluster is reached. If empty: the pod's own service account, else KUBECONFIG, else `~/.kube/config`."""
+    kubernetes_template: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    """`SandboxTemplate` of new pods."""
+
     node: Path | None = None
     """Node that runs the Gemini CLI in the local backend's sandboxes. `sandboxd dev` finds it if empty."""
     gemini_cli: Path | None = None

@@ -1,4 +1,4 @@
-"""What every backend promises, held by the fake and by real agents on this machine."""
+"""What every backend promises: held by the fake, by real agents on this machine, and by a cluster."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ import pytest
 
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.backends.certificates import CertificateAuthority
+from sandboxd.backends.kubernetes.backend import KubernetesBackend
+from sandboxd.backends.kubernetes.objects import Installation
+from sandboxd.backends.kubernetes.pod_place import POD_PLACE
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.backends.local.layout import Layout
@@ -29,6 +32,9 @@ from sandboxd.model.processes import ProcessId, ProcessSpec
 from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Tier
 from sandboxd.stream.agent_port import AgentConnector
 from tests.eventually import eventually
+from tests.fakes.agent import FakeAgentConnector
+from tests.fakes.cluster_operator import FakeOperator
+from tests.fakes.kube import FakeKube
 from tests.fakes.manager import FakeBackend
 
 TIMEOUT = timedelta(seconds=20)
@@ -113,10 +119,38 @@ async def local(tmp_path: Path) -> AsyncIterator[LocalWorld]:
     assert world.agents() == []
 
 
-@pytest.fixture(params=["fake", "local"])
+@dataclass(kw_only=True)
+class MemoryClusterWorld:
+    """The Kubernetes backend on a cluster in memory."""
+
+    backend: KubernetesBackend
+    connector: AgentConnector
+    operator: FakeOperator
+
+    def kill_agent(self, sandbox: SandboxId, incarnation: IncarnationId) -> None:
+        self.operator.kill(sandbox)
+
+
+@pytest.fixture
+async def memory_cluster() -> AsyncIterator[MemoryClusterWorld]:
+    kube, connector = FakeKube(), FakeAgentConnector()
+    backend = KubernetesBackend(
+        api=kube,
+        installation=Installation(instance="test", namespace_prefix="client-", template="default"),
+        place=POD_PLACE,
+        connector=connector,
+        clock=SystemClock(),
+    )
+    async with FakeOperator(kube, connector).running() as operator:
+        following = asyncio.create_task(backend.run())
+        yield MemoryClusterWorld(backend=backend, connector=connector, operator=operator)
+        following.cancel()
+
+
+@pytest.fixture(params=["fake", "local", "memory_cluster"])
 def world(request: pytest.FixtureRequest) -> BackendWorld:
-    if request.param == "local":
-        made: LocalWorld = request.getfixturevalue("local")
+    if request.param != "fake":
+        made: BackendWorld = request.getfixturevalue(request.param)
         return made
     fake = FakeBackend()
     return FakeWorld(backend=fake, connector=fake.connector)

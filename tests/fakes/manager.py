@@ -68,6 +68,7 @@ from sandboxd.model.paging import Page
 from sandboxd.model.pricing import Price
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.startup import StartReport
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity, SandboxToken
 from sandboxd.stream.ports import CliPlace, Wakeups
 from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
@@ -523,6 +524,10 @@ class FakeBackend(Backend):
             self.connector.agents[_address(endpoint)] = FakeAgent(sandbox=spec.sandbox, incarnation=incarnation)
             self.starts += 1
         return lives[incarnation]
+
+    @override
+    def startup(self, incarnation: IncarnationId) -> StartReport | None:
+        return None
 
     @override
     async def stop(

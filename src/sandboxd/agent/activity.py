@@ -112,30 +112,32 @@ class ActivityReporter:
         )
 
 
-def measure_tree(path: Path) -> tuple[int, bool]:
+def measure_tree(path: Path) -> tuple[int, int, bool]:
     """Add up the bytes that files below a directory occupy. Blocks; run it in a thread.
 
     Returns:
-        The bytes, and whether a limit ended the measuring early.
+        The bytes, the files, and whether a limit ended the measuring early.
     """
     end = time.monotonic() + TREE_SECONDS
-    total, seen, waiting = 0, 0, [str(path)]
+    total, files, seen, waiting = 0, 0, 0, [str(path)]
     while waiting:
         try:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     seen += 1
                     if seen > TREE_ENTRIES or (seen % 256 == 0 and time.monotonic() > end):
-                        return total, True
+                        return total, files, True
                     try:
                         total += entry.stat(follow_symlinks=False).st_blocks * 512
                         if entry.is_dir(follow_symlinks=False):
                             waiting.append(entry.path)
+                        else:
+                            files += 1
                     except OSError:  # it went away meanwhile
                         continue
         except OSError:
             continue
-    return total, False
+    return total, files, False
 
 
 def _root_stats(root: Root, path: Path) -> RootStats:

@@ -322,6 +322,7 @@ def stats_to(stats: AgentStats) -> pb.GetStatsResponse:
                 filesystem_bytes=one.filesystem_bytes,
                 available_bytes=one.available_bytes,
                 used_bytes=one.used_bytes,
+                files=one.files,
                 partial=one.partial,
             )
             for one in stats.roots
@@ -343,6 +344,7 @@ def stats_from(message: pb.GetStatsResponse) -> AgentStats:
                 filesystem_bytes=one.filesystem_bytes,
                 available_bytes=one.available_bytes,
                 used_bytes=one.used_bytes if one.HasField("used_bytes") else None,
+                files=one.files if one.HasField("files") else None,
                 partial=one.partial,
             )
             for one in message.roots

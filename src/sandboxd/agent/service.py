@@ -298,8 +298,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         return self._supervisor.get(ProcessId(process_id))
 
     async def _measured(self, stats: RootStats) -> RootStats:
-        used, partial = await asyncio.to_thread(measure_tree, self._reporter.roots[stats.root])
-        return replace(stats, used_bytes=used, partial=partial)
+        used, files, partial = await asyncio.to_thread(measure_tree, self._reporter.roots[stats.root])
+        return replace(stats, used_bytes=used, files=files, partial=partial)
 
 
 async def _first(work: Coroutine[None, None, None], interruption: Coroutine[None, None, None]) -> None:

@@ -1,23 +1,44 @@
-"""The local backend, as `serve` and `sandboxd dev` build it."""
+"""Where sandboxes are placed, as `serve` and `sandboxd dev` build it."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
+from urllib.parse import urlsplit
 
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.backends.certificates import CertificateAuthority
+from sandboxd.backends.kubernetes.backend import KubernetesBackend
+from sandboxd.backends.kubernetes.objects import Installation
+from sandboxd.backends.kubernetes.pod_place import POD_PLACE
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.kubeapi.client import KubeClient, KubeConfigError
+from sandboxd.manager.backend_port import Backend
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
+from sandboxd.settings_rules import is_loopback
 
 END_GRACE: Final = timedelta(seconds=2)
 """What runs in a sandbox has this long after TERM."""
 END_TIMEOUT: Final = timedelta(seconds=15)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """A backend with what must run beside it."""
+
+    backend: Backend
+    open: Callable[[], Awaitable[None]]
+    """To be awaited before anything else; raises SettingsError."""
+    run: Callable[[], Coroutine[None, None, None]] | None = None
+    """Runs until cancelled."""
+    close: Callable[[], Awaitable[None]]
 
 
 def make_connector(
@@ -47,6 +68,54 @@ def find_cli(settings: Settings) -> CliFiles:
         hint = "`python -m sandboxd.dev.gemini_cli` installs the pinned CLI and prints both"
         raise SettingsError("\n  ".join(["The settings cannot be used:", *problems, f"({hint})"]))
     return CliFiles(node=settings.node, entry=settings.gemini_cli)
+
+
+def make_placement(
+    settings: Settings, *, authority: CertificateAuthority, connector: GrpcAgentConnector, clock: SystemClock
+) -> Placement:
+    """Make the backend that the settings name.
+
+    Raises:
+        SettingsError: They do not say what it needs.
+    """
+
+    async def nothing() -> None:
+        return None
+
+    if settings.backend == "local":
+        local = make_local_backend(settings, authority=authority, connector=connector, clock=clock)
+        return Placement(backend=local, open=nothing, close=nothing)
+    _require_reachable_gateway(settings)
+    client = KubeClient(settings.kubeconfig)
+    backend = KubernetesBackend(
+        api=client,
+        installation=Installation(
+            instance=settings.kubernetes_instance,
+            namespace_prefix=settings.kubernetes_namespace_prefix,
+            template=settings.kubernetes_template,
+        ),
+        place=POD_PLACE,
+        connector=connector,
+        clock=clock,
+    )
+
+    async def connect() -> None:
+        try:
+            await client.open()
+        except KubeConfigError as error:
+            raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_KUBECONFIG: {error}") from error
+
+    return Placement(backend=backend, open=connect, run=backend.run, close=client.close)
+
+
+def _require_reachable_gateway(settings: Settings) -> None:
+    url = urlsplit(settings.gateway_url)
+    host = url.hostname or ""
+    if is_loopback(f"[{host}]:1" if ":" in host else f"{host}:1"):
+        raise SettingsError(
+            f"The settings cannot be used:\n  SANDBOXD_GATEWAY_URL: pods cannot reach {settings.gateway_url}; "
+            "say the gateway's address as the cluster's pods see it"
+        )
 
 
 def make_local_backend(

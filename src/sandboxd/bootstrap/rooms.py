@@ -14,7 +14,7 @@ from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.operating import ReplicaDoors, make_administration
 from sandboxd.bootstrap.peers import PeerRoom
-from sandboxd.bootstrap.places import make_connector, make_local_backend
+from sandboxd.bootstrap.places import Placement, make_connector, make_placement
 from sandboxd.bootstrap.sources import RandomIds, SystemClock
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.key_hashes import HmacKeyHashes, ensure_secret
@@ -60,6 +60,7 @@ class Rooms:
     """What one replica is made of."""
 
     seen: Observation
+    placement: Placement
     presence: ReplicaPresence
     peers: PeerRoom
     database: Database
@@ -93,6 +94,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     database = Database(make_engine(database_settings))
     presence = ReplicaPresence(database_settings, replica=replica)
     authority, connector = make_connector(settings, clock, tracer=seen.tracer)
+    placement = make_placement(settings, authority=authority, connector=connector, clock=clock)
     signing_key, key_id = ensure_token_keys(
         private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
     )
@@ -103,7 +105,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     core = ManagerCore(
         ManagerTools(
             units=PostgresUnitsOfWork(database),
-            backend=make_local_backend(settings, authority=authority, connector=connector, clock=clock),
+            backend=placement.backend,
             connector=connector,
             wakeups=presence,
             tokens=SandboxTokenSigner(key=signing_key, key_id=key_id, clock=clock),
@@ -209,6 +211,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     doors.entrance = api
     return Rooms(
         seen=seen,
+        placement=placement,
         presence=presence,
         peers=peers,
         database=database,

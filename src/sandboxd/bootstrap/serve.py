@@ -46,6 +46,8 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as cleanup:
         cleanup.push_async_callback(asyncio.to_thread, rooms.seen.send_traces)
         cleanup.push_async_callback(rooms.database.close)
+        await rooms.placement.open()
+        cleanup.push_async_callback(rooms.placement.close)
         # Bind first: a taken port is known at once, and not after the database was awaited.
         listen(rooms.api, settings)
         web_port = await rooms.web.start(settings.web_listen, tls=web_tls(settings))
@@ -86,6 +88,8 @@ async def _background(rooms: Rooms) -> None:
             tasks.create_task(rooms.callers.issuer_keys.run(), name="issuer-keys")
         # Before the lock is held this replica must own nothing.
         await rooms.presence.wait_held()
+        if rooms.placement.run is not None:
+            tasks.create_task(rooms.placement.run(), name="placement")
         tasks.create_task(rooms.seen.run(rooms.database), name="observation")
         tasks.create_task(rooms.audit.run(), name="audit")
         tasks.create_task(rooms.commit.run(), name="group-commit")

@@ -12,7 +12,8 @@ from datetime import timedelta
 from typing import Protocol
 
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
-from sandboxd.model.sandbox import AgentEndpoint, Resources
+from sandboxd.model.sandbox import AgentEndpoint, Resources, Tier
+from sandboxd.model.startup import StartReport
 from sandboxd.stream.ports import CliPlace
 
 
@@ -24,6 +25,8 @@ class SandboxSpec:
     client: ClientId
     freelancer: FreelancerId
     resources: Resources
+    tier: Tier = Tier.BASIC
+    """The name of these resources."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +93,10 @@ class Backend(Protocol):
         An incarnation that runs is answered as it is. Other incarnations of the sandbox are ended first: a sandbox
         never has two.
         """
+        ...
+
+    def startup(self, incarnation: IncarnationId) -> StartReport | None:
+        """How an incarnation came up that this very service has started; None where that is not known."""
         ...
 
     async def stop(

@@ -36,6 +36,7 @@ def spec_of(sandbox: Sandbox) -> SandboxSpec:
         client=sandbox.client,
         freelancer=sandbox.freelancer,
         resources=TIER_RESOURCES[sandbox.tier],
+        tier=sandbox.tier,
     )
 
 

@@ -249,7 +249,9 @@ class RootStats:
     used_bytes: int | None
     """None when it was not asked for."""
     partial: bool
-    """True when `used_bytes` is a lower bound."""
+    """True when `used_bytes` and `files` are lower bounds."""
+    files: int | None = None
+    """Files, links and the like, without directories; None when it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint
 from sandboxd.model.sources import Clock
+from sandboxd.model.startup import StartReport
 from sandboxd.stream.agent_port import AgentConnector
 from sandboxd.stream.ports import CliPlace
 
@@ -107,6 +108,10 @@ class LocalBackend(Backend):
                 pid = ours.pid
             left = max(0.0, deadline - self._clock.monotonic())
             return await self._launcher.wait_ready(spec.sandbox, incarnation, files.run(incarnation), pid, seconds=left)
+
+    @override
+    def startup(self, incarnation: IncarnationId) -> StartReport | None:
+        return None
 
     @override
     async def stop(

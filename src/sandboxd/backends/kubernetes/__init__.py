@@ -1,0 +1,1 @@
+"""Sandboxes in a cluster: this room writes `Sandbox` resources and waits for what the operator makes of them."""

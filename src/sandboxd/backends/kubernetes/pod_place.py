@@ -1,0 +1,22 @@
+"""Where the CLI is inside every sandbox pod: what the sandbox image promises."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandboxd.model.cluster import HOME_DIRECTORY, MODEL_PORT, WORKSPACE_DIRECTORY
+from sandboxd.stream.ports import CliPlace
+
+NODE_DIRECTORY: Final = "/opt/node/bin"
+CLEAN_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+POD_PLACE: Final = CliPlace(
+    node=f"{NODE_DIRECTORY}/node",
+    entry="/opt/gemini-cli/node_modules/@google/gemini-cli/bundle/gemini.js",
+    home=HOME_DIRECTORY,
+    workspace=WORKSPACE_DIRECTORY,
+    # Written by the CLI's own user at each start of the CLI; the run directory is the agent's.
+    settings=f"{HOME_DIRECTORY}/.sandboxd/settings.json",
+    model_endpoint=f"http://127.0.0.1:{MODEL_PORT}",
+    path=f"{HOME_DIRECTORY}/.local/bin:{NODE_DIRECTORY}:{CLEAN_PATH}",
+)

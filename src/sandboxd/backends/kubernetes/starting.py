@@ -1,0 +1,253 @@
+"""Brings an incarnation up: the resource written, the shared watch awaited, the agent reached; and awaits its end."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.backends.kubernetes.mirror import Mirror
+from sandboxd.backends.kubernetes.objects import SandboxObjects, lost_pod
+from sandboxd.backends.kubernetes.placed import Placed
+from sandboxd.backends.kubernetes.reaching import reach
+from sandboxd.backends.kubernetes.refusals import PATIENCE, SupersededError, lateness, refusal
+from sandboxd.backends.kubernetes.removal import Removal
+from sandboxd.backends.kubernetes.watch_of_start import WatchOfStart
+from sandboxd.kubeapi.errors import KubeConflictError, KubeError
+from sandboxd.model.cluster import Mode, PlacedSpec, PlacedState, Reason
+from sandboxd.model.errors import DeadlineError, SandboxdError
+from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.sandbox import AgentEndpoint
+from sandboxd.model.sources import Clock
+from sandboxd.model.startup import StartReport
+from sandboxd.stream.agent_port import AgentConnector
+
+EVENTS_TIMEOUT: Final = timedelta(seconds=1)
+"""How long the kubelet's words on images are waited for; without them the path is told as `local`."""
+
+log = structlog.get_logger(__name__)
+
+
+class Starting:
+    """Starts, and waits."""
+
+    def __init__(
+        self,
+        *,
+        objects: SandboxObjects,
+        mirror: Mirror,
+        connector: AgentConnector,
+        clock: Clock,
+        removal: Removal,
+        instance: str,
+    ) -> None:
+        self._removal = removal
+        self._objects = objects
+        self._mirror = mirror
+        self._connector = connector
+        self._clock = clock
+        self._instance = instance
+
+    async def start(
+        self, sandbox: SandboxId, wanted: PlacedSpec, *, deadline: float
+    ) -> tuple[AgentEndpoint, StartReport | None]:
+        """Make the sandbox run this incarnation, until its agent answers; the report is None where it ran already.
+
+        Raises:
+            KubeError: The API refused, or does not answer; safe to repeat.
+            SandboxdError: It cannot come about; the message says why.
+        """
+        watch = WatchOfStart(began=self._clock.monotonic())
+        placed = None
+        if self._mirror.get(sandbox) is None:
+            try:
+                placed = await self._objects.create(sandbox, wanted)
+            except KubeConflictError as error:
+                if error.reason != "AlreadyExists":
+                    raise
+        if placed is None:
+            placed = await self._again(sandbox, wanted, deadline=deadline)
+        return await self._until_answering(placed, watch, deadline=deadline)
+
+    async def until_stopped(self, placed: Placed, *, deadline: float) -> Placed | None:
+        """Wait until no pod of the sandbox is left; None where the whole sandbox has gone meanwhile.
+
+        Raises:
+            DeadlineError: One still is.
+        """
+        known = False
+
+        def look(seen: Placed | None) -> tuple[Placed | None] | None:
+            nonlocal known
+            if seen is None or seen.uid != placed.uid:
+                return (None,) if known else None  # no more; or not yet, as the mirror is a little late
+            known = True
+            if seen.generation < placed.generation:
+                return None
+            if seen.spec.mode is not Mode.STOPPED:
+                return (seen,)  # somebody has started it again
+            return (seen,) if seen.taken_up and seen.status.state is PlacedState.STOPPED else None
+
+        left = self._left(deadline)
+        found = await self._mirror.wait(placed.sandbox, look, seconds=left)
+        if found is None:
+            last = self._mirror.get(placed.sandbox) or placed
+            raise DeadlineError(
+                lateness(last, seconds=left, instance=self._instance).replace("is not ready", "has not ended"),
+                sandbox=placed.sandbox,
+            )
+        return found[0]
+
+    async def _again(self, sandbox: SandboxId, wanted: PlacedSpec, *, deadline: float) -> Placed:
+        """Write into the resource that is there."""
+        found = await self._objects.get(self._objects.namespace(wanted.client), sandbox)
+        while found is not None and found.leaving:
+            # An earlier removal is on its way: its claims stay, and are found by their names.
+            await self._removal.until_gone(found, deadline=deadline)
+            found = await self._objects.get(found.namespace, sandbox)
+        if found is None:
+            return await self._objects.create(sandbox, wanted)
+        if found.spec.incarnation == wanted.incarnation:
+            if found.alive(wanted.incarnation) and not await self._is_lost(found):
+                return found
+            if found.spec.mode is Mode.STOPPED or _over(found) or found.status.pod_uid:
+                # The life of this name is over, and a pod has it only once: away with what is left, then a fresh one.
+                found = await self._objects.set_mode(found, Mode.STOPPED)
+                stopped = await self.until_stopped(found, deadline=deadline)
+                if stopped is None:
+                    return await self._objects.create(sandbox, wanted)
+                found = stopped
+        changes = {
+            name: value
+            for name, value in wanted.as_mapping().items()
+            if name not in ("client", "freelancer", "image", "kept")
+        }
+        return await self._objects.change(found, changes)
+
+    async def _is_lost(self, placed: Placed) -> bool:
+        if not placed.status.pod_uid:
+            return False
+        return bool(lost_pod(placed, await self._objects.pod(placed)))
+
+    async def _until_answering(
+        self, placed: Placed, watch: WatchOfStart, *, deadline: float
+    ) -> tuple[AgentEndpoint, StartReport]:
+        incarnation = placed.spec.incarnation
+        endpoint = await self._until_addressed(placed, watch, deadline=deadline)
+        left = self._left(deadline)
+        failing = asyncio.create_task(self._until_failed(placed, watch, deadline=deadline), name=f"fail-{incarnation}")
+        pulls = asyncio.create_task(self._read_pulls(placed, watch), name=f"pulls-{incarnation}")
+        reaching = asyncio.create_task(reach(self._connector, endpoint), name=f"reach-{incarnation}")
+        try:
+            await asyncio.wait({failing, reaching}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if reaching.done():
+                reaching.result()
+                answered = self._clock.monotonic()
+                await asyncio.wait({pulls}, timeout=EVENTS_TIMEOUT.total_seconds())
+                return endpoint, watch.report(answered=answered)
+            if failing.done():
+                raise failing.result()
+            last = self._mirror.get(placed.sandbox) or placed
+            raise DeadlineError(
+                f"The agent of sandbox {placed.sandbox} at {endpoint.host}:{endpoint.port} does not answer after "
+                f"{left:.0f} s (the sandbox is {last.status.state.value}). Look at its log (kubectl logs -n "
+                f"{placed.namespace} {placed.sandbox}-0), and whether this service may reach addresses of pods.",
+                sandbox=placed.sandbox,
+                incarnation=incarnation,
+            )
+        finally:
+            for task in (failing, pulls, reaching):
+                task.cancel()
+            await asyncio.gather(failing, pulls, reaching, return_exceptions=True)
+
+    async def _until_addressed(self, placed: Placed, watch: WatchOfStart, *, deadline: float) -> AgentEndpoint:
+        """Wait for the pod's address; gives up earlier where waiting does not help."""
+        incarnation = placed.spec.incarnation
+        trouble: list[Reason] = []
+
+        def look(seen: Placed | None) -> AgentEndpoint | SandboxdError | Reason | None:
+            if seen is None or seen.uid != placed.uid or not _about(seen, placed):
+                return None
+            watch.see(seen, at=self._clock.monotonic())
+            if (over := _superseded(seen, incarnation)) is not None:
+                return over
+            if seen.alive(incarnation) and seen.endpoint is not None:
+                return seen.endpoint
+            if seen.status.state is PlacedState.FAILED and seen.status.incarnation == incarnation:
+                return refusal(seen)
+            reason = seen.status.reason
+            return reason if reason in PATIENCE and reason not in trouble else None
+
+        began = self._clock.monotonic()
+        while True:
+            patience = min((PATIENCE[reason].total_seconds() for reason in trouble), default=float("inf"))
+            until = min(deadline, began + patience) if trouble else deadline
+            found = await self._mirror.wait(placed.sandbox, look, seconds=max(0.0, until - self._clock.monotonic()))
+            match found:
+                case AgentEndpoint():
+                    return found
+                case SandboxdError():
+                    raise found
+                case Reason():
+                    trouble, began = [found], self._clock.monotonic()
+                case _:
+                    last = self._mirror.get(placed.sandbox) or placed
+                    if last.status.reason in PATIENCE and last.taken_up:
+                        raise refusal(last)
+                    if self._clock.monotonic() < deadline:
+                        trouble = []  # it has passed
+                        continue
+                    seconds = deadline - watch.began
+                    raise DeadlineError(
+                        lateness(last, seconds=seconds, instance=self._instance),
+                        sandbox=placed.sandbox,
+                        incarnation=incarnation,
+                    )
+
+    async def _until_failed(self, placed: Placed, watch: WatchOfStart, *, deadline: float) -> SandboxdError:
+        """Go on watching while the agent is tried: its container may end, or somebody else may take the sandbox."""
+        incarnation = placed.spec.incarnation
+
+        def look(seen: Placed | None) -> SandboxdError | None:
+            if seen is None or seen.uid != placed.uid or not _about(seen, placed):
+                return None
+            watch.see(seen, at=self._clock.monotonic())
+            if (over := _superseded(seen, incarnation)) is not None:
+                return over
+            failed = seen.status.incarnation == incarnation and (_over(seen) or seen.status.restarts > 0)
+            return refusal(seen) if failed else None
+
+        found = await self._mirror.wait(placed.sandbox, look, seconds=self._left(deadline) + 1.0)
+        return found or DeadlineError(lateness(placed, seconds=0.0, instance=self._instance), sandbox=placed.sandbox)
+
+    async def _read_pulls(self, placed: Placed, watch: WatchOfStart) -> None:
+        seen = self._mirror.get(placed.sandbox)
+        if seen is None:
+            return
+        try:
+            watch.read(await self._objects.pull_messages(seen, timeout=EVENTS_TIMEOUT))
+        except KubeError as error:
+            log.info("cluster.events_unread", sandbox=placed.sandbox, error=error.message)
+
+    def _left(self, deadline: float) -> float:
+        return max(0.0, deadline - self._clock.monotonic())
+
+
+def _about(seen: Placed, placed: Placed) -> bool:
+    """Tell whether the status is about what we wrote, or something later."""
+    return seen.generation >= placed.generation and seen.status.observed_generation >= placed.generation
+
+
+def _over(placed: Placed) -> bool:
+    return placed.status.state is PlacedState.FAILED
+
+
+def _superseded(seen: Placed, incarnation: IncarnationId) -> SandboxdError | None:
+    if seen.spec.incarnation == incarnation and seen.spec.mode is not Mode.STOPPED:
+        return None
+    return SupersededError(
+        f"Somebody else has stopped or restarted sandbox {seen.sandbox} while it was started. Try again.",
+        sandbox=seen.sandbox,
+    )
