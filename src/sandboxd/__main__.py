@@ -88,6 +88,9 @@ def dev(
     data_dir: DataDir = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandboxes' agents running at the end.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the roles' logs here, too.")] = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="local, or kubernetes: the cluster of KUBECONFIG, with an operator here.")
+    ] = "",
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: PostgreSQL, gateway, API, and a practice model without a key.
 
@@ -95,10 +98,11 @@ def dev(
       sandboxd dev
       GEMINI_API_KEY=… sandboxd dev
       SANDBOXD_GEMINI_URL=http://127.0.0.1:9000 sandboxd dev --data-dir /tmp/try
+      KUBECONFIG=… sandboxd dev --backend kubernetes
     """
     from sandboxd.dev.command import run_dev  # noqa: PLC0415  only this role needs it
 
-    raise typer.Exit(run_dev(data_dir=data_dir, keep=keep, verbose=verbose))
+    raise typer.Exit(run_dev(data_dir=data_dir, keep=keep, verbose=verbose, backend=backend))
 
 
 @app.command()

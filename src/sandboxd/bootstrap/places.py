@@ -131,19 +131,26 @@ def make_local_backend(
     )
 
 
-async def end_local_agents(settings: Settings) -> None:
-    """End every agent of a data directory with what runs in its sandbox; the files stay.
+async def end_agents(settings: Settings) -> None:
+    """End every sandbox of an installation; the files stay.
 
     For `sandboxd dev`, when nothing serves them any more. The next use of a sandbox finds its incarnation ended and
     makes another one.
     """
     clock = SystemClock()
     authority, connector = make_connector(settings, clock)
-    backend = make_local_backend(settings, authority=authority, connector=connector, clock=clock)
-    async with asyncio.TaskGroup() as tasks:
-        for found in await backend.list():
-            for life in found.running:
-                tasks.create_task(
-                    backend.stop(found.sandbox, life.incarnation, grace=END_GRACE, timeout=END_TIMEOUT),
-                    name=f"end-{life.incarnation}",
-                )
+    placement = make_placement(settings, authority=authority, connector=connector, clock=clock)
+    await placement.open()
+    running = None if placement.run is None else asyncio.create_task(placement.run(), name="placement")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for found in await placement.backend.list():
+                for life in found.running:
+                    tasks.create_task(
+                        placement.backend.stop(found.sandbox, life.incarnation, grace=END_GRACE, timeout=END_TIMEOUT),
+                        name=f"end-{life.incarnation}",
+                    )
+    finally:
+        if running is not None:
+            running.cancel()
+        await placement.close()

@@ -22,10 +22,11 @@ FAILED: Final = 3
 DEFAULT_HOME: Final = "~/.local/share/sandboxd"
 
 
-def run_dev(*, data_dir: Path | None, keep: bool, verbose: bool) -> int:
+def run_dev(*, data_dir: Path | None, keep: bool, verbose: bool, backend: str = "") -> int:
     """Run the stack until a signal, and return the exit code."""
     try:
-        settings = load_settings(**({"data_dir": data_dir} if data_dir else {}))
+        given = {"data_dir": data_dir, "backend": backend}
+        settings = load_settings(**{name: value for name, value in given.items() if value})
         configure_logging(role="dev", style="console", level="info" if verbose else "warning")
         asyncio.run(_run(settings, keep=keep, verbose=verbose))
     except SettingsError as error:
@@ -79,18 +80,24 @@ def _welcome(stack: DevStack, home: DevHome) -> str:
     elsewhere = "" if home.path == Path(DEFAULT_HOME).expanduser() else f"\n  export SANDBOXD_DATA_DIR={home.path}"
     token = f'"$(cat {home.token})"'
     grpcurl = f"grpcurl -plaintext -H 'authorization: Bearer '{token}"
+    if stack.cluster is None:
+        warning = "The local backend isolates nothing: sandboxes are plain processes of this machine."
+        gateway = f"http://127.0.0.1:{stack.ports.gateway}"
+    else:
+        warning = f"Sandboxes are pods; `kubectl get sandboxes -A` shows them (template {stack.cluster.template})."
+        gateway = f"https://{stack.cluster.host}:{stack.ports.gateway}"
     return f"""
 sandboxd is up ({stack.start_seconds:.1f} s), with Gemini CLI {stack.cli_version}.
 
   gRPC API    {stack.address}   (plain text, this machine only; reflection and health are on)
   metrics     http://127.0.0.1:{stack.ports.web}/metrics  /healthz  /readyz
-  gateway     http://127.0.0.1:{stack.ports.gateway}   (metrics on port {stack.ports.gateway_web})
+  gateway     {gateway}   (metrics on port {stack.ports.gateway_web})
   PostgreSQL  {stack.database}
   model       {model}
   token       {home.token}   (client dev, role client_admin; `sandboxd token` makes others)
   logs        {home.logs}
 
-The local backend isolates nothing: sandboxes are plain processes of this machine. For development only.
+{warning} For development only.
 
 Try, in another terminal:{elsewhere}
   sandboxctl create                 then, with the name that it prints:

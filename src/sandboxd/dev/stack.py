@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import asyncpg
 
@@ -21,6 +21,9 @@ from sandboxd.dev.home import DevHome, write_private
 from sandboxd.persistence.scripts import newest_revision
 from sandboxd.settings import DEFAULT_GEMINI_URL, Settings, SettingsError
 from sandboxd.settings_rules import PREFIX, is_loopback
+
+if TYPE_CHECKING:
+    from sandboxd.dev.cluster import DevCluster
 
 READY_SECONDS: Final = 60.0
 TOKEN_SECONDS: Final = 24 * 3600.0
@@ -43,13 +46,14 @@ class StackOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ports:
-    """Where the parts listen, all on 127.0.0.1."""
+    """Where the parts listen, all on 127.0.0.1; the gateway on another address where sandboxes are pods."""
 
     grpc: int
     web: int
     gateway: int
     gateway_web: int
     practice: int
+    operator_web: int
 
 
 class DevStack:
@@ -66,6 +70,8 @@ class DevStack:
         """True where the practice model answers, because there is neither a key nor another API."""
         self.ports = _choose_ports(settings, fixed=options.fixed_ports)
         self.gemini_url = f"http://127.0.0.1:{self.ports.practice}" if self.practice else settings.gemini_url
+        self.cluster: DevCluster | None = None
+        """Set where sandboxes are pods."""
         self.cli_version = ""
         self.database = ""
         self.start_seconds = 0.0
@@ -110,6 +116,8 @@ class DevStack:
             cli.cancel()
         self.cli_version = found.version
         variables = self._variables(found, database.url)
+        if self._settings.backend == "kubernetes":
+            variables |= await self._prepare_cluster(stack, variables)
         gateway = self._child("gateway", child_environment(variables, with_api_key=True))
         serve = self._child("serve", child_environment(variables, with_api_key=False))
         # In this order on the way down: serve, agents, gateway.
@@ -129,7 +137,7 @@ class DevStack:
                 "address": self.address,
                 "token_file": self.home.token.name,
                 "web": f"http://127.0.0.1:{self.ports.web}",
-                "gateway": f"http://127.0.0.1:{self.ports.gateway}",
+                "gateway": variables["SANDBOXD_GATEWAY_URL"],
                 "gateway_web": f"http://127.0.0.1:{self.ports.gateway_web}",
                 "database_url": database.url,
                 "gemini_url": self.gemini_url,
@@ -137,6 +145,19 @@ class DevStack:
         )
         self.database = database.url
         self.start_seconds = time.monotonic() - began
+
+    async def _prepare_cluster(self, stack: AsyncExitStack, variables: dict[str, str]) -> dict[str, str]:
+        """Make the cluster ready and start the operator; answers the settings of all roles."""
+        from sandboxd.dev.cluster import prepare_cluster  # noqa: PLC0415  slow to import, and not always needed
+
+        self.cluster = await prepare_cluster(self._settings, self.home.path)
+        more = self.cluster.variables(
+            self._settings, gateway_port=self.ports.gateway, operator_port=self.ports.operator_web
+        )
+        operator = self._child("operator", child_environment(variables | more, with_api_key=False))
+        stack.push_async_callback(operator.stop, grace=15)  # after the sandboxes, which it ends
+        await operator.start()
+        return more
 
     async def _start_database(self, stack: AsyncExitStack) -> _Database:
         from sandboxd.persistence.embedded import (  # noqa: PLC0415  slow to import, and not always needed
@@ -186,16 +207,18 @@ class DevStack:
     async def _end_agents(self, cli: GeminiCli) -> None:
         if self._options.keep_agents:
             return
-        from sandboxd.bootstrap.places import end_local_agents  # noqa: PLC0415  only at the end
+        from sandboxd.bootstrap.places import end_agents  # noqa: PLC0415  only at the end
 
         settings = self._settings.model_copy(
             update={
                 "data_dir": self.home.path,
                 "node": self._settings.node or cli.node,
                 "gemini_cli": self._settings.gemini_cli or cli.entry,
+                # Not for agents, which know it already; but a loopback address would be refused.
+                **({"gateway_url": f"https://{self.cluster.host}"} if self.cluster is not None else {}),
             }
         )
-        await end_local_agents(settings)
+        await end_agents(settings)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,8 +274,10 @@ def _choose_ports(settings: Settings, *, fixed: bool) -> Ports:
             settings.gateway_web_listen,
         )
     ]
-    grpc, web, gateway, gateway_web, practice = _free_ports([*wanted, 0])
-    return Ports(grpc=grpc, web=web, gateway=gateway, gateway_web=gateway_web, practice=practice)
+    grpc, web, gateway, gateway_web, practice, operator_web = _free_ports([*wanted, 0, 0])
+    return Ports(
+        grpc=grpc, web=web, gateway=gateway, gateway_web=gateway_web, practice=practice, operator_web=operator_web
+    )
 
 
 def _free_ports(wanted: list[int]) -> list[int]:

@@ -18,5 +18,5 @@ POD_PLACE: Final = CliPlace(
     # Written by the CLI's own user at each start of the CLI; the run directory is the agent's.
     settings=f"{HOME_DIRECTORY}/.sandboxd/settings.json",
     model_endpoint=f"http://127.0.0.1:{MODEL_PORT}",
-    path=f"{HOME_DIRECTORY}/.local/bin:{NODE_DIRECTORY}:{CLEAN_PATH}",
+    path=f"{HOME_DIRECTORY}/.local/bin:{HOME_DIRECTORY}/.npm-global/bin:{CLEAN_PATH}:{NODE_DIRECTORY}",
 )
