@@ -17,6 +17,7 @@ from sandboxd.bootstrap.rooms import build_rooms
 from sandboxd.dev.identity import DevIssuer
 from sandboxd.gateway.metrics import GatewayMetrics
 from sandboxd.monitor.process_metrics import ProcessMetrics
+from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.persistence.engine import DatabaseSettings, make_engine
 from sandboxd.persistence.metrics import DatabaseMetrics
 from sandboxd.settings import Settings
@@ -25,9 +26,10 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "metrics.md"
 NOWHERE = "postgresql://nobody@127.0.0.1:1/nothing"
 HEAD = """# Metrics
 
-`serve` shows its metrics at `/metrics` of `SANDBOXD_WEB_LISTEN`, the gateway at `SANDBOXD_GATEWAY_WEB_LISTEN`. Neither
-port needs a token: no metric tells anything about one client. Every label's values are a closed set; no id, name, model
-or text is ever one. A test drives 500 sandboxes and fails where a process has more than 3,000 series.
+`serve` shows its metrics at `/metrics` of `SANDBOXD_WEB_LISTEN`, the gateway at `SANDBOXD_GATEWAY_WEB_LISTEN`, the
+operator at `SANDBOXD_OPERATOR_WEB_LISTEN`. No such port needs a token: no metric tells anything about one client. Every
+label's values are a closed set; no id, name, model or text is ever one. A test drives 500 sandboxes and fails where a
+process has more than 3,000 series.
 
 What to watch, and what to do about it: [operations.md](operations.md). Rules for alerts and a dashboard for Grafana:
 [observability/](observability/alerts.yaml). Histograms add `_bucket`, `_sum` and `_count`.
@@ -58,6 +60,9 @@ async def _make() -> Mapping[str, CollectorRegistry]:
     gateway = CollectorRegistry()
     GatewayMetrics(gateway)
     ProcessMetrics(gateway, role="gateway", version=__version__)
+    operator = CollectorRegistry()
+    OperatorMetrics(operator)
+    ProcessMetrics(operator, role="operator", version=__version__)
     engine = make_engine(DatabaseSettings(url=NOWHERE))
     DatabaseMetrics(gateway, engine)
     await engine.dispose()
@@ -70,7 +75,7 @@ async def _make() -> Mapping[str, CollectorRegistry]:
         assert KeyFiles(home=settings.home).caller_keys.exists()
         rooms = build_rooms(settings, NOWHERE)
         await rooms.database.close()
-        return {"serve": rooms.seen.registry, "gateway": gateway}
+        return {"serve": rooms.seen.registry, "gateway": gateway, "operator": operator}
 
 
 def rows(made: Mapping[str, CollectorRegistry]) -> Mapping[str, Row]:

@@ -68,6 +68,15 @@ def gateway(with_parent: WithParent = False) -> None:
 
 
 @app.command()
+def operator(with_parent: WithParent = False) -> None:
+    """Converge the Sandbox resources of a cluster. Several may run: one of them is active.
+
+    Example: KUBECONFIG=… SANDBOXD_KUBERNETES_NAMESPACE=sandboxd-system sandboxd operator
+    """
+    _run_role("operator", with_parent=with_parent)
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database to the schema of this version. Safe to repeat, and by two at once.
 

@@ -210,6 +210,16 @@ class Settings(BaseSettings):
     """sandboxd's own namespace: its parts, and the Lease of its operators."""
     kubernetes_namespace_prefix: str = Field(default="client-", pattern=r"^[a-z][-a-z0-9]{0,29}$")
     """A client's namespace is named by this and the client."""
+    kubernetes_blocked_ranges: str = Field(default="", pattern=r"^[0-9a-fA-F.:/, ]*$")
+    """Address ranges with commas between them that sandboxes must not reach, beside the private ones: the public
+    addresses of the cluster's machines and of its API server."""
+    kubernetes_allowed_addresses: str = Field(default="", pattern=r"^([0-9a-fA-F.:/]+/[0-9]+:[0-9]+[, ]*)*$")
+    """Addresses `range:port` with commas between them that sandboxes may reach although they are private, for example
+    a DNS server that is no pod: `10.0.0.10/32:53`."""
+    operator_web_listen: Address = "127.0.0.1:8084"
+    """Where the operator's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
+    operator_lease_seconds: float = Field(default=10, ge=1, le=300)
+    """An operator without a sign of life for so long is replaced by another one. One that ends by itself at once."""
 
     otlp_endpoint: Url | None = None
     """Collector that takes traces by OTLP over HTTP, for example `http://127.0.0.1:4318`; no traces if empty. The

@@ -19,6 +19,7 @@ _LISTENERS: Final = {
     "grpc_listen": "tls",
     "grpc_platform_listen": "tls",
     "web_listen": "tls",
+    "operator_web_listen": "tls",
     "gateway_listen": "gateway_tls",
     "gateway_web_listen": "gateway_tls",
 }

@@ -127,7 +127,7 @@ class Reflector:
             page = await self._client.get(self._path, query=query, timeout=timedelta(seconds=30))
             kind, api = str(page.get("kind", "")).removesuffix("List"), page.get("apiVersion", "")
             for item in page.get("items") or ():
-                found[_key(item)] = {"kind": kind, "apiVersion": api, **item}
+                found[_key(item)] = _trimmed({"kind": kind, "apiVersion": api, **item})
             version, following = page["metadata"]["resourceVersion"], page["metadata"].get("continue")
             if not following:
                 break
@@ -168,7 +168,7 @@ class Reflector:
             if self._objects.pop(_key(obj), None) is not None:
                 self._tell(_key(obj), None)
         else:
-            self._put(_key(obj), obj)
+            self._put(_key(obj), _trimmed(obj))
 
     def _put(self, key: Key, obj: Json) -> None:
         self._objects[key] = obj
@@ -190,3 +190,9 @@ class Reflector:
 def _key(obj: Mapping[str, Any]) -> Key:  # Any: JSON
     meta = obj["metadata"]
     return meta.get("namespace", ""), meta["name"]
+
+
+def _trimmed(obj: Json) -> Json:
+    """Leave out who wrote which field: nobody here asks, and it is often half of an object."""
+    obj["metadata"].pop("managedFields", None)
+    return obj

@@ -7,7 +7,7 @@ lower case keeps ids usable as DNS labels and object names.
 from __future__ import annotations
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NewType
 
 ClientId = NewType("ClientId", str)
@@ -43,6 +43,20 @@ def make_id(prefix: str, *, at: datetime, entropy: bytes) -> str:
         raise ValueError("the moment of an id must be aware")
     number = (int(at.timestamp() * 1000) << 80) | int.from_bytes(entropy, "big")
     return f"{prefix}-" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -5, -5))
+
+
+def time_of_id(text: str) -> datetime:
+    """Return the moment of an id's birth.
+
+    Raises:
+        ValueError: It is no id.
+    """
+    if _ID.fullmatch(text) is None:
+        raise ValueError(f"{text!r} is no id")
+    milliseconds = 0
+    for digit in text.partition("-")[2][:10]:
+        milliseconds = milliseconds << 5 | _ALPHABET.index(digit)
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def is_name(text: str) -> bool:

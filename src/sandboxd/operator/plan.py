@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from sandboxd.model.cluster import (
     KEPT_LABEL,
     SANDBOX_FINALIZER,
     Mode,
     agent_secret_of,
-    claims_of,
 )
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.quantity import parse_quantity
@@ -229,9 +228,7 @@ def _replace_pod(desired: Desired, observed: Observed) -> Iterator[Step]:
     if found["metadata"]["uid"] not in owners or not wants_pod(desired, observed):
         return
     former = incarnation_of(pod) != desired.spec.incarnation
-    image = desired.spec.image or observed.template.image
-    never = not pod.get("status", {}).get("containerStatuses") or "waiting" in _first_state(pod)
-    outdated = never and _first_image(pod) != image
+    outdated = not _has_started(pod) and _is_outdated(pod, found)
     if former or outdated:
         yield Delete(
             kind=Kind.POD,
@@ -297,17 +294,15 @@ def _delete(kind: Kind, obj: Json) -> Delete:
     return Delete(kind=kind, namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"])
 
 
-def _first_state(pod: Json) -> dict[str, Any]:  # Any: JSON
-    statuses = pod.get("status", {}).get("containerStatuses") or [{}]
-    state: dict[str, Any] = statuses[0].get("state", {})
-    return state
+def _has_started(pod: Json) -> bool:
+    statuses = pod.get("status", {}).get("containerStatuses", [])
+    return any("waiting" not in one.get("state", {}) for one in statuses)
 
 
-def _first_image(pod: Json) -> str:
-    image: str = pod["spec"]["containers"][0]["image"]
-    return image
-
-
-def claim_names(desired: Desired) -> dict[str, str]:
-    """Names of the sandbox's claims, by volume."""
-    return dict(claims_of(desired.sandbox))
+def _is_outdated(pod: Json, found: Json) -> bool:
+    """Tell whether a pod was made from a template that is no longer the StatefulSet's."""
+    status = found.get("status", {})
+    if status.get("observedGeneration") != found["metadata"].get("generation"):
+        return False
+    made: str = pod["metadata"].get("labels", {}).get("controller-revision-hash", "")
+    return bool(made) and made != status.get("updateRevision")

@@ -1,0 +1,124 @@
+"""`sandboxd operator`: settings, the cluster, the installation's authority, health and metrics, joined."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+from prometheus_client import CollectorRegistry
+from typing_extensions import override
+
+from sandboxd import __version__
+from sandboxd.api.web.operations import OperationsServer
+from sandboxd.backends.certificates import CertificateAuthority
+from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
+from sandboxd.kubeapi.client import KubeClient, KubeConfigError
+from sandboxd.model.errors import UnavailableError
+from sandboxd.model.ids import IncarnationId
+from sandboxd.monitor.process_metrics import ProcessMetrics
+from sandboxd.operator.metrics import OperatorMetrics
+from sandboxd.operator.plan import PlanSettings
+from sandboxd.operator.ports import AgentIdentities, AgentIdentity
+from sandboxd.operator.room import Operator, OperatorSettings
+from sandboxd.operator.tenancy import Network, read_allowed
+from sandboxd.settings import Settings, SettingsError, redact
+from sandboxd.settings_rules import is_loopback
+from sandboxd.tls.files import TlsFiles, TlsFilesError
+
+log = structlog.get_logger("sandboxd.bootstrap")
+
+
+class AuthorityIdentities(AgentIdentities):
+    """Identities of the installation's own authority, the one whose agents `serve` trusts."""
+
+    def __init__(self, authority: CertificateAuthority) -> None:
+        self._authority = authority
+
+    @override
+    def issue(self, incarnation: IncarnationId) -> AgentIdentity:
+        made = self._authority.issue_agent(incarnation)
+        return AgentIdentity(certificate=made.certificate, key=made.key, authority=self._authority.certificate)
+
+
+async def operator(settings: Settings) -> None:
+    """Run until a signal says stop, then give the Lease up.
+
+    Raises:
+        SettingsError: Something that this role needs is missing.
+        UnavailableError: The cluster cannot be reached.
+        OSError: An address is taken.
+    """
+    clock = SystemClock()
+    registry = CollectorRegistry()
+    process = ProcessMetrics(registry, role="operator", version=__version__)
+    try:
+        authority = CertificateAuthority.open(KeyFiles(home=settings.home).agent_authority, clock=clock)
+        shape = operator_settings(settings)
+    except ValueError as error:
+        raise SettingsError(f"The settings cannot be used:\n  {error}") from error
+    measuring = asyncio.create_task(process.run(), name="loop-lag")
+    with stop_signals() as stop:
+        log.info("role.settings", **redact(settings))
+        try:
+            async with KubeClient() as api:
+                made = Operator(
+                    api,
+                    settings=shape,
+                    identities=AuthorityIdentities(authority),
+                    clock=clock,
+                    metrics=OperatorMetrics(registry),
+                )
+                await _run(settings, made, registry=registry, stop=stop)
+        except KubeConfigError as error:
+            raise UnavailableError(f"There is no cluster: {error}.") from error
+        finally:
+            measuring.cancel()
+
+
+def operator_settings(settings: Settings) -> OperatorSettings:
+    """What of the settings the operator is made from.
+
+    Raises:
+        ValueError: Addresses cannot be read.
+    """
+    blocked = [one.strip() for one in settings.kubernetes_blocked_ranges.split(",") if one.strip()]
+    network = Network(
+        own_namespace=settings.kubernetes_namespace,
+        gateway_port=int(settings.gateway_listen.rpartition(":")[2]),
+        blocked=blocked,
+        allowed=read_allowed(settings.kubernetes_allowed_addresses),
+    )
+    return OperatorSettings(
+        plan=PlanSettings(instance=settings.kubernetes_instance, network=network),
+        namespace=settings.kubernetes_namespace,
+        identity=settings.replica,
+        lease=timedelta(seconds=settings.operator_lease_seconds),
+    )
+
+
+async def _run(settings: Settings, made: Operator, *, registry: CollectorRegistry, stop: asyncio.Event) -> None:
+    async def mirrors_are_fresh() -> None:
+        if cut := sorted(kind for kind, problem in made.mirrors.problems().items() if problem):
+            raise UnavailableError(f"The watches of {', '.join(cut)} are cut off.")
+        if not made.mirrors.synced:
+            raise UnavailableError("The cluster has not been read yet.")
+
+    web = OperationsServer(registry=registry, checks={"cluster": mirrors_are_fresh})
+    certificate, key = settings.tls_certificate_file, settings.tls_key_file
+    own_tls = TlsFiles(certificate=certificate, key=key) if certificate and key else None
+    try:
+        port = await web.start(
+            settings.operator_web_listen, tls=None if is_loopback(settings.operator_web_listen) else own_tls
+        )
+    except TlsFilesError as error:
+        raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_TLS_CERTIFICATE_FILE: {error}") from error
+    log.info("role.started", role="operator", web_port=port)
+    try:
+        web.set_ready(ready=True)
+        await unless_stopped(stop, made.run())
+    finally:
+        web.set_ready(ready=False)
+        await web.stop()

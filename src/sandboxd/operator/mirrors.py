@@ -1,0 +1,201 @@
+"""What the operator sees of the cluster: one mirror for each kind, and which key each change wakes.
+
+What was just written is looked up before the mirror, until the mirror has caught up: the watch of one kind may be some
+milliseconds behind that of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from sandboxd.kubeapi.ports import Json, KubeApi
+from sandboxd.kubeapi.reflector import Key, Reflector
+from sandboxd.model.cluster import INSTANCE_LABEL, pod_of
+from sandboxd.model.ids import SandboxId
+from sandboxd.operator.builders import AGENT_SECRET_TYPE
+from sandboxd.operator.kinds import Kind
+
+SILENCE: Final = timedelta(seconds=150)
+"""Bookmarks come about every minute: a watch that is silent for longer is dead."""
+WRITTEN_SECONDS: Final = 5.0
+"""For so long what was written is believed to be there before a mirror has it."""
+_CLAIM: Final = re.compile(r"(?:home|workspace)-(sbx-[0-9a-z]{26})-0")
+_OURS: Final = (
+    Kind.SANDBOX,
+    Kind.STATEFUL_SET,
+    Kind.POD,
+    Kind.SECRET,
+    Kind.CLAIM,
+    Kind.NAMESPACE,
+    Kind.QUOTA,
+    Kind.LIMITS,
+    Kind.POLICY,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkKey:
+    """What is reconciled as one: a sandbox, or a client's namespace."""
+
+    namespace: str
+    sandbox: str = ""
+    """Empty for the namespace itself."""
+
+
+class Mirrors:
+    """All mirrors of one operator. `run` must run beside them."""
+
+    def __init__(self, api: KubeApi, *, instance: str, wake: Callable[[WorkKey], None]) -> None:
+        """Say what is mirrored, and who is woken."""
+        self._wake = wake
+        selector = f"{INSTANCE_LABEL}={instance}"
+        self._mirrors = {kind: self._mirror(api, kind, selector) for kind in _OURS}
+        for kind in (Kind.TEMPLATE, Kind.STORAGE_CLASS, Kind.NODE, Kind.EVENT):
+            fields = "involvedObject.kind=StatefulSet,reason=FailedCreate" if kind is Kind.EVENT else ""
+            self._mirrors[kind] = Reflector(api, kind.everywhere(), field_selector=fields, silence=SILENCE)
+        self._written: dict[tuple[Kind, Key], tuple[float, Json]] = {}
+        self._ready_nodes: dict[str, bool] = {}
+        self._failed: dict[Key, Json] = {}
+        for kind, mirror in self._mirrors.items():
+            mirror.listen(self._listener(kind))
+
+    @staticmethod
+    def _mirror(api: KubeApi, kind: Kind, selector: str) -> Reflector:
+        fields = f"type={AGENT_SECRET_TYPE}" if kind is Kind.SECRET else ""
+        return Reflector(api, kind.everywhere(), label_selector=selector, field_selector=fields, silence=SILENCE)
+
+    async def run(self) -> None:
+        """Mirror until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for kind, mirror in self._mirrors.items():
+                tasks.create_task(mirror.run(), name=f"mirror-{kind.value[1]}")
+
+    async def wait_synced(self) -> None:
+        """Wait until every kind was listed once."""
+        for mirror in self._mirrors.values():
+            await mirror.wait_synced()
+
+    def problems(self) -> Mapping[str, bool]:
+        """Whether the mirror of each kind is cut off."""
+        return {kind.value[1]: mirror.problem is not None for kind, mirror in self._mirrors.items()}
+
+    @property
+    def synced(self) -> bool:
+        """True once every kind was listed."""
+        return all(mirror.synced for mirror in self._mirrors.values())
+
+    def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        """An object, as it was last seen or written. Not to be changed."""
+        key = (namespace, name)
+        seen = self._mirrors[kind].get(key)
+        written = self._written.get((kind, key))
+        if written is None:
+            return seen
+        at, obj = written
+        if seen is not None and _version(seen) < _version(obj):
+            return obj
+        if seen is None and asyncio.get_running_loop().time() - at < WRITTEN_SECONDS:
+            return obj
+        del self._written[kind, key]
+        return seen
+
+    def remember(self, kind: Kind, obj: Json) -> None:
+        """Take note of an object that the API server answered to a write."""
+        key = (obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
+        self._written[kind, key] = (asyncio.get_running_loop().time(), obj)
+
+    def forget(self, kind: Kind, namespace: str, name: str) -> None:
+        """Believe the mirror alone about an object."""
+        self._written.pop((kind, (namespace, name)), None)
+
+    def all(self, kind: Kind) -> Iterator[Json]:
+        """All objects of a kind, as they were last seen."""
+        return iter(self._mirrors[kind])
+
+    def everything(self) -> Iterator[WorkKey]:
+        """Everything there is to reconcile."""
+        for namespace in self._mirrors[Kind.NAMESPACE]:
+            yield WorkKey(namespace=namespace["metadata"]["name"])
+        for sandbox in self._mirrors[Kind.SANDBOX]:
+            yield WorkKey(namespace=sandbox["metadata"]["namespace"], sandbox=sandbox["metadata"]["name"])
+
+    def failure(self, namespace: str, name: str) -> Json | None:
+        """The last Event that says why a StatefulSet has no pod."""
+        return self._failed.get((namespace, name))
+
+    def node_ready(self, name: str) -> bool:
+        """True for a node that answers, and for none."""
+        return not name or self._ready_nodes.get(name, False)
+
+    def _listener(self, kind: Kind) -> Callable[[Key, Json | None], None]:
+        def changed(key: Key, obj: Json | None) -> None:
+            if obj is None:
+                self._written.pop((kind, key), None)
+            for woken in self._woken(kind, key, obj):
+                self._wake(woken)
+
+        return changed
+
+    def _woken(self, kind: Kind, key: Key, obj: Json | None) -> Iterator[WorkKey]:
+        namespace, name = key
+        match kind:
+            case Kind.SANDBOX | Kind.STATEFUL_SET:
+                yield WorkKey(namespace=namespace, sandbox=name)
+            case Kind.POD:
+                yield WorkKey(namespace=namespace, sandbox=name.removesuffix("-0"))
+            case Kind.SECRET:
+                yield WorkKey(namespace=namespace, sandbox=name.removesuffix("-agent"))
+            case Kind.CLAIM:
+                if found := _CLAIM.fullmatch(name):
+                    yield WorkKey(namespace=namespace, sandbox=found[1])
+            case Kind.NAMESPACE:
+                yield WorkKey(namespace=name)
+                yield from self._sandboxes(lambda one: one["metadata"]["namespace"] == name)
+            case Kind.QUOTA | Kind.LIMITS | Kind.POLICY:
+                yield WorkKey(namespace=namespace)
+            case Kind.TEMPLATE:
+                yield from self._sandboxes(lambda one: one["spec"].get("template") == name)
+            case Kind.NODE:
+                yield from self._node(name, obj)
+            case Kind.EVENT:
+                yield from self._failed_create(obj)
+            case Kind.STORAGE_CLASS | Kind.LEASE:
+                return
+
+    def _sandboxes(self, matches: Callable[[Json], bool]) -> Iterator[WorkKey]:
+        for one in self._mirrors[Kind.SANDBOX]:
+            if matches(one):
+                yield WorkKey(namespace=one["metadata"]["namespace"], sandbox=one["metadata"]["name"])
+
+    def _node(self, name: str, node: Json | None) -> Iterator[WorkKey]:
+        conditions = [] if node is None else node.get("status", {}).get("conditions", [])
+        ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+        if self._ready_nodes.get(name) == ready:
+            return
+        self._ready_nodes[name] = ready
+        yield from self._sandboxes(lambda one: one.get("status", {}).get("node") == name)
+
+    def _failed_create(self, event: Json | None) -> Iterator[WorkKey]:
+        if event is None:
+            return
+        about = event["involvedObject"]
+        key = (about.get("namespace", ""), about.get("name", ""))
+        if self._mirrors[Kind.SANDBOX].get(key) is not None:
+            self._failed[key] = event
+            yield WorkKey(namespace=key[0], sandbox=key[1])
+
+
+def pod_name(sandbox: str) -> str:
+    """Name of a sandbox's pod."""
+    return pod_of(SandboxId(sandbox))
+
+
+def _version(obj: Mapping[str, Any]) -> int:  # Any: JSON
+    """A resource version as a number: since Kubernetes 1.35 they may be compared; before, they were numbers, too."""
+    text = str(obj["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdigit() else 0
