@@ -85,6 +85,31 @@ def migrate() -> None:
     _run_role("migrate")
 
 
+@app.command()
+def prepare(
+    plan: Annotated[Path, typer.Option("--plan", help="What to make, in JSON; the chart writes it.")],
+    crds: Annotated[Path | None, typer.Option("--crds", help="Directory of the definitions to apply.")] = None,
+) -> None:
+    """Make the keys that an installation in a cluster lacks, and apply its definitions. The chart's hook; repeatable.
+
+    Example: sandboxd prepare --plan plan.json --crds helm/sandboxd/crds
+    """
+    from sandboxd.bootstrap.prepare import PlanError  # noqa: PLC0415  only this role needs it
+    from sandboxd.bootstrap.prepare import prepare as run
+    from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
+    from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
+
+    configure_logging(role="prepare", style="json", level="info")
+    try:
+        asyncio.run(run(plan, crds))
+    except PlanError as error:
+        typer.echo(f"sandboxd prepare: {error}", err=True)
+        raise typer.Exit(BAD_SETTINGS) from None
+    except (SandboxdError, OSError) as error:
+        typer.echo(f"sandboxd prepare: {error}", err=True)
+        raise typer.Exit(UNAVAILABLE) from None
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def agent(context: typer.Context) -> None:
     """Run the process supervisor of one sandbox. Backends start it; `sandboxd agent --help` has its options."""

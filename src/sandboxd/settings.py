@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     audit_key_file: Path | None = None
     """PEM file with the Ed25519 key that signs audit heads, the same for all replicas; made at the first start if
     empty, as `keys/audit.pem` in the data directory."""
+    audit_trust_dir: Path | None = None
+    """Directory with the public keys whose signatures under audit heads are trusted, `<key id>.pem` each; may be
+    read-only. `keys/audit` in the data directory if empty."""
     audit_heads_dir: Path | None = None
     """Where signed audit heads are written outside the database; `audit-heads` in the data directory if empty."""
     audit_head_seconds: float = Field(default=60, gt=0, le=3600)
@@ -196,6 +199,19 @@ class Settings(BaseSettings):
     """How the cluster is reached. If empty: the pod's own service account, else KUBECONFIG, else `~/.kube/config`."""
     kubernetes_template: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """`SandboxTemplate` of new pods."""
+
+    sandbox_token_key_file: Path | None = None
+    """PEM file with the Ed25519 key that signs sandbox tokens, the same for all replicas; made at the first start if
+    empty, as `keys/sandbox-tokens.pem` in the data directory."""
+    sandbox_token_trust_dir: Path | None = None
+    """Directory with the public keys of sandbox tokens that the gateway trusts, `<key id>.pem` each; may be read-only.
+    `keys/sandbox-tokens` in the data directory if empty, where `serve` puts its own."""
+    erasure_key_file: Path | None = None
+    """PEM file with the Ed25519 key that signs proofs of erasure, the same for all replicas; made at the first start if
+    empty, as `keys/erasure-proofs.pem` in the data directory."""
+    key_hash_file: Path | None = None
+    """File of 32 bytes, the secret of the hashes that tell API keys apart, the same for all replicas; made at the first
+    start if empty, as `keys/key-hashes.secret` in the data directory."""
 
     node: Path | None = None
     """Node that runs the Gemini CLI in the local backend's sandboxes. `sandboxd dev` finds it if empty."""

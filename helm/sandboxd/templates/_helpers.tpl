@@ -135,8 +135,8 @@ capabilities: {drop: [ALL]}
   value: https://{{ include "sandboxd.fullname" . }}-gateway.{{ .Release.Namespace }}.svc:{{ .Values.gateway.port }}
 - name: SANDBOXD_GATEWAY_AUTHORITY_FILE
   value: /etc/sandboxd/gateway-authority/ca.crt
-- name: SANDBOXD_AGENT_AUTHORITY_DIR
-  value: /etc/sandboxd/agent-authority
+- name: SANDBOXD_KUBERNETES_TEMPLATE
+  value: {{ .Values.sandboxTemplate | quote }}
 - name: SANDBOXD_SANDBOX_TOKEN_KEY_FILE
   value: /etc/sandboxd/signing/sandbox-tokens.pem
 - name: SANDBOXD_ERASURE_KEY_FILE
@@ -161,7 +161,7 @@ capabilities: {drop: [ALL]}
 - {name: audit-heads, mountPath: /var/lib/sandboxd-audit}
 - {name: database, mountPath: /etc/sandboxd/database, readOnly: true}
 - {name: gateway-authority, mountPath: /etc/sandboxd/gateway-authority, readOnly: true}
-- {name: agent-authority, mountPath: /etc/sandboxd/agent-authority, readOnly: true}
+- {name: agent-authority, mountPath: /var/lib/sandboxd/pki, readOnly: true}
 - {name: signing, mountPath: /etc/sandboxd/signing, readOnly: true}
 - {name: audit-trust, mountPath: /etc/sandboxd/audit-trust, readOnly: true}
 {{- end -}}

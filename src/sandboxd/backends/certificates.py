@@ -28,6 +28,8 @@ SERVICE_NAME: Final = "service.sandboxd.internal"
 """DNS name in the service's certificate; agents accept no other."""
 REPLICA_NAME: Final = "replica.sandboxd.internal"
 """DNS name in a replica's certificate; replicas accept no other of each other."""
+AUTHORITY_KEY: Final = "authority.key"
+AUTHORITY_CERTIFICATE: Final = "authority.pem"
 AUTHORITY_LIFETIME: Final = timedelta(days=3650)
 SERVICE_LIFETIME: Final = timedelta(days=365)
 AGENT_LIFETIME: Final = timedelta(days=365)
@@ -59,24 +61,36 @@ class CertificateAuthority:
 
     @classmethod
     def open(cls, directory: Path, *, clock: Clock) -> CertificateAuthority:
-        """Read the authority of a directory; make it where there is none.
+        """Read the authority of a directory, which may be read-only then; make it where there is none.
 
         Raises:
             ValueError: The files are there and cannot be read.
         """
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _locked(directory):
-            key_file, certificate_file = directory / "authority.key", directory / "authority.pem"
-            if not certificate_file.exists():  # written last
-                key = ec.generate_private_key(ec.SECP256R1())
-                made = _build_authority(key, clock.now())
-                write_private(key_file, _pem(key))
-                write_private(certificate_file, made.public_bytes(serialization.Encoding.PEM))
-            certificate = x509.load_pem_x509_certificate(certificate_file.read_bytes())
-            loaded = serialization.load_pem_private_key(key_file.read_bytes(), password=None)
-        if not isinstance(loaded, ec.EllipticCurvePrivateKey) or loaded.public_key() != certificate.public_key():
-            raise ValueError(f"the files in {directory} are not the key and certificate of one authority")
-        return cls(certificate=certificate, key=loaded, clock=clock)
+        key_file, certificate_file = directory / AUTHORITY_KEY, directory / AUTHORITY_CERTIFICATE
+        if not certificate_file.exists():  # written last
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with _locked(directory):
+                if not certificate_file.exists():
+                    made, key = make_authority("sandboxd agents", clock.now())
+                    write_private(key_file, key)
+                    write_private(certificate_file, made)
+        try:
+            return cls.load(certificate=certificate_file.read_bytes(), key=key_file.read_bytes(), clock=clock)
+        except ValueError as error:
+            raise ValueError(f"the authority in {directory} cannot be used: {error}") from error
+
+    @classmethod
+    def load(cls, *, certificate: bytes, key: bytes, clock: Clock) -> CertificateAuthority:
+        """Take an authority from PEM.
+
+        Raises:
+            ValueError: They are not the certificate and the key of one authority.
+        """
+        read = x509.load_pem_x509_certificate(certificate)
+        loaded = serialization.load_pem_private_key(key, password=None)
+        if not isinstance(loaded, ec.EllipticCurvePrivateKey) or loaded.public_key() != read.public_key():
+            raise ValueError("they are not the key and certificate of one authority")
+        return cls(certificate=read, key=loaded, clock=clock)
 
     @property
     def certificate(self) -> bytes:
@@ -96,7 +110,13 @@ class CertificateAuthority:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         return self._issue(REPLICA_NAME, usages, SERVICE_LIFETIME)
 
-    def _issue(self, name: str, usages: Sequence[x509.ObjectIdentifier], lifetime: timedelta) -> Identity:
+    def issue_server(self, names: Sequence[str], *, lifetime: timedelta) -> Identity:
+        """A fresh identity for a server that has these DNS names, for those who trust this authority."""
+        return self._issue(names[0], [ExtendedKeyUsageOID.SERVER_AUTH], lifetime, more=names[1:])
+
+    def _issue(
+        self, name: str, usages: Sequence[x509.ObjectIdentifier], lifetime: timedelta, *, more: Sequence[str] = ()
+    ) -> Identity:
         key, now = ec.generate_private_key(ec.SECP256R1()), self._clock.now()
         signer = self._certificate
         made = (
@@ -109,7 +129,7 @@ class CertificateAuthority:
             .not_valid_before(now - BACKDATED)
             .not_valid_after(min(now + lifetime, signer.not_valid_after_utc))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.DNSName(one) for one in (name, *more)]), critical=False)
             .add_extension(x509.ExtendedKeyUsage(usages), critical=True)
             .add_extension(_key_usage(signs=False), critical=True)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
@@ -139,9 +159,11 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _build_authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Certificate:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sandboxd agents")])
-    return (
+def make_authority(common_name: str, now: datetime) -> tuple[bytes, bytes]:
+    """Make an authority that signs nothing but certificates of servers and callers; answers it and its key, PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    made = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
@@ -154,6 +176,7 @@ def _build_authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> x509.Cer
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
+    return made.public_bytes(serialization.Encoding.PEM), _pem(key)
 
 
 def _key_usage(*, signs: bool) -> x509.KeyUsage:

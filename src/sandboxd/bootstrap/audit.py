@@ -54,11 +54,9 @@ def make_audit(
     Raises:
         SettingsError: Its key cannot be used.
     """
-    files = KeyFiles(home=settings.home)
+    files = KeyFiles.of(settings)
     try:
-        keys = FileAuditKeys(
-            private_file=settings.audit_key_file or files.audit_key, public_directory=files.audit_public
-        )
+        keys = FileAuditKeys(private_file=files.audit_key, public_directory=files.audit_public)
     except AuditKeyError as error:
         raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_AUDIT_KEY_FILE: {error}") from error
     trail = GroupedAuditTrail(

@@ -54,7 +54,7 @@ async def gateway(settings: Settings) -> None:
     clock = SystemClock()
     registry = CollectorRegistry()
     process = ProcessMetrics(registry, role="gateway", version=__version__)
-    keys = KeyFiles(home=settings.home)
+    keys = KeyFiles.of(settings)
     config, api_keys = _config(settings), _api_keys(settings, keys)
     keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(

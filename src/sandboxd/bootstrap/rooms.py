@@ -85,7 +85,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     clock = SystemClock()
     ids = RandomIds(clock)
     seen = Observation.of(settings)
-    keys = KeyFiles(home=settings.home)
+    keys = KeyFiles.of(settings)
     # A new name for every life: the lock of an earlier life says nothing about this one.
     replica = f"{settings.replica}.{ids.new('rep')[-10:]}"
     database_settings = DatabaseSettings(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import sys
@@ -16,11 +14,10 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
-    PublicFormat,
     load_pem_private_key,
 )
 
-from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.keys import KeyFiles, jwks_entry
 from sandboxd.dev.home import write_private
 from sandboxd.model.caller import Role
 from sandboxd.settings import Settings, SettingsError, load_settings
@@ -59,9 +56,7 @@ class DevIssuer:
 
     def public_key(self) -> dict[str, str]:
         """Return the public key as an entry of a JWKS file."""
-        raw = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
-        x = base64.urlsafe_b64encode(raw).decode().rstrip("=")
-        return {"kty": "OKP", "crv": "Ed25519", "alg": ALGORITHM, "use": "sig", "kid": self._key_id(raw), "x": x}
+        return jwks_entry(self._key.public_key())
 
     def mint(self, *, client: str, subject: str, role: str, seconds: float) -> str:
         """Sign a token.
@@ -72,7 +67,6 @@ class DevIssuer:
             role: One of `model.caller.Role`.
             seconds: How long it is good.
         """
-        raw = self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
         now = int(time.time())
         claims = {
             "iss": self._issuer,
@@ -83,11 +77,7 @@ class DevIssuer:
             "client": client,
             "role": Role(role).value,
         }
-        return jwt.encode(claims, self._key, algorithm=ALGORITHM, headers={"kid": self._key_id(raw)})
-
-    @staticmethod
-    def _key_id(raw: bytes) -> str:
-        return f"dev-{hashlib.sha256(raw).hexdigest()[:12]}"
+        return jwt.encode(claims, self._key, algorithm=ALGORITHM, headers={"kid": self.public_key()["kid"]})
 
 
 def mint_token(*, data_dir: Path | None, client: str, subject: str, role: str, hours: float) -> int:

@@ -6,10 +6,12 @@ next start makes another one, and the old public key stays trusted until its fil
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import structlog
 from cryptography.exceptions import InvalidSignature
@@ -28,6 +30,8 @@ from sandboxd.monitor.audit_ports import AuditKeys
 
 log = structlog.get_logger(__name__)
 
+_READ_ONLY: Final = (errno.EROFS, errno.EACCES)
+
 
 class AuditKeyError(Exception):
     """The key file cannot be used; the text says why."""
@@ -39,21 +43,18 @@ class FileAuditKeys(AuditKeys):
     def __init__(self, *, private_file: Path, public_directory: Path) -> None:
         """Read the key, or make it where there is none; its public half is in the directory after.
 
+        A directory that cannot be written is used as it is: the own key is trusted in any case.
+
         Raises:
             AuditKeyError: The file cannot be read or written, or holds another kind of key.
         """
         self._directory = public_directory
         try:
-            public_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._key = _open(private_file)
-            public = self._key.public_key()
-            self._key_id = key_id_of(public)
-            file = public_directory / f"{self._key_id}.pem"
-            if not file.exists():
-                draft = public_directory / f".{self._key_id}.{os.getpid()}.new"
-                draft.write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-                draft.rename(file)
-            self._trusted = _public_keys(public_directory)
+            self._own = self._key.public_key()
+            self._key_id = key_id_of(self._own)
+            self._publish()
+            self._trusted = self._public_keys()
         except (OSError, ValueError) as error:
             raise AuditKeyError(f"the audit key {private_file} cannot be used: {error}") from error
 
@@ -69,16 +70,33 @@ class FileAuditKeys(AuditKeys):
     @override
     def check(self, key_id: str, message: bytes, signature: bytes) -> bool | None:
         if key_id not in self._trusted:
-            self._trusted = _public_keys(self._directory)  # another replica's key may have been put there meanwhile
+            self._trusted = self._public_keys()  # another replica's key may have been put there meanwhile
         return check_signature(self._trusted, key_id, message, signature)
 
     @override
     def public_keys(self) -> Mapping[str, bytes]:
-        self._trusted = _public_keys(self._directory)
+        self._trusted = self._public_keys()
         return {
             key_id: key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
             for key_id, key in self._trusted.items()
         }
+
+    def _publish(self) -> None:
+        file = self._directory / f"{self._key_id}.pem"
+        if file.exists():
+            return
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = self._directory / f".{self._key_id}.{os.getpid()}.new"
+            draft.write_bytes(self._own.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+            draft.rename(file)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:
+                raise
+            log.warning("audit.public_key_unwritten", key_id=self._key_id, message="put it there by hand, for later")
+
+    def _public_keys(self) -> dict[str, Ed25519PublicKey]:
+        return _public_keys(self._directory) | {self._key_id: self._own}
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:

@@ -23,6 +23,8 @@ from sandboxd.persistence.scripts import scripts
 _LOCK: Final = 0x5AB0_0001
 """Advisory lock that whoever migrates holds; any number that nobody else uses in this database."""
 
+HEAD: Final = "head"
+
 _Work: TypeAlias = Callable[[Config], None]
 
 
@@ -42,14 +44,17 @@ def newest() -> str:
     return head
 
 
-async def upgrade(url: str, *, revision: str = "head") -> str:
+async def upgrade(url: str, *, revision: str = HEAD) -> str:
     """Bring the database to a revision; answers the one that it has then.
 
-    A second process that comes meanwhile waits, and then finds nothing to do. Safe to repeat.
+    A second process that comes meanwhile waits, and then finds nothing to do. Safe to repeat. A schema that is newer
+    than this version stays as it is: each migration works with the version before it, and a rollback needs no other.
 
     Raises:
         DatabaseUnavailableError: PostgreSQL does not answer.
     """
+    if revision == HEAD and (await current(url)) > newest():
+        return await current(url)
     return await _migrate(url, lambda settings: command.upgrade(settings, revision))
 
 
