@@ -94,15 +94,14 @@ def prepare(
 
     Example: sandboxd prepare --plan plan.json --crds helm/sandboxd/crds
     """
-    from sandboxd.bootstrap.prepare import PlanError  # noqa: PLC0415  only this role needs it
-    from sandboxd.bootstrap.prepare import prepare as run
+    from sandboxd.bootstrap import prepare as role  # noqa: PLC0415  only this role needs it
     from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
     from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
 
     configure_logging(role="prepare", style="json", level="info")
     try:
-        asyncio.run(run(plan, crds))
-    except PlanError as error:
+        asyncio.run(role.prepare(plan, crds))
+    except role.PlanError as error:
         typer.echo(f"sandboxd prepare: {error}", err=True)
         raise typer.Exit(BAD_SETTINGS) from None
     except (SandboxdError, OSError) as error:

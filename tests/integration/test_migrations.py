@@ -162,3 +162,12 @@ async def test_two_who_migrate_at_once_do_it_once(empty_url: str) -> None:
 async def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailableError):
         await migrations.upgrade(f"postgresql://nobody@/nothing?host={tmp_path}")
+
+
+async def test_an_older_version_leaves_a_newer_schema_as_it_is(empty_url: str) -> None:
+    await migrations.upgrade(empty_url)
+    connection = await asyncpg.connect(plain_url(empty_url))
+    await connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    await connection.close()
+
+    assert await migrations.upgrade(empty_url) == "9999"
