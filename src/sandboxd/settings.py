@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from sandboxd.model.lifecycle import LONGEST, LifecyclePolicy
 from sandboxd.settings_rules import ADDRESS, PREFIX, check_key_url, problems_between, split_names
+from sandboxd.settings_sources import SecretFiles
 
 NOT_SETTINGS: Final = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_CACHE_DIR", "SANDBOXD_FAILPOINTS"})
 """Variables with our prefix that are read elsewhere."""
@@ -199,6 +200,9 @@ class Settings(BaseSettings):
     """How the cluster is reached. If empty: the pod's own service account, else KUBECONFIG, else `~/.kube/config`."""
     kubernetes_template: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """`SandboxTemplate` of new pods."""
+    gemini_keys_secret: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")
+    """Secret in `kubernetes_namespace` where `serve` keeps the clients' API keys; the gateway mounts it as its
+    `gemini_keys_dir`. If empty, `serve` writes files into that directory."""
 
     sandbox_token_key_file: Path | None = None
     """PEM file with the Ed25519 key that signs sandbox tokens, the same for all replicas; made at the first start if
@@ -323,7 +327,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Put the sources in order, strongest first."""
-        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings, _SecretFiles(settings_cls)]
+        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings, SecretFiles(settings_cls)]
         if file := os.environ.get(f"{PREFIX}CONFIG"):
             sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file).expanduser()))
         return tuple(sources)
@@ -364,34 +368,6 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
     known |= {f"{name}_FILE" for name in known} | NOT_SETTINGS
     return sorted(name for name in environment if name.startswith(PREFIX) and name not in known)
-
-
-class _SecretFiles(PydanticBaseSettingsSource):
-    """`SANDBOXD_<NAME>_FILE` for secrets, and GEMINI_API_KEY, the name that everybody knows."""
-
-    @override
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        """Not used: `__call__` answers everything."""
-        raise NotImplementedError
-
-    @override
-    def __call__(self) -> dict[str, Any]:
-        """Return the secrets that files hold."""
-        found: dict[str, Any] = {}
-        for name, variables in {
-            "database_url": [f"{PREFIX}DATABASE_URL_FILE"],
-            "database_owner_url": [f"{PREFIX}DATABASE_OWNER_URL_FILE"],
-            "gemini_api_key": [f"{PREFIX}GEMINI_API_KEY_FILE", "GEMINI_API_KEY_FILE"],
-        }.items():
-            for variable in variables:
-                if file := os.environ.get(variable):
-                    try:
-                        found.setdefault(name, Path(file).expanduser().read_text().strip())
-                    except OSError as error:
-                        raise ValueError(f"{variable}: {file} cannot be read ({error.strerror})") from error
-        if key := os.environ.get("GEMINI_API_KEY"):
-            found.setdefault("gemini_api_key", key)
-        return found
 
 
 def _where(location: tuple[int | str, ...]) -> str:

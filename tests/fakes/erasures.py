@@ -16,7 +16,7 @@ from sandboxd.model.api_key import ApiKey
 from sandboxd.model.client import AccountState, Freelancer
 from sandboxd.model.client_errors import ErasureNotFoundError
 from sandboxd.model.erasure import Erasure, ErasureId, Signature
-from sandboxd.model.errors import SandboxdError
+from sandboxd.model.errors import SandboxdError, StaleOwnerError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
@@ -130,21 +130,34 @@ class FakeKeyStore(KeyStore):
 
     def __init__(self) -> None:
         self.keys: dict[ClientId, tuple[str, int, datetime | None]] = {}
+        self.previous: dict[ClientId, str] = {}
+        self.generations: dict[ClientId, int] = {}
         self.error: SandboxdError | None = None
 
     @override
     async def put(
         self, client: ClientId, key: str, *, generation: int, keep_previous_until: datetime | None = None
     ) -> None:
-        if self.error is not None:
-            raise self.error
+        if self._fence(client, generation) != generation:
+            self.previous.pop(client, None)
+            if keep_previous_until is not None and client in self.keys:
+                self.previous[client] = self.keys[client][0]
         self.keys[client] = (key, generation, keep_previous_until)
+        self.generations[client] = generation
 
     @override
     async def remove(self, client: ClientId, *, generation: int) -> int:
+        self._fence(client, generation)
+        self.generations[client] = generation
+        return sum(found.pop(client, None) is not None for found in (self.keys, self.previous))
+
+    def _fence(self, client: ClientId, generation: int) -> int:
         if self.error is not None:
             raise self.error
-        return 0 if self.keys.pop(client, None) is None else 1
+        there = self.generations.get(client, 0)
+        if there > generation:
+            raise StaleOwnerError(f"A later change of the key of client {client} was made.", client=client)
+        return there
 
 
 class FakeKeyHashes(KeyHashes):

@@ -12,14 +12,17 @@ from urllib.parse import urlsplit
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.backends.certificates import CertificateAuthority
 from sandboxd.backends.kubernetes.backend import KubernetesBackend
+from sandboxd.backends.kubernetes.key_store import SecretKeyStore
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.pod_place import POD_PLACE
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.gateway.key_store import DirectoryKeyStore
 from sandboxd.kubeapi.client import KubeClient, KubeConfigError
 from sandboxd.manager.backend_port import Backend
+from sandboxd.manager.key_ports import KeyStore
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
 from sandboxd.settings_rules import is_loopback
@@ -39,6 +42,8 @@ class Placement:
     run: Callable[[], Coroutine[None, None, None]] | None = None
     """Runs until cancelled."""
     close: Callable[[], Awaitable[None]]
+    cluster: KubeClient | None = None
+    """The API server of the cluster, where sandboxes are placed in one."""
 
 
 def make_connector(
@@ -105,7 +110,7 @@ def make_placement(
         except KubeConfigError as error:
             raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_KUBECONFIG: {error}") from error
 
-    return Placement(backend=backend, open=connect, run=backend.run, close=client.close)
+    return Placement(backend=backend, open=connect, run=backend.run, close=client.close, cluster=client)
 
 
 def _require_reachable_gateway(settings: Settings) -> None:
@@ -116,6 +121,24 @@ def _require_reachable_gateway(settings: Settings) -> None:
             f"The settings cannot be used:\n  SANDBOXD_GATEWAY_URL: pods cannot reach {settings.gateway_url}; "
             "say the gateway's address as the cluster's pods see it"
         )
+
+
+def make_key_store(settings: Settings, placement: Placement, *, files: KeyFiles) -> KeyStore:
+    """Make the place where the clients' API keys are kept.
+
+    Raises:
+        SettingsError: A Secret is named, and no cluster.
+    """
+    if not settings.gemini_keys_secret:
+        return DirectoryKeyStore(settings.gemini_keys_dir or files.gemini_keys)
+    if placement.cluster is None:
+        raise SettingsError(
+            "The settings cannot be used:\n  SANDBOXD_GEMINI_KEYS_SECRET: a Secret needs a cluster; "
+            "set SANDBOXD_BACKEND to kubernetes, or keep keys in SANDBOXD_GEMINI_KEYS_DIR"
+        )
+    return SecretKeyStore(
+        placement.cluster, namespace=settings.kubernetes_namespace, secret=settings.gemini_keys_secret
+    )
 
 
 def make_local_backend(

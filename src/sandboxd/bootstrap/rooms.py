@@ -14,11 +14,10 @@ from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.operating import ReplicaDoors, make_administration
 from sandboxd.bootstrap.peers import PeerRoom
-from sandboxd.bootstrap.places import Placement, make_connector, make_placement
+from sandboxd.bootstrap.places import Placement, make_connector, make_key_store, make_placement
 from sandboxd.bootstrap.sources import RandomIds, SystemClock
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.key_hashes import HmacKeyHashes, ensure_secret
-from sandboxd.gateway.key_store import DirectoryKeyStore
 from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.erasing import Eraser
@@ -162,7 +161,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         core=core,
         manager=manager,
         signer=Ed25519Signer(proof_key, key_id=proof_key_id),
-        key_store=DirectoryKeyStore(settings.gemini_keys_dir or keys.gemini_keys),
+        key_store=make_key_store(settings, placement, files=keys),
         key_hashes=HmacKeyHashes(ensure_secret(keys.key_hash_secret)),
         remove_texts=audit.trail.erase,
     )

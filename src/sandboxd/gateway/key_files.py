@@ -9,7 +9,6 @@ files' identity (device, inode, time, size) shows.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -32,6 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from sandboxd.gateway.secret import Secret
+from sandboxd.model.api_key import PREVIOUS, STANDARD_KEY, UNTIL, KeyMark, key_entry_name
 from sandboxd.model.ids import ClientId
 
 _log = structlog.get_logger()
@@ -39,12 +39,6 @@ _FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MAX_FILE: Final = 8192
 _RESCAN: Final = 1.0
 """Seconds between two looks at the directory of public keys, also when unknown key ids pour in."""
-STANDARD_KEY: Final = "default"
-"""File name of the key for clients that have none of their own."""
-PREVIOUS: Final = ".PREVIOUS"
-"""End of the name of the key that a client had before."""
-UNTIL: Final = ".UNTIL"
-"""End of the name of the file that says until when the key before stands in."""
 _Identity = tuple[int, int, int, int]
 
 
@@ -93,21 +87,21 @@ class DirectoryApiKeys:
 
     def key_for(self, client: ClientId) -> Secret | None:
         """Return the client's key, or the default one; None where neither is usable."""
-        name = key_file_name(client)
+        name = key_entry_name(client)
         if not _FILE_NAME.fullmatch(name):
             return None
         return self._read(name) or self._read(STANDARD_KEY)
 
     def fallback_for(self, client: ClientId) -> Secret | None:
         """Return the key that the client had before, while it may stand in for the present one."""
-        name = key_file_name(client)
+        name = key_entry_name(client)
         if not _FILE_NAME.fullmatch(name) or (previous := self._read(f"{name}{PREVIOUS}")) is None:
             return None
         try:
-            until = json.loads((self._directory / f"{name}{UNTIL}").read_bytes()[:_MAX_FILE])["until"]
-            return previous if until is not None and self._now() < datetime.fromisoformat(until) else None
-        except (OSError, ValueError, KeyError, TypeError):
+            until = KeyMark.load((self._directory / f"{name}{UNTIL}").read_bytes()[:_MAX_FILE]).until
+        except OSError:
             return None
+        return previous if until is not None and self._now() < until else None
 
     def _read(self, name: str) -> Secret | None:
         path = self._directory / name
@@ -171,14 +165,6 @@ class DirectoryVerifyingKeys:
             self._keys[path.stem] = key
         else:
             _log.error("gateway.verifying_key_unusable", key_id=path.stem, error="not an Ed25519 key")
-
-
-def key_file_name(client: ClientId) -> str:
-    """Name of a client's file: its id, with what a file's name cannot hold, or means something else, spelt out.
-
-    Ids of clients have no capital letters, so no name of one is the name of another.
-    """
-    return STANDARD_KEY.upper() if client == STANDARD_KEY else client.replace("@", "AT")
 
 
 def key_id_of(key: Ed25519PublicKey) -> str:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from typing_extensions import override
 
-from sandboxd.gateway.key_files import PREVIOUS, UNTIL, key_file_name
 from sandboxd.manager.key_ports import KeyStore
+from sandboxd.model.api_key import PREVIOUS, UNTIL, KeyMark, key_entry_name
 from sandboxd.model.errors import StaleOwnerError, UnavailableError
 from sandboxd.model.ids import ClientId
 
@@ -38,26 +37,24 @@ class KeyPaths:
     @property
     def current(self) -> Path:
         """The key."""
-        return self.directory / key_file_name(self.client)
+        return self.directory / key_entry_name(self.client)
 
     @property
     def previous(self) -> Path:
         """The key before."""
-        return self.directory / f"{key_file_name(self.client)}{PREVIOUS}"
+        return self.directory / f"{key_entry_name(self.client)}{PREVIOUS}"
 
     @property
     def until(self) -> Path:
         """Generation, and the end of the previous key's time."""
-        return self.directory / f"{key_file_name(self.client)}{UNTIL}"
+        return self.directory / f"{key_entry_name(self.client)}{UNTIL}"
 
-    def read_until(self) -> tuple[int, datetime | None]:
-        """The generation of the last change, 0 before the first; and until when the previous key may be used."""
+    def read_mark(self) -> KeyMark:
+        """Which change was the last one."""
         try:
-            found = json.loads(self.until.read_bytes()[:4096])
-            until = found["until"]
-            return int(found["generation"]), None if until is None else datetime.fromisoformat(until)
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, None
+            return KeyMark.load(self.until.read_bytes()[:4096])
+        except OSError:
+            return KeyMark()
 
 
 class DirectoryKeyStore(KeyStore):
@@ -83,7 +80,7 @@ class DirectoryKeyStore(KeyStore):
                 with contextlib.suppress(FileNotFoundError):
                     path.unlink()
                     removed += 1
-            self._write(paths.until, json.dumps({"generation": generation, "until": None}))
+            self._write(paths.until, KeyMark(generation=generation).dump())
 
         await self._on_disk(remove)
         return removed
@@ -92,19 +89,18 @@ class DirectoryKeyStore(KeyStore):
         paths = self._fence(client, generation)
         # The same change again after a crash: the present file may hold the new key already, and must not be taken for
         # the previous one.
-        if paths.read_until()[0] != generation:
+        if paths.read_mark().generation != generation:
             with contextlib.suppress(FileNotFoundError):
                 paths.previous.unlink()
             if until is not None:
                 self._link(paths.current, paths.previous)
-            text = None if until is None else until.astimezone(UTC).isoformat()
-            self._write(paths.until, json.dumps({"generation": generation, "until": text}))
+            self._write(paths.until, KeyMark(generation=generation, until=until).dump())
         self._write(paths.current, key)
 
     def _fence(self, client: ClientId, generation: int) -> KeyPaths:
         paths = KeyPaths(directory=self._directory, client=client)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if paths.read_until()[0] > generation:
+        if paths.read_mark().generation > generation:
             raise StaleOwnerError(f"A later change of the key of client {client} was made.", client=client)
         return paths
 

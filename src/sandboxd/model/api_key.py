@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 from sandboxd.model.ids import ClientId
 
 GEMINI: Final = "gemini"
 """The upstream that this version has keys for; the last part of a key's name."""
+STANDARD_KEY: Final = "default"
+"""Name of the entry with the key for clients that have none of their own."""
+PREVIOUS: Final = ".PREVIOUS"
+"""End of the name of the entry with the key that a client had before."""
+UNTIL: Final = ".UNTIL"
+"""End of the name of the entry with a client's `KeyMark`."""
+
+
+def key_entry_name(client: ClientId) -> str:
+    """Name of a client's entry, a file or a key of a Secret: its id, with what such a name cannot hold spelt out.
+
+    Ids of clients have no capital letters, so no name of one is the name of another.
+    """
+    return STANDARD_KEY.upper() if client == STANDARD_KEY else client.replace("@", "AT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyMark:
+    """What stands beside a client's keys: which change was the last one, and until when the key before may be used."""
+
+    generation: int = 0
+    """0 before the first change."""
+    until: datetime | None = None
+
+    def dump(self) -> str:
+        """As text for the entry."""
+        until = None if self.until is None else self.until.astimezone(UTC).isoformat()
+        return json.dumps({"generation": self.generation, "until": until})
+
+    @classmethod
+    def load(cls, text: str | bytes) -> KeyMark:
+        """From the entry; what cannot be read counts as before the first change."""
+        try:
+            found = json.loads(text)
+            until = found["until"]
+            return cls(
+                generation=int(found["generation"]), until=None if until is None else datetime.fromisoformat(until)
+            )
+        except (ValueError, KeyError, TypeError):
+            return cls()
 
 
 class ApiKeyState(enum.Enum):
