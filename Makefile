@@ -9,10 +9,10 @@ BENCH_ARGS ?=
 LIMITS_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gen demo run test lint format bench audit lock clean
+.PHONY: help setup gen demo run test lint format bench audit lock clean cluster-up cluster-down test-cluster soak
 
 help: ## say what the verbs do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install everything: .venv from the lock, generated code, Node and the Gemini CLI
 	@$(PYTHON) tools/bootstrap.py
@@ -28,6 +28,18 @@ run: setup ## the same stack, staying up: prints addresses and a token for grpcu
 
 test: setup ## all tests; TEST_ARGS="tests/unit -k name -x" narrows them
 	@$(BIN)/pytest $(TEST_ARGS)
+
+cluster-up: ## start a real one-node Kubernetes here, or heal it; the first time builds about 10 minutes (docs/devcluster.md)
+	@$(PYTHON) -m devcluster up
+
+cluster-down: ## end the cluster with all its pods, mounts and rules; its state and what was built stay
+	@$(PYTHON) -m devcluster down
+
+test-cluster: setup cluster-up ## the tests that need a cluster, on that one; TEST_ARGS narrows them
+	@CI=true $(BIN)/pytest -m "cluster and not soak" $(TEST_ARGS)
+
+soak: setup cluster-up ## the long tests, hours of them, on that cluster; TEST_ARGS narrows them
+	@CI=true $(BIN)/pytest -m soak $(TEST_ARGS)
 
 lint: setup ## ruff, mypy --strict, the direction of imports, buf lint and buf breaking
 	@$(BIN)/python tools/lint.py

@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NODE = "node1"
+NODE_STATE = Path("/var/lib/sandboxd-devcluster")
+"""What pods have mounted. Not below a home: root of a user namespace cannot pass a directory with mode 0700."""
+NODE_RUN = Path("/run/sandboxd-devcluster")
+"""containerd's sockets and root file systems; gone after a reboot, as it wants."""
+VOLUMES = Path("/tmp/hostpath_pv")  # noqa: S108  not our choice
+"""Where the controller manager's host-path provisioner makes volumes; it has no option for that."""
 NODE_ADDRESS = "10.88.0.1"
 """The bridge's own address: the node, its DNS, and what pods see of the host."""
 BRIDGE = "cni0"
 POD_RANGE = "10.88.0.0/16"
 SERVICE_RANGE = "10.96.0.0/16"
 API_SERVICE = "10.96.0.1"
+DNS_SERVICE = "10.96.0.10"
 API_PORT = 6443
 KUBELET_PORT = 10250
+KUBELET_HEALTH_PORT = 10248
 REGISTRY_PORT = 5000
 ETCD_PORTS = (2379, 2380)
 REGISTRY = f"127.0.0.1:{REGISTRY_PORT}"
@@ -57,13 +65,18 @@ class Places:
 
     @property
     def data(self) -> Path:
-        """What outlives a stop: etcd, images, the registry, the kubelet's pods."""
+        """What outlives a stop: etcd and the registry. Belongs to the keys in `etc`."""
         return self.home / "data"
 
     @property
-    def run(self) -> Path:
-        """Pid files and sockets."""
-        return self.home / "run"
+    def socket(self) -> Path:
+        """Where containerd listens."""
+        return NODE_RUN / "containerd.sock"
+
+    @property
+    def cni_etc(self) -> Path:
+        """Configuration of the pods' network."""
+        return self.etc / "cni"
 
     @property
     def log(self) -> Path:

@@ -1,0 +1,53 @@
+"""`python -m devcluster up|down|status|purge|build`: a real one-node Kubernetes on this machine.
+
+Uses the standard library alone, so that any Python >= 3.11 starts it.
+"""
+
+import argparse
+import sys
+
+from devcluster.builds import build_all
+from devcluster.life import down, status, up
+from devcluster.machine import widen_path
+from devcluster.places import Places
+from devcluster.trouble import ClusterError, say
+
+VERBS = {
+    "up": "build what is missing, heal what a killed run left, start; safe to repeat",
+    "down": "end every process, pod, mount, interface and rule; keep the state",
+    "status": "say what runs",
+    "purge": "down, and remove the state too; what was built stays",
+    "build": "build only",
+}
+
+
+def main() -> int:
+    """Do what the command line says and return the exit code."""
+    parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb, what in VERBS.items():
+        verbs.add_parser(verb, help=what)
+    places = Places.of_this_machine()
+    try:
+        match parser.parse_args().verb:
+            case "up":
+                up(places)
+            case "down":
+                down(places)
+            case "purge":
+                down(places, everything=True)
+            case "build":
+                widen_path()
+                build_all(places)
+            case _:
+                return 0 if status(places) else 1
+    except ClusterError as error:
+        say(str(error))
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The cluster's own keys and certificates, made by openssl on its first start; nothing of them is in the repository."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from devcluster.places import API_PORT, API_SERVICE, NODE, NODE_ADDRESS, Places
+from devcluster.trouble import ClusterError, say
+
+DAYS = "3650"
+SERVER_NAMES = (
+    f"IP:127.0.0.1,IP:{API_SERVICE},IP:{NODE_ADDRESS},DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,"
+    "DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
+)
+CERTIFICATES = {
+    "apiserver": ("/CN=kube-apiserver", SERVER_NAMES),
+    "admin": ("/O=system:masters/CN=admin", ""),
+    "controller-manager": ("/CN=system:kube-controller-manager", ""),
+    "scheduler": ("/CN=system:kube-scheduler", ""),
+    "kubelet": (f"/O=system:nodes/CN=system:node:{NODE}", f"IP:127.0.0.1,IP:{NODE_ADDRESS},DNS:{NODE}"),
+}
+USERS = ("admin", "controller-manager", "scheduler", "kubelet")
+
+
+def ensure_pki(places: Places) -> bool:
+    """Make the keys unless they are there and whole; tells whether they were made.
+
+    They appear at once by a rename, so that a killed start leaves either all or none.
+    """
+    made = not _is_whole(places.pki)
+    if made:
+        fresh = places.pki.with_name(f"pki.{os.getpid()}.new")
+        for left in places.etc.glob("pki.*.new"):
+            shutil.rmtree(left)
+        fresh.mkdir(parents=True, mode=0o700)
+        _make(fresh)
+        if places.pki.exists():
+            say("the keys of the cluster were damaged or run out; making new ones")
+            shutil.rmtree(places.pki)
+        fresh.rename(places.pki)
+    for user in USERS:
+        _write_kubeconfig(places, user)
+    return made
+
+
+def _is_whole(pki: Path) -> bool:
+    try:
+        authority = (pki / "ca.crt").read_text()
+        keys = [
+            (pki / name).read_bytes() for name in ("ca.key", "sa.key", "sa.pub", *(f"{u}.key" for u in CERTIFICATES))
+        ]
+    except OSError:
+        return False
+    if not authority or not all(keys):
+        return False
+    for name in CERTIFICATES:
+        verify = ["openssl", "verify", "-CAfile", str(pki / "ca.crt"), str(pki / f"{name}.crt")]
+        alive = ["openssl", "x509", "-noout", "-checkend", "86400", "-in", str(pki / f"{name}.crt")]
+        if any(subprocess.run(one, capture_output=True, check=False).returncode for one in (verify, alive)):
+            return False
+    return True
+
+
+def _make(pki: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        authority = ["-keyout", "ca.key", "-out", "ca.crt", "-days", DAYS, "-subj", "/CN=sandboxd-devcluster"]
+        _openssl(pki, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *authority)
+        _openssl(pki, "genrsa", "-out", "sa.key", "2048")
+        _openssl(pki, "rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
+        for name, (subject, names) in CERTIFICATES.items():
+            keys = ["-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", subject]
+            _openssl(pki, "req", "-newkey", "rsa:2048", "-nodes", *keys)
+            rules = "basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth,serverAuth\n"
+            (pki / f"{name}.ext").write_text(rules + (f"subjectAltName={names}\n" if names else ""))
+            signing = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", DAYS]
+            _openssl(
+                pki, "x509", "-req", "-in", f"{name}.csr", *signing, "-extfile", f"{name}.ext", "-out", f"{name}.crt"
+            )
+    finally:
+        os.umask(before)
+
+
+def _openssl(folder: Path, *arguments: str) -> None:
+    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, check=False)
+    if done.returncode != 0:
+        raise ClusterError(f"openssl {arguments[0]} failed:\n{done.stderr.decode(errors='replace')}")
+
+
+def _write_kubeconfig(places: Places, user: str) -> None:
+    server = f"https://127.0.0.1:{API_PORT}"
+    keys = {"client-certificate": str(places.pki / f"{user}.crt"), "client-key": str(places.pki / f"{user}.key")}
+    text = json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {
+                    "name": "devcluster",
+                    "cluster": {"server": server, "certificate-authority": str(places.pki / "ca.crt")},
+                }
+            ],
+            "users": [{"name": user, "user": keys}],
+            "contexts": [{"name": "devcluster", "context": {"cluster": "devcluster", "user": user}}],
+            "current-context": "devcluster",
+        },
+        indent=1,
+    )
+    write(places.etc / f"{user}.kubeconfig", text)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, for root alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.touch(mode=0o600)
+    fresh.write_text(text)
+    fresh.replace(path)
