@@ -35,6 +35,7 @@ from sandboxd.model.next_step import NextStep, next_step
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.session import PromptInput, Session, StopReason
+from sandboxd.model.startup import MissReason, StartPath, StartReport, StartStep, StartStepName
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.ports import SessionOrder
 
@@ -87,6 +88,13 @@ class FakeManager:
         if found is None or found.client != caller.client or caller.freelancer not in (None, found.freelancer):
             raise SandboxNotFoundError(sandbox)
         return found
+
+    def startup(self, sandbox: Sandbox) -> StartReport | None:
+        return StartReport(
+            path=StartPath.LOCAL,
+            steps=[StartStep(name=StartStepName.AGENT, duration=timedelta(milliseconds=250))],
+            miss=MissReason.NO_POOL,
+        )
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:
         return next_step(sandbox, LifecyclePolicy().under(sandbox.lifecycle), at=MOMENT)

@@ -39,6 +39,7 @@ from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.startup import StartReport
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.stream.agent_port import AgentConnector
 from sandboxd.stream.ports import Wakeups
@@ -189,6 +190,10 @@ class SandboxManager:
     def backend(self) -> BackendDescription:
         """Where sandboxes are placed."""
         return self._core.tools.backend.describe()
+
+    def startup(self, sandbox: Sandbox) -> StartReport | None:
+        """How a sandbox came up, as far as this replica knows."""
+        return None if sandbox.incarnation is None else self._core.tools.backend.startup(sandbox.incarnation)
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:
         """What policy does next with a sandbox; see `RestPolicies.next_step`."""

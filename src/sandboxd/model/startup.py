@@ -17,11 +17,30 @@ class StartPath(enum.Enum):
     """Made anew; its image was on the node."""
     PULL = "pull"
     """Made anew; its image had to be pulled."""
+    PROCESS = "process"
+    """Made anew as processes of the service's machine; there is no image."""
+
+
+class MissReason(enum.Enum):
+    """Why no member of a pool was claimed. Also the label of a metric: a closed set."""
+
+    NO_POOL = "no_pool"
+    """The client has no pool for this template and tier."""
+    POOL_OFF = "pool_off"
+    """The pool is to keep none: its target is zero, or it is being deleted."""
+    POOL_FILLING = "pool_filling"
+    """All members were claimed, and others are on their way."""
+    POOL_EMPTY = "pool_empty"
+    """All members were claimed, and none is on its way yet."""
 
 
 class StartStepName(enum.Enum):
     """The steps, in their order."""
 
+    QUEUE = "queue"
+    """Waiting until the service had room for one more start."""
+    CLAIM = "claim"
+    """The transaction that claimed a member of a pool, quotas and all."""
     SCHEDULE = "schedule"
     """From the request until a node was chosen."""
     PULL = "pull"
@@ -47,3 +66,5 @@ class StartReport:
     path: StartPath
     steps: Sequence[StartStep] = ()
     """Those that were seen; together about the whole time."""
+    miss: MissReason | None = None
+    """Why no member of a pool was claimed; None where one was, or where no pool was asked."""

@@ -18,6 +18,7 @@ from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.session import PromptInput, Session
+from sandboxd.model.startup import StartReport
 from sandboxd.stream.opening import Accepted, Opening
 from sandboxd.stream.ports import SessionOrder
 
@@ -83,6 +84,10 @@ class SandboxManager(Protocol):
 
     async def get(self, caller: Caller, sandbox: SandboxId) -> Sandbox:
         """Return one sandbox."""
+        ...
+
+    def startup(self, sandbox: Sandbox) -> StartReport | None:
+        """Return how a sandbox came up, as far as this replica knows."""
         ...
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:

@@ -21,6 +21,7 @@ from sandboxd.api.grpc.codec_sandbox import (
     encode_change,
     encode_sandbox,
 )
+from sandboxd.api.grpc.codec_startup import encode_startup
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.ports import SandboxManager
 from sandboxd.api.grpc.rpc import Rpc, closed_at_end, current_rpc, write
@@ -68,7 +69,8 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         sandbox = await self._manager.create(
             _request(rpc, request, request.request_id), decode_wish(request.sandbox), timeout=_budget(rpc)
         )
-        return pb.CreateResponse(sandbox=await self._shown(sandbox))
+        startup = encode_startup(self._manager.startup(sandbox))
+        return pb.CreateResponse(sandbox=await self._shown(sandbox), startup=startup)
 
     @override
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:

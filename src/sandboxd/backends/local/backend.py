@@ -9,7 +9,7 @@ import asyncio
 import fcntl
 import os
 import signal
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint
 from sandboxd.model.sources import Clock
-from sandboxd.model.startup import StartReport
+from sandboxd.model.startup import StartPath, StartReport, StartStep, StartStepName
 from sandboxd.stream.agent_port import AgentConnector
 from sandboxd.stream.ports import CliPlace
 
@@ -50,6 +50,8 @@ EXIT_SECONDS: Final = 5.0
 """How long an agent may take to end, beyond the grace, after Shutdown or TERM."""
 KILL_SECONDS: Final = 5.0
 LOCK_POLL_SECONDS: Final = 0.02
+REMEMBERED_REPORTS: Final = 1000
+"""How incarnations came up is told of so many."""
 
 log = structlog.get_logger(__name__)
 
@@ -83,6 +85,7 @@ class LocalBackend(Backend):
         self._clock = clock
         self._exit_seconds = exit_seconds
         self._locks: defaultdict[SandboxId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._reports: OrderedDict[IncarnationId, StartReport] = OrderedDict()
 
     @override
     def describe(self) -> BackendDescription:
@@ -100,18 +103,23 @@ class LocalBackend(Backend):
                 if agent is not ours:
                     log.warning("backend.stray_ended", sandbox=spec.sandbox, incarnation=agent.incarnation)
                     await self._end(agent, grace=timedelta(0))
+            began = self._clock.monotonic()
             if ours is None:
                 await self._clean(spec.sandbox)
                 await _on_disk(spec.sandbox, lambda: files.forget_old_runs(keep=incarnation))
                 pid = await asyncio.to_thread(self._launcher.spawn, spec.sandbox, incarnation, files)
             else:
                 pid = ours.pid
-            left = max(0.0, deadline - self._clock.monotonic())
-            return await self._launcher.wait_ready(spec.sandbox, incarnation, files.run(incarnation), pid, seconds=left)
+            spawned = self._clock.monotonic()
+            left, run = max(0.0, deadline - spawned), files.run(incarnation)
+            endpoint = await self._launcher.wait_ready(spec.sandbox, incarnation, run, pid, seconds=left)
+            if ours is None:
+                self._remember(incarnation, start=spawned - began, agent=self._clock.monotonic() - spawned)
+            return endpoint
 
     @override
     def startup(self, incarnation: IncarnationId) -> StartReport | None:
-        return None
+        return self._reports.get(incarnation)
 
     @override
     async def stop(
@@ -178,6 +186,15 @@ class LocalBackend(Backend):
             model_endpoint=f"http://127.0.0.1:{ready.model_port}",
             path=f"{self._cli.node.parent}:{CLEAN_PATH}",
         )
+
+    def _remember(self, incarnation: IncarnationId, *, start: float, agent: float) -> None:
+        steps = (
+            StartStep(name=StartStepName.START, duration=timedelta(seconds=start)),
+            StartStep(name=StartStepName.AGENT, duration=timedelta(seconds=agent)),
+        )
+        self._reports[incarnation] = StartReport(path=StartPath.PROCESS, steps=steps)
+        if len(self._reports) > REMEMBERED_REPORTS:
+            self._reports.popitem(last=False)
 
     async def _all_agents(self) -> Sequence[AgentProcess]:
         self._launcher.reap()
