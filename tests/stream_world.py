@@ -272,6 +272,11 @@ class FakeReplicas(Replicas):
     async def others(self, *, than: str) -> Sequence[Holder]:
         return [Holder(replica=name, address=name) for name in self.world.living if name != than]
 
+    @override
+    async def holds(self, replica: str, sandbox: SandboxId) -> bool:
+        row, lease = self.world.store.conversations.get(sandbox), self.world.store.leases.get(sandbox)
+        return row is not None and row.owner == replica and lease is not None and lease > datetime.now(UTC)
+
 
 @dataclass(kw_only=True)
 class FakePeers(Peers):

@@ -185,10 +185,14 @@ async def test_of_fifty_prompts_at_once_exactly_as_many_turns_get_a_place_as_may
     # Two replicas: nothing but the database is shared.
     replicas = [
         AccountTurnQuotas(
-            units=world.units, accounts=AccountCache(units=world.units, wakeups=FakeWakeups(), clock=FakeClock())
+            units=world.units,
+            accounts=AccountCache(units=world.units, wakeups=FakeWakeups(), clock=FakeClock()),
+            replica=name,
         )
-        for _ in range(2)
+        for name in ("first", "second")
     ]
+    for name in ("first", "second"):
+        await world.given_replica(name)
     held, done = 0, asyncio.Event()
     decided = asyncio.Event()
     refused: list[QuotaExceededError] = []
@@ -226,7 +230,7 @@ async def test_a_place_that_nobody_gives_back_is_free_when_its_lease_has_run_out
     await given(world, ClientPolicy())
     async with world.units.begin() as work:
         lease = timedelta(milliseconds=200)
-        await work.quotas.take_place(ACME, a_prompt(), ADA, SessionId("lost"), lease=lease)
+        await work.quotas.take_place(ACME, a_prompt(), ADA, SessionId("lost"), lease=lease, replica="")
         before = await work.quotas.turns(ACME, but=SessionId(""))
         own = await work.quotas.turns(ACME, but=SessionId("lost"))
         others = await work.quotas.turns(ACME, freelancer=BOB, but=SessionId(""))
@@ -239,12 +243,28 @@ async def test_a_place_that_nobody_gives_back_is_free_when_its_lease_has_run_out
     assert (before, own, others, after) == (1, 0, 0, 0)
 
 
+async def test_a_place_whose_replica_dies_is_free_at_once(world: UnitsWorld) -> None:
+    await given(world, ClientPolicy())
+    await world.given_replica("first")
+    async with world.units.begin() as work:
+        minute = timedelta(minutes=1)
+        await work.quotas.take_place(ACME, a_prompt(), ADA, SessionId("lost"), lease=minute, replica="first")
+        before = await work.quotas.turns(ACME, but=SessionId(""))
+        await work.commit()
+
+    await world.kill_replica("first")
+
+    async with world.units.begin() as work:
+        after = await work.quotas.turns(ACME, but=SessionId(""))
+    assert (before, after) == (1, 0)
+
+
 async def test_without_a_quota_of_turns_a_prompt_asks_the_database_for_nothing(world: UnitsWorld) -> None:
     clock = FakeClock()
     await given(world, ClientPolicy(quotas=Quotas(sandboxes=1)))
     accounts = AccountCache(units=world.units, wakeups=FakeWakeups(), clock=clock)
     await accounts.standing(ACME, ADA)
-    quotas = AccountTurnQuotas(units=NoUnits(), accounts=accounts)
+    quotas = AccountTurnQuotas(units=NoUnits(), accounts=accounts, replica="first")
 
     async with quotas.place(a_session(), a_prompt()):
         pass

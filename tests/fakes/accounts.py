@@ -33,6 +33,7 @@ class FakePlace:
     freelancer: FreelancerId
     session: SessionId
     until: datetime = FOREVER
+    replica: str = ""
 
 
 class _Rows(Protocol):
@@ -47,6 +48,7 @@ class _Work(Protocol):
     async def read(self) -> _Rows: ...
     async def write(self) -> _Rows: ...
     def now(self) -> datetime: ...
+    def lives(self, replica: str) -> bool: ...
 
 
 class FakeClientRepository(ClientRepository):
@@ -163,7 +165,10 @@ class FakeQuotaRepository(QuotaRepository):
         places = {
             one.session
             for (owner, _), one in rows.places.items()
-            if owner == client and freelancer in (None, one.freelancer) and one.until > self.work.now()
+            if owner == client
+            and freelancer in (None, one.freelancer)
+            and one.until > self.work.now()
+            and self.work.lives(one.replica)
         }
         return len((busy | places) - {but})
 
@@ -176,10 +181,13 @@ class FakeQuotaRepository(QuotaRepository):
         session: SessionId,
         *,
         lease: timedelta,
+        replica: str,
     ) -> None:
         rows = await self.work.write()
         until = self.work.now() + lease
-        rows.places[client, request_id] = FakePlace(client=client, freelancer=freelancer, session=session, until=until)
+        rows.places[client, request_id] = FakePlace(
+            client=client, freelancer=freelancer, session=session, until=until, replica=replica
+        )
 
     @override
     async def give_back(self, client: ClientId, request_id: RequestId) -> None:

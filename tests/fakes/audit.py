@@ -16,6 +16,7 @@ from sandboxd.model.errors import DatabaseUnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.monitor.audit_desk import AuditDesk
 from sandboxd.monitor.audit_ports import (
+    OUTSIDERS,
     AuditFilter,
     AuditRecord,
     AuditTrail,
@@ -53,7 +54,7 @@ class FakeAuditTrail:
 
     async def settle(self, *, timeout: timedelta) -> None: ...
 
-    async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
         return 0
 
 
@@ -110,10 +111,15 @@ class FakeAuditStore:
             if replica not in self.living
         ][:limit]
 
-    async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
-        erased = 0
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
+        erased, outsiders = 0, tuple(f"{role}:" for role in OUTSIDERS)
         for (chain, sequence), texts in self.texts.items():
-            kept = [text for text in texts if chain != client or text.person != freelancer]
+            kept = [
+                text
+                for text in texts
+                if chain != client
+                or (text.person.startswith(outsiders) if freelancer is None else text.person != freelancer)
+            ]
             erased += len(texts) - len(kept)
             self.texts[chain, sequence] = kept
         return erased

@@ -251,6 +251,9 @@ class FakeUnitOfWork(UnitOfWork):
     def now(self) -> datetime:
         return self.units.clock.now()
 
+    def lives(self, replica: str) -> bool:
+        return replica not in self.units.dead_replicas
+
     @override
     async def __aenter__(self) -> Self:
         return self

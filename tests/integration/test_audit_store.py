@@ -372,6 +372,33 @@ async def test_erasing_a_person_removes_its_texts_and_keeps_the_chain_valid(data
     assert len(foreign.texts) == 4
 
 
+async def test_erasing_a_client_removes_all_texts_but_who_of_the_platform_acted(database: Database) -> None:
+    deeds = (
+        a_deed(role="freelancer", actor="platform", freelancer=FreelancerId("platform")),  # a name like a role
+        a_deed(role="client_admin", actor="boss"),
+        a_deed(role="auditor", actor="eve", freelancer=None),
+        a_deed(role="platform", actor="operator"),
+        a_deed(client="other", role="client_admin", actor="boss"),
+    )
+
+    async with a_trail(database) as trail:
+        for deed in deeds:
+            await trail.intend(deed, timeout=WAIT)
+        await trail.erase(ACME, None)
+        again = await trail.erase(ACME, None)
+
+    reader = PostgresAuditReader(database)
+    left = [
+        sorted((text.name, text.value) for text in record.texts)
+        for record in await reader.records(ACME, AuditFilter(), after=0, limit=10)
+    ]
+    assert left == [[], [], [], [("actor", "operator"), ("peer", "10.1.2.3")]]
+    assert again == 0
+    assert await verified(database) == []
+    (foreign,) = await reader.records(ClientId("other"), AuditFilter(), after=0, limit=10)
+    assert len(foreign.texts) == 4
+
+
 async def test_entries_are_found_by_who_what_and_when(database: Database) -> None:
     async with a_trail(database) as trail:
         made = await trail.intend(a_deed(target="sandboxes/sbx-1"), timeout=WAIT)

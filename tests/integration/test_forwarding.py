@@ -212,6 +212,26 @@ async def test_pausing_at_any_replica_closes_the_conversation_where_it_is() -> N
         assert world.store.conversations[SANDBOX].owner == ""
 
 
+async def test_pausing_waits_for_a_frozen_owner_no_longer_than_its_lease() -> None:
+    """A close may take long where its owner lives; one that stands still must not cost the caller all its patience."""
+    world = StreamWorld(lease=LEASE)
+    async with world.replica() as owner, world.replica() as edge:
+        client = await owner.open()
+        await client.prompt("ask may I")
+        await client.until(PermissionRequest)
+        other = await reopened(client, edge)
+        world.frozen.add(owner.name)
+        world.freeze(owner)
+
+        await edge.hub.close(SANDBOX, reason="PAUSED", timeout=timedelta(minutes=1))
+
+        completed = await other.until(TurnCompleted)
+        assert isinstance(completed, TurnCompleted)
+        assert completed.stop_reason is StopReason.INTERRUPTED
+        world.frozen.clear()
+        world.thaw(owner)
+
+
 async def test_a_paused_sandbox_refuses_at_every_replica() -> None:
     world = StreamWorld()
     async with world.replica() as owner, world.replica() as edge:

@@ -144,6 +144,9 @@ def test_a_price_that_could_not_be_applied_is_refused(rates: tuple[Rates, ...]) 
         ("gemini-2.5-flash-001", "list-2026-07-gemini-2.5-flash-dated"),
         ("gemini-2.5-flash-preview-05-20", "list-2026-07-gemini-2.5-flash-preview-dated"),
         ("gemini-3.1-pro-preview", "list-2026-07-gemini-3.1-pro-preview"),
+        ("gemini-3.1-pro-preview-customtools", "list-2026-07-gemini-3.1-pro-preview-customtools"),
+        ("gemini-3.5-flash-lite", "list-2026-07-gemini-3.5-flash-lite"),
+        ("gemini-3.8-flash", "list-2026-11-gemini-3.8-flash"),
         ("gemini-9-flash-practice", "practice-as-if-gemini-2.5-flash"),
         ("gemini-2.5-flash-image", None),
         ("gemini-9-flash", None),
@@ -153,3 +156,12 @@ def test_the_list_prices_cover_a_models_names_and_not_its_siblings(model: str, p
     found = PriceBook(prices=list_prices()).find(model, at=NOON)
 
     assert (found.id if found else None) == price_id
+
+
+def test_an_introductory_price_ends_and_the_full_one_follows_without_a_gap() -> None:
+    book = PriceBook(prices=list_prices())
+    new_year = datetime(2027, 1, 1, tzinfo=UTC)
+
+    found = [book.find("gemini-3.8-flash", at=at) for at in (new_year - timedelta(microseconds=1), new_year)]
+
+    assert [price.rates[0].output for price in found if price] == [3_750_000, 7_500_000]

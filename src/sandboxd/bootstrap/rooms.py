@@ -152,7 +152,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         lease=settings.lease,
         metrics=seen.stream,
     )
-    turn_quotas = AccountTurnQuotas(units=core.tools.units, accounts=core.accounts)
+    turn_quotas = AccountTurnQuotas(units=core.tools.units, accounts=core.accounts, replica=replica)
     hub = StreamHub(services, custody, router, turn_quotas=turn_quotas)
     seen.look_at(database=database, custody=custody, feed=services.feed, commit=commit, connector=connector)
     manager = SandboxManager(core=core, conversations=hub)

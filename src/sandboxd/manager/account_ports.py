@@ -125,8 +125,12 @@ class QuotaRepository(Protocol):
         session: SessionId,
         *,
         lease: timedelta,
+        replica: str,
     ) -> None:
-        """Take a place for the turn that a prompt is about to begin; prolonged where the same prompt holds it."""
+        """Take a place for the turn that a prompt is about to begin; prolonged where the same prompt holds it.
+
+        It counts until it is given back, its lease runs out or the replica dies.
+        """
         ...
 
     async def give_back(self, client: ClientId, request_id: RequestId) -> None:

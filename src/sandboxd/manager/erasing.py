@@ -16,7 +16,6 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.account_cache import AccountCache
-from sandboxd.manager.account_ports import AccountFilter
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.erasure_ports import ProofSigner
@@ -57,7 +56,7 @@ log = structlog.get_logger(__name__)
 
 RemoveKeys = Callable[[ClientId], Awaitable[int]]
 """Removes the keys of a client from where they are kept; answers how many there were."""
-RemoveTexts = Callable[[ClientId, FreelancerId], Awaitable[int]]
+RemoveTexts = Callable[[ClientId, FreelancerId | None], Awaitable[int]]
 """Removes what the audit keeps of a person's texts; answers how many there were."""
 
 
@@ -213,19 +212,8 @@ class Eraser:
     async def _erase_texts(self, erasure: Erasure) -> None:
         if self._remove_texts is None:
             return
-        for person in [erasure.freelancer] if erasure.freelancer else await self._people(erasure.client):
-            removed = await self._remove_texts(erasure.client, person)
-            await self._record(erasure, lambda now, removed=removed: now.add("audit_texts", erased=removed))  # type: ignore[misc]  # of a loop
-
-    async def _people(self, client: ClientId) -> Sequence[FreelancerId]:
-        everybody, found, token = AccountFilter(states=frozenset(AccountState)), list[FreelancerId](), ""
-        while True:
-            async with self._units.begin() as work:
-                page = await work.freelancers.list(client, everybody, page_size=MAX_PAGE_SIZE, page_token=token)
-            found += [person.id for person in page.items]
-            token = page.next_token
-            if not token:
-                return found
+        removed = await self._remove_texts(erasure.client, erasure.freelancer)
+        await self._record(erasure, lambda now: now.add("audit_texts", erased=removed))
 
     async def _erase_rows(self, erasure: Erasure) -> None:
         async with self._units.begin() as work:

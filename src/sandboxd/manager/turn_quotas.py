@@ -35,7 +35,8 @@ log = structlog.get_logger(__name__)
 class AccountTurnQuotas(TurnQuotas):
     """Places for turns."""
 
-    def __init__(self, *, units: UnitsOfWork, accounts: AccountCache) -> None:
+    def __init__(self, *, units: UnitsOfWork, accounts: AccountCache, replica: str) -> None:
+        self._replica = replica
         self._units = units
         self._accounts = accounts
 
@@ -69,7 +70,9 @@ class AccountTurnQuotas(TurnQuotas):
             ]
             if violations:
                 raise QuotaExceededError(violations)
-            await work.quotas.take_place(client, request_id, freelancer, session.id, lease=PLACE_LEASE)
+            await work.quotas.take_place(
+                client, request_id, freelancer, session.id, lease=PLACE_LEASE, replica=self._replica
+            )
             await work.commit()
 
     async def _give_back(self, client: ClientId, request_id: RequestId) -> None:

@@ -17,6 +17,8 @@ SYSTEM_ROLE = "system"
 ANONYMOUS_ROLE = "anonymous"
 """Role of a caller that did not prove who it is."""
 MAX_AUDIT_PAGE = 1000
+OUTSIDERS = ("platform", SYSTEM_ROLE)
+"""Roles whose people are not the client's: who they are stays on record when the client is deleted."""
 
 
 class AuditUnavailableError(UnavailableError):
@@ -98,8 +100,10 @@ class AuditTrail(Protocol):
         """Wait until everything that was said so far is written; returns at the end of the time in any case."""
         ...
 
-    async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
         """Remove every text about a person, in its client's chain; the chain stays valid. Safe to repeat.
+
+        Without a person: every text of the client's chain but who of the platform has acted, and from where.
 
         Call it before the rows of the person's sandboxes are deleted: they tell which entries are about them.
 
@@ -172,8 +176,8 @@ class AuditStore(Protocol):
         """Open intents of replicas that do not live any more."""
         ...
 
-    async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
-        """Delete the texts about a person; answers how many."""
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
+        """Delete the texts about a person, or without one all but those of OUTSIDERS; answers how many."""
         ...
 
 

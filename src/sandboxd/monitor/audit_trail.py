@@ -109,7 +109,7 @@ class GroupedAuditTrail(AuditTrail):
         await self._writer.settle(seconds=timeout.total_seconds())
 
     @override
-    async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
         # What is on its way has texts, too.
         await self._writer.settle(seconds=5)
         return await self._store.erase(client, freelancer)

@@ -1,4 +1,4 @@
-"""List prices of the Gemini Developer API (paid tier, text), as its pricing page had them in mid-2026, in USD.
+"""List prices of the Gemini Developer API (paid tier, text), as its pricing page had them in 2026, in USD.
 
 A start for a new price book, so that a fresh installation shows costs. They are not a contract: an operator checks them
 and adds its own with a later `valid_from`. What differs by modality (audio input, image output) is not in them, and
@@ -17,6 +17,8 @@ from typing import Final
 from sandboxd.model.pricing import Price, Rates
 
 _FROM: Final = datetime(2025, 1, 1, tzinfo=UTC)
+_FULL_PRICE: Final = datetime(2027, 1, 1, tzinfo=UTC)
+"""When the introductory price of Gemini 3.8 Flash ends."""
 _LONG: Final = 200_000
 
 
@@ -34,6 +36,7 @@ _PRO_3: Final = (
 )
 _MODELS: Final = {
     "gemini-3.5-flash": _base(input=1_500_000, cached=150_000, output=9_000_000),
+    "gemini-3.5-flash-lite": _base(input=300_000, cached=30_000, output=2_500_000),
     "gemini-3.1-pro": _PRO_3,
     "gemini-3.1-flash-lite": _base(input=250_000, cached=25_000, output=1_500_000),
     "gemini-3-pro": _PRO_3,
@@ -65,6 +68,30 @@ def _prices() -> Iterator[Price]:
                 rates=rates,
                 valid_from=_FROM,
             )
+    # The Gemini CLI's own name for that model with its tools.
+    yield Price(
+        id="list-2026-07-gemini-3.1-pro-preview-customtools",
+        model="gemini-3.1-pro-preview-customtools",
+        currency="USD",
+        rates=_PRO_3,
+        valid_from=_FROM,
+    )
+    for name, suffix in _SUFFIXES.items():
+        yield Price(
+            id=f"list-2026-11-gemini-3.8-flash{name}",
+            model=f"gemini-3.8-flash{suffix}",
+            currency="USD",
+            rates=_base(input=750_000, cached=75_000, output=3_750_000),
+            valid_from=_FROM,
+            valid_until=_FULL_PRICE,
+        )
+        yield Price(
+            id=f"list-2027-gemini-3.8-flash{name}",
+            model=f"gemini-3.8-flash{suffix}",
+            currency="USD",
+            rates=_base(input=1_500_000, cached=150_000, output=7_500_000),
+            valid_from=_FULL_PRICE,
+        )
     # The practice model calls itself MODEL-practice. Its tokens cost nobody anything; they are shown at these rates.
     yield Price(
         id="practice-as-if-gemini-2.5-flash",

@@ -12,7 +12,7 @@ from typing_extensions import override
 from sandboxd.model.audit import FIRST_HASH, AuditEntry, AuditKind, entry_hash
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, FreelancerId
-from sandboxd.monitor.audit_ports import AuditStore, Draft, OpenIntent, Placed
+from sandboxd.monitor.audit_ports import OUTSIDERS, AuditStore, Draft, OpenIntent, Placed
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.escape import dump_json, escape, unescape
 from sandboxd.persistence.liveness import is_living
@@ -67,6 +67,7 @@ _ERASE: Final = """
         WHERE (e.chain, e.sequence) = (t.chain, t.sequence) AND e.target LIKE 'sandboxes/%'
           AND (s.client, s.freelancer) = ($1, $2))))
 """
+_ERASE_CLIENT: Final = "DELETE FROM audit_texts WHERE chain = $1 AND NOT person LIKE ANY($2::text[])"
 
 
 @dataclass(slots=True)
@@ -118,9 +119,12 @@ class PostgresAuditStore(AuditStore):
         ]
 
     @override
-    async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
         async with self._database.raw() as connection:
-            done = await connection.execute(_ERASE, client, freelancer)
+            if freelancer is None:
+                done = await connection.execute(_ERASE_CLIENT, client, [f"{role}:%" for role in OUTSIDERS])
+            else:
+                done = await connection.execute(_ERASE, client, freelancer)
         return int(done.rpartition(" ")[2])
 
 

@@ -14,6 +14,7 @@ from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SessionId
 from sandboxd.model.quota import SandboxesInUse
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.tables.conversations import OPEN_TURN
 
 _SANDBOXES: Final = """
@@ -30,14 +31,15 @@ _TURNS: Final = f"""
             AND (CAST(:freelancer AS text) IS NULL OR s.freelancer = :freelancer)
         UNION
         SELECT session FROM turn_places
-        WHERE client = :client AND lease_until > clock_timestamp()
+        WHERE client = :client AND lease_until > clock_timestamp() AND (replica = '' OR {is_living("replica")})
             AND (CAST(:freelancer AS text) IS NULL OR freelancer = :freelancer)
     ) AS busy WHERE session <> :but
 """  # noqa: S608  constant text
 _TAKE: Final = """
-    INSERT INTO turn_places (client, request_id, freelancer, session, lease_until)
-    VALUES (:client, :request_id, :freelancer, :session, clock_timestamp() + :lease)
-    ON CONFLICT (client, request_id) DO UPDATE SET lease_until = excluded.lease_until
+    INSERT INTO turn_places (client, request_id, freelancer, session, lease_until, replica)
+    VALUES (:client, :request_id, :freelancer, :session, clock_timestamp() + :lease, :replica)
+    ON CONFLICT (client, request_id)
+        DO UPDATE SET lease_until = excluded.lease_until, replica = excluded.replica
 """
 _GIVE_BACK: Final = """
     DELETE FROM turn_places WHERE client = :client AND (request_id = :request_id OR lease_until <= clock_timestamp())
@@ -76,9 +78,16 @@ class PostgresQuotaRepository(QuotaRepository):
         session: SessionId,
         *,
         lease: timedelta,
+        replica: str,
     ) -> None:
         await self._execute(
-            _TAKE, client=client, request_id=request_id, freelancer=freelancer, session=session, lease=lease
+            _TAKE,
+            client=client,
+            request_id=request_id,
+            freelancer=freelancer,
+            session=session,
+            lease=lease,
+            replica=replica,
         )
 
     @override

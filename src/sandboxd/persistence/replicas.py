@@ -25,6 +25,8 @@ _HOLDER: Final = f"""
 """  # noqa: S608  constant text
 _OTHERS: Final = f"SELECT id, address FROM replicas WHERE id <> $1 AND {is_living('replicas.id')} ORDER BY id"  # noqa: S608
 
+_HOLDS: Final = "SELECT EXISTS (SELECT 1 FROM conversations WHERE sandbox = $1 AND owner = $2 AND lease_until > now())"
+
 
 class PostgresReplicas(Replicas):
     """Finds replicas by their rows and locks."""
@@ -43,3 +45,8 @@ class PostgresReplicas(Replicas):
         async with self._database.raw() as connection:
             rows = await connection.fetch(_OTHERS, than)
         return [Holder(replica=row["id"], address=row["address"]) for row in rows]
+
+    @override
+    async def holds(self, replica: str, sandbox: SandboxId) -> bool:
+        async with self._database.raw() as connection:
+            return bool(await connection.fetchval(_HOLDS, sandbox, replica))

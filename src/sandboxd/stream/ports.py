@@ -369,6 +369,10 @@ class Replicas(Protocol):
         """The other living replicas with an address."""
         ...
 
+    async def holds(self, replica: str, sandbox: SandboxId) -> bool:
+        """Tell whether a replica holds a conversation, and its lease has not run out."""
+        ...
+
 
 class Peers(Protocol):
     """The way to other replicas."""

@@ -139,7 +139,7 @@ class ErrandRouter:
         if budget <= timedelta():
             raise UnavailableError("The server that owns this conversation does not answer.")
         try:
-            accepted = await self._peers.ask(peer, errand, acquire=acquire, timeout=budget)
+            accepted = await self._asked(self._peers, peer, errand, acquire=acquire, budget=budget)
         except OwnedElsewhereError:
             self._metrics.forwarded("moved")
             raise
@@ -151,6 +151,21 @@ class ErrandRouter:
             raise
         self._metrics.forwarded("done")
         return accepted
+
+    async def _asked(self, peers: Peers, peer: Holder, errand: Errand, *, acquire: bool, budget: timedelta) -> Accepted:
+        """Ask, and stop waiting for a long errand as soon as its owner has lost the conversation: it stands still."""
+        asking = peers.ask(peer, errand, acquire=acquire, timeout=budget)
+        if self._replicas is None or budget <= self._attempt:
+            return await asking
+        task = asyncio.create_task(asking, name=f"errand-{errand.sandbox}")
+        try:
+            while not (await asyncio.wait({task}, timeout=self._attempt.total_seconds()))[0]:
+                if not await self._replicas.holds(peer.replica, errand.sandbox):
+                    raise PeerUnavailableError
+            return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     def _remember(self, sandbox: SandboxId, holder: Holder) -> None:
         self._known[sandbox] = holder

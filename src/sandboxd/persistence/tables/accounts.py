@@ -72,3 +72,5 @@ class TurnPlaceRow(Base):
     session: Mapped[str]
     """No foreign key: a place lives for seconds."""
     lease_until: Mapped[Moment]
+    replica: Mapped[str] = mapped_column(server_default=text("''"))
+    """Whose place it is: when that replica dies, it counts no more. Empty: of a version that did not say."""
