@@ -7,9 +7,10 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 LIMITS_ARGS ?=
+IMAGES_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gen demo run test lint format bench audit lock clean cluster-up cluster-down test-cluster soak
+.PHONY: help setup gen demo run test lint format bench audit lock clean cluster-up cluster-down test-cluster soak images
 
 help: ## say what the verbs do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +54,9 @@ bench: setup ## measure what the stream and the gateway add, and what bounds one
 
 audit: setup ## ask the advisory databases about the locked dependencies, where within reach
 	@$(BIN)/python tools/audit.py
+
+images: ## build and push what has changed of the images; IMAGES_ARGS="agent --registry HOST" narrows it; build/images.json
+	@$(PYTHON) tools/images.py $(IMAGES_ARGS)
 
 lock: ## resolve pyproject.toml into requirements.lock anew
 	@$(PYTHON) tools/bootstrap.py --only lock

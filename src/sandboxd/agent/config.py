@@ -45,6 +45,13 @@ class AgentConfig:
     """How long processes have between TERM and KILL when the agent itself gets TERM."""
     max_processes: int = 256
     """Most processes kept at once."""
+    user_id: int = 0
+    """User of the freelancer's processes and files; 0 is whoever the agent itself is."""
+    group_id: int = 0
+    """Its group; taken with `user_id`."""
+    run_directory: Path | None = None
+    """Where the agent leaves a mark that it was started, and refuses a second start; none refuses nothing. It must live
+    as long as the incarnation: in a pod, an emptyDir."""
 
     @property
     def shutdown_grace(self) -> timedelta:
@@ -57,7 +64,16 @@ class ConfigError(Exception):
 
 
 _PATHS = frozenset(
-    {"home", "workspace", "spool_directory", "ready_file", "tls_certificate", "tls_key", "tls_client_authority"}
+    {
+        "home",
+        "workspace",
+        "spool_directory",
+        "ready_file",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_authority",
+        "run_directory",
+    }
 )
 
 
@@ -89,8 +105,8 @@ def _convert(path: Path, name: str, value: object) -> Any:  # Any: the kinds of 
             if not isinstance(value, str) or not Path(value).is_absolute():
                 raise ConfigError(f"{path}: {name} must be an absolute path")
             return Path(value)
-        case "model_port" | "max_processes":
-            if not isinstance(value, int):
+        case "model_port" | "max_processes" | "user_id" | "group_id":
+            if not isinstance(value, int) or value < 0:
                 raise ConfigError(f"{path}: {name} must be a whole number")
         case "shutdown_grace_seconds":
             if not isinstance(value, int | float):

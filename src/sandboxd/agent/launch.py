@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from sandboxd.agent.reaper import LIBC, PR_SET_PDEATHSIG
+from sandboxd.agent.user import User, oom_score
 from sandboxd.model.processes import ProcessLimits, ProcessSpec, TerminalSize
 from sandboxd.stream.agent_port import ProcessStartError
 
@@ -43,13 +44,14 @@ class Launched:
     """The terminal's controlling side, then also `stdin` and `stdout`; else -1."""
 
 
-def launch(spec: ProcessSpec, *, directory: str, environment: Mapping[str, str]) -> Launched:
+def launch(spec: ProcessSpec, *, directory: str, environment: Mapping[str, str], user: User | None = None) -> Launched:
     """Start a program.
 
     Args:
         spec: What to run.
         directory: Its working directory.
         environment: Its whole environment.
+        user: Who runs it; None is the agent's own user.
 
     Raises:
         ProcessStartError: The kernel refuses to run it.
@@ -61,6 +63,8 @@ def launch(spec: ProcessSpec, *, directory: str, environment: Mapping[str, str])
             controlling, terminal = os.openpty()
             ours.append(controlling)
             theirs.append(terminal)
+            if user is not None:
+                os.fchown(terminal, user.user_id, user.group_id)
             set_terminal_size(controlling, spec.terminal)
             _accept_utf8(terminal)
             child = (terminal, terminal, terminal)
@@ -78,7 +82,7 @@ def launch(spec: ProcessSpec, *, directory: str, environment: Mapping[str, str])
             env=dict(environment),
             close_fds=True,
             start_new_session=True,
-            preexec_fn=_prepare(spec.limits, terminal=spec.terminal is not None),  # noqa: PLW1509 - see above
+            preexec_fn=_prepare(spec.limits, terminal=spec.terminal is not None, user=user),  # noqa: PLW1509 - see above
         )
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         for descriptor in ours:
@@ -128,7 +132,7 @@ def _accept_utf8(terminal: int) -> None:
     termios.tcsetattr(terminal, termios.TCSANOW, attributes)
 
 
-def _prepare(limits: ProcessLimits, *, terminal: bool) -> Callable[[], None]:
+def _prepare(limits: ProcessLimits, *, terminal: bool, user: User | None) -> Callable[[], None]:
     agent = os.getpid()
     wanted = [
         (resource.RLIMIT_NPROC, limits.processes),
@@ -142,8 +146,11 @@ def _prepare(limits: ProcessLimits, *, terminal: bool) -> Callable[[], None]:
     setrlimit, ioctl, getppid, exit_now = resource.setrlimit, fcntl.ioctl, os.getppid, os._exit
     prctl, mask, no_signals = LIBC.prctl, signal.pthread_sigmask, frozenset[int]()
     restore, default, ignored = signal.signal, signal.SIG_DFL, (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    become = _becoming(user) if user is not None else None
 
     def prepare() -> None:
+        if become is not None:
+            become()  # before the next line: a change of user takes back what it asks for
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if getppid() != agent:  # it died before the line above
             exit_now(1)
@@ -156,6 +163,28 @@ def _prepare(limits: ProcessLimits, *, terminal: bool) -> Callable[[], None]:
             setrlimit(kind, pair)
 
     return prepare
+
+
+def _becoming(user: User) -> Callable[[], None]:
+    """Return what turns a child into a process of the user; for between fork and exec, as `_prepare` is."""
+    groups, score = user.groups(), str(oom_score()).encode("ascii")
+    user_id, group_id = user.user_id, user.group_id
+    opened, write, close, writing = os.open, os.write, os.close, os.O_WRONLY
+    set_groups, set_group, set_user, umask = os.setgroups, os.setresgid, os.setresuid, os.umask
+
+    def become() -> None:
+        try:
+            file = opened("/proc/self/oom_score_adj", writing)
+            write(file, score)
+            close(file)
+        except OSError:  # not permitted: then the kernel chooses without our hint
+            pass
+        set_groups(groups)
+        set_group(group_id, group_id, group_id)
+        set_user(user_id, user_id, user_id)
+        umask(0o022)
+
+    return become
 
 
 def _start_error(spec: ProcessSpec, directory: str, error: Exception) -> ProcessStartError:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+from sandboxd.agent.user import User
 from sandboxd.model.processes import ProcessId
 
 INCARNATION_MARKER: Final = "SBXD_INCARNATION"
@@ -85,7 +86,9 @@ def descendants(agent: int) -> dict[int, Entry]:
     return found
 
 
-def owners(entries: Mapping[int, Entry], leaders: Mapping[int, ProcessId]) -> dict[int, ProcessId]:
+def owners(
+    entries: Mapping[int, Entry], leaders: Mapping[int, ProcessId], *, user: User | None = None
+) -> dict[int, ProcessId]:
     """Tell which started process each descendant belongs to.
 
     By ancestry first; an orphan by its marker, then by its session.
@@ -93,6 +96,7 @@ def owners(entries: Mapping[int, Entry], leaders: Mapping[int, ProcessId]) -> di
     Args:
         entries: The descendants, parents before children.
         leaders: The started processes by number, exited ones included.
+        user: Whose environment root may not read without that user's rights: in a container it lacks a capability.
     """
     known = frozenset(leaders.values())
     result: dict[int, ProcessId] = {}
@@ -101,7 +105,7 @@ def owners(entries: Mapping[int, Entry], leaders: Mapping[int, ProcessId]) -> di
             result[entry.pid] = result[entry.parent]
             continue
         owner = leaders.get(entry.pid) if entry.session == entry.pid else None
-        marked = _marker(entry.pid)
+        marked = _marker(entry.pid, user)
         if marked in known:
             owner = marked
         elif owner is None:
@@ -151,9 +155,13 @@ def _parse(pid: int, text: bytes) -> Entry:
     )
 
 
-def _marker(pid: int) -> ProcessId | None:
+def _marker(pid: int, user: User | None) -> ProcessId | None:
     prefix = f"{PROCESS_MARKER}=".encode()
-    for line in _read(f"/proc/{pid}/environ").split(b"\0"):
+    environment = _read(f"/proc/{pid}/environ")
+    if not environment and user is not None:
+        with user.rights():
+            environment = _read(f"/proc/{pid}/environ")
+    for line in environment.split(b"\0"):
         if line.startswith(prefix):
             return ProcessId(line[len(prefix) :].decode(errors="replace"))
     return None

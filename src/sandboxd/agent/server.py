@@ -17,11 +17,13 @@ from sandboxd.agent.activity import ActivityReporter
 from sandboxd.agent.clock import now
 from sandboxd.agent.config import AgentConfig, ConfigError
 from sandboxd.agent.freezer import Freezer
+from sandboxd.agent.furnishing import claim_start, make_directories
 from sandboxd.agent.interceptor import Guard
 from sandboxd.agent.model_endpoint import ModelEndpoint
 from sandboxd.agent.reaper import Reaper
 from sandboxd.agent.service import AgentService
 from sandboxd.agent.supervisor import Supervisor
+from sandboxd.agent.user import User
 from sandboxd.agent.v1 import agent_pb2_grpc
 
 OPEN_FILES = 65_536
@@ -52,13 +54,16 @@ async def run(config: AgentConfig) -> None:
 
     Raises:
         ConfigError: A directory, key or address in the configuration cannot be used.
+        StartedBeforeError: An agent ran in this place before.
     """
     _allow_open_files()
     start_time = now()
-    _make_directories(config)
+    claim_start(config)
+    user = User(user_id=config.user_id, group_id=config.group_id) if config.user_id else None
+    make_directories(config, user)
     reaper, freezer = Reaper(), Freezer()
     reaper.install()
-    supervisor = Supervisor(config=config, reaper=reaper, freezer=freezer)
+    supervisor = Supervisor(config=config, reaper=reaper, freezer=freezer, user=user)
     reporter = ActivityReporter(config=config, supervisor=supervisor, freezer=freezer, reaper=reaper)
     model_endpoint = ModelEndpoint()
     end = asyncio.Event()
@@ -77,6 +82,7 @@ async def run(config: AgentConfig) -> None:
         reporter=reporter,
         model_endpoint=model_endpoint,
         end=end.set,
+        user=user,
     )
     agent_pb2_grpc.add_AgentServiceServicer_to_server(service, server)
     try:
@@ -120,15 +126,6 @@ async def _start_model_endpoint(model_endpoint: ModelEndpoint, config: AgentConf
         await model_endpoint.start(config.model_port)
     except OSError as error:
         raise ConfigError(f"cannot listen on port {config.model_port}: {error}") from error
-
-
-def _make_directories(config: AgentConfig) -> None:
-    try:
-        for directory in (config.home, config.workspace):
-            directory.mkdir(parents=True, exist_ok=True)
-        config.spool_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ConfigError(f"cannot make the directory {error.filename}: {error.strerror}") from error
 
 
 def _write_ready_file(config: AgentConfig, ready: dict[str, object]) -> None:

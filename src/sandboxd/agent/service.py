@@ -24,6 +24,7 @@ from sandboxd.agent.pack import pack
 from sandboxd.agent.process import CHUNK_BYTES, ManagedProcess
 from sandboxd.agent.supervisor import Supervisor
 from sandboxd.agent.unpack import unpack
+from sandboxd.agent.user import User
 from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.agent.v1 import agent_pb2_grpc
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
@@ -57,6 +58,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         reporter: ActivityReporter,
         model_endpoint: ModelEndpoint,
         end: Callable[[], None],
+        user: User | None = None,
     ) -> None:
         """Take the parts.
 
@@ -69,6 +71,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             reporter: What looks at them.
             model_endpoint: The way to the gateway.
             end: Ends the agent, soon after the running answers are out.
+            user: Whose rights copies have; None is the agent's own user.
         """
         self._config = config
         self._version = version
@@ -78,6 +81,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._reporter = reporter
         self._model_endpoint = model_endpoint
         self._end = end
+        self._user = user
 
     @override
     async def GetAgent(self, request: pb.GetAgentRequest, context: Context) -> pb.GetAgentResponse:
@@ -232,7 +236,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             )
 
         try:
-            result = await feed(pieces(), work)
+            result = await feed(pieces(), work if self._user is None else self._user.acting(work))
         except SandboxdError:
             await _read_away(request_iterator)
             raise
@@ -245,7 +249,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         def work(stream: IO[bytes]) -> CopyResult:
             return pack(stream, root=root, path=request.path, max_bytes=request.max_bytes)
 
-        async with contextlib.aclosing(drain(work)) as pieces:
+        async with contextlib.aclosing(drain(work if self._user is None else self._user.acting(work))) as pieces:
             async for piece in pieces:
                 if isinstance(piece, bytes):
                     await context.write(pb.CopyOutResponse(data=piece))

@@ -22,6 +22,7 @@ from sandboxd.agent.launch import DEFAULT_PATH, launch
 from sandboxd.agent.process import ManagedProcess
 from sandboxd.agent.proctree import INCARNATION_MARKER, PROCESS_MARKER, Entry
 from sandboxd.agent.reaper import Reaper
+from sandboxd.agent.user import User
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.processes import ProcessId, ProcessSpec, ShutdownResult, SignalScope, Spool, SpoolPolicy
 from sandboxd.stream.agent_port import (
@@ -53,8 +54,9 @@ log = logging.getLogger(__name__)
 class Supervisor:
     """Runs processes."""
 
-    def __init__(self, *, config: AgentConfig, reaper: Reaper, freezer: Freezer) -> None:
+    def __init__(self, *, config: AgentConfig, reaper: Reaper, freezer: Freezer, user: User | None = None) -> None:
         self._config = config
+        self._user = user
         self._reaper = reaper
         self._freezer = freezer
         self._processes: dict[ProcessId, ManagedProcess] = {}
@@ -107,7 +109,7 @@ class Supervisor:
             )
         spec = self._complete(asked)
         environment = self._environment(process_id, spec)
-        launched = launch(spec, directory=spec.working_directory, environment=environment)
+        launched = launch(spec, directory=spec.working_directory, environment=environment, user=self._user)
         process = ManagedProcess(
             process_id=process_id, asked=asked, spec=spec, launched=launched, spools=self._config.spool_directory
         )
@@ -176,7 +178,8 @@ class Supervisor:
             entries: The agent's descendants, where they were just looked at.
         """
         entries = proctree.descendants(os.getpid()) if entries is None else entries
-        owners = proctree.owners(entries, {process.pid: process.process_id for process in self._processes.values()})
+        leaders = {process.pid: process.process_id for process in self._processes.values()}
+        owners = proctree.owners(entries, leaders, user=self._user)
         trees: dict[ProcessId, list[Entry]] = {}
         for pid, owner in owners.items():
             if entries[pid].live:
@@ -248,14 +251,29 @@ class Supervisor:
         )
 
     def _environment(self, process_id: ProcessId, spec: ProcessSpec) -> dict[str, str]:
+        account = {} if self._user is None else _account(self._user, home=str(self._config.home))
         return {
             "HOME": str(self._config.home),
             "PATH": DEFAULT_PATH,
+            **account,
             "TERM": "xterm-256color" if spec.terminal is not None else "dumb",
             **spec.environment,
             INCARNATION_MARKER: self._config.incarnation,
             PROCESS_MARKER: process_id,
         }
+
+
+def _account(user: User, *, home: str) -> dict[str, str]:
+    """Return what a login gives: who one is, and programs that one has installed for oneself found first."""
+    return {
+        "USER": user.name,
+        "LOGNAME": user.name,
+        "SHELL": user.shell,
+        "LANG": "C.UTF-8",
+        "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
+        "PATH": f"{home}/.local/bin:{home}/.npm-global/bin:{DEFAULT_PATH}:/opt/node/bin",
+        "NPM_CONFIG_PREFIX": f"{home}/.npm-global",
+    }
 
 
 def foreground_group(process: ManagedProcess) -> int:
