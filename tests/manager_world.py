@@ -9,13 +9,16 @@ from itertools import count
 from prometheus_client import CollectorRegistry
 
 from sandboxd.manager.creation import NewSandbox
+from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
+from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.sandbox import Incarnation, Sandbox
 from tests.fakes.agent import FakeAgentConnector
+from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
 
 SOON = timedelta(seconds=5)
@@ -39,12 +42,15 @@ def a_request(caller: Caller | None = None, *, request_id: str = "", body: str =
 class ManagerWorld:
     """What the replicas share, and the first of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, lifecycle: LifecyclePolicy | None = None, *, keeps_root: bool = True) -> None:
+        self.lifecycle = lifecycle or LifecyclePolicy()
+        self.duties: dict[str, tuple[str, int]] = {}
         self.clock = FakeClock()
         self.ids = FakeIds(self.clock)
         self.units = FakeUnits(self.clock)
         self.connector = FakeAgentConnector()
         self.backend = FakeBackend(self.connector)
+        self.backend.keeps_root = keeps_root
         self.conversations = FakeConversations()
         self.wakeups = FakeWakeups()
         self.core, self.manager = self.replica("first")
@@ -62,6 +68,9 @@ class ManagerWorld:
             clock=self.clock,
             ids=self.ids,
             replica=name,
+            duties=FakeDuties(self.duties, replica=name),
+            lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
+            lifecycle=self.lifecycle,
         )
         core = ManagerCore(tools)
         return core, SandboxManager(core=core, conversations=self.conversations)

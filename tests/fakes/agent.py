@@ -224,6 +224,13 @@ class FakeAgent(Agent):
         self.model_endpoint: dict[str, object] = {}
         self.trees: dict[tuple[Root, str], bytes] = {}
         self.max_processes = 256
+        self.cpu_time = timedelta()
+        """What everything that runs is said to have spent."""
+        self.typed: datetime | None = None
+        """When somebody is said to have typed last, beside what processes say."""
+        self.model_requests = 0
+        self.asked = 0
+        """How often it was asked what is used."""
         self._cuts = 0
         self._start_time = datetime.now(UTC)
 
@@ -455,8 +462,10 @@ class FakeAgent(Agent):
     @override
     async def get_activity(self, *, timeout: timedelta | None = None) -> AgentActivity:
         self._answer()
+        self.asked += 1
         everything = list(self.processes.values())
-        inputs = [process.last_input_time for process in everything if process.last_input_time is not None]
+        inputs = [self.typed] if self.typed is not None else []
+        inputs += [process.last_input_time for process in everything if process.last_input_time is not None]
         inputs += [process.start_time for process in everything]
         outputs = [s.last_time for process in everything for s in process.streams.values() if s.last_time is not None]
         return AgentActivity(
@@ -479,9 +488,9 @@ class FakeAgent(Agent):
             ],
             last_input_time=max(inputs, default=None),
             last_output_time=max(outputs, default=None),
-            open_model_requests=0,
+            open_model_requests=self.model_requests,
             last_model_request_time=None,
-            cpu_time=timedelta(),
+            cpu_time=self.cpu_time,
             frozen=self.frozen,
         )
 

@@ -31,6 +31,7 @@ from sandboxd.manager.backend_port import (
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.key_ports import KeyRepository
+from sandboxd.manager.lifecycle_ports import Look, LookRepository
 from sandboxd.manager.ports import (
     Conversations,
     IncarnationRepository,
@@ -59,6 +60,7 @@ from sandboxd.model.errors import (
     DatabaseUnavailableError,
     FieldViolation,
     InvalidRequestError,
+    OpenTurnsError,
     SandboxdError,
     SandboxNotFoundError,
     UnavailableError,
@@ -75,6 +77,7 @@ from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
 from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository, FakePlace, FakeQuotaRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
+from tests.fakes.lifecycle import FakeLookRepository
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -136,6 +139,8 @@ class _Rows:
     keys: dict[ClientId, ApiKey] = field(default_factory=dict)
     open_turns: list[FakePlace] = field(default_factory=list)
     places: dict[tuple[ClientId, RequestId], FakePlace] = field(default_factory=dict)
+    looks: dict[SandboxId, Look] = field(default_factory=dict)
+    look_times: dict[SandboxId, datetime] = field(default_factory=dict)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -152,6 +157,8 @@ class _Rows:
             keys=dict(self.keys),
             open_turns=list(self.open_turns),
             places=dict(self.places),
+            looks=dict(self.looks),
+            look_times=dict(self.look_times),
         )
 
 
@@ -192,6 +199,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._quotas = FakeQuotaRepository(self)
         self._erasures = FakeErasureRepository(self)
         self._keys = FakeKeyRepository(self)
+        self._looks = FakeLookRepository(self)
 
     @property
     @override
@@ -242,6 +250,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def keys(self) -> KeyRepository:
         return self._keys
+
+    @property
+    @override
+    def looks(self) -> LookRepository:
+        return self._looks
 
     @property
     @override
@@ -318,6 +331,7 @@ class _Sandboxes(_Repository, SandboxRepository):
         if sandbox.id in rows.sandboxes:
             raise AlreadyExistsError(f"Sandbox {sandbox.id} is already there.")
         rows.sandboxes[sandbox.id] = sandbox
+        rows.look_times[sandbox.id] = sandbox.update_time
 
     @override
     async def save(self, sandbox: Sandbox) -> None:
@@ -327,6 +341,7 @@ class _Sandboxes(_Repository, SandboxRepository):
             raise ConflictError(f"Sandbox {sandbox.id} was changed by somebody else.")
         last = max(before.last_use_time, sandbox.last_use_time)
         rows.sandboxes[sandbox.id] = replace(sandbox, last_use_time=last)
+        rows.look_times[sandbox.id] = sandbox.update_time
 
     @override
     async def touch(self, sandbox: SandboxId, *, at: datetime) -> None:
@@ -508,11 +523,12 @@ class FakeBackend(Backend):
         """What every change of the world fails with."""
         self.hanging: asyncio.Event | None = None
         """While set, every change of the world waits for it."""
+        self.keeps_root = True
         self._ports = count(10_001)
 
     @override
     def describe(self) -> BackendDescription:
-        return BackendDescription(name="fake", isolates=False, warning="Nothing is real.")
+        return BackendDescription(name="fake", isolates=False, keeps_root=self.keeps_root, warning="Nothing is real.")
 
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
@@ -619,9 +635,11 @@ class FakeConversations(Conversations):
         return self.turns.get(sandbox, 0)
 
     @override
-    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta) -> None:
+    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta, only_idle: bool = False) -> None:
         if self.error is not None:
             raise self.error
+        if only_idle and self.turns.get(sandbox):
+            raise OpenTurnsError(sandbox, turns=self.turns[sandbox])
         self.closed.append((sandbox, reason))
         self.turns.pop(sandbox, None)
 

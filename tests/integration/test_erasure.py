@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.manager.creation import NewSandbox
+from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
@@ -47,6 +48,7 @@ from tests.contract.postgres_worlds import PostgresLedgerWorld
 from tests.contract.usage_world import a_call, a_settlement, an_id, an_identity
 from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore
+from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeWakeups
 
 ACME, OTHER = ClientId("acme_1%"), ClientId("acmeX1y")
@@ -85,6 +87,8 @@ class ErasureWorld:
             clock=self.clock,
             ids=FakeIds(self.clock),
             replica=f"life-{self.lives}",
+            duties=FakeDuties({}, replica=f"life-{self.lives}"),
+            lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
         )
         core = ManagerCore(tools)
         self.manager = SandboxManager(core=core, conversations=FakeConversations())

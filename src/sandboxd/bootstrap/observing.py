@@ -14,6 +14,7 @@ from sandboxd import __version__
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.manager.administration import Figures
+from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.trace import Tracer
@@ -43,6 +44,7 @@ class Observation:
     registry: CollectorRegistry
     process: ProcessMetrics
     manager: ManagerMetrics
+    lifecycle: LifecycleMetrics
     stream: StreamMetrics
 
     @staticmethod
@@ -56,6 +58,7 @@ class Observation:
             registry=registry,
             process=ProcessMetrics(registry, role="serve", version=__version__),
             manager=ManagerMetrics(registry),
+            lifecycle=LifecycleMetrics(registry),
             stream=StreamMetrics(registry),
         )
 

@@ -27,6 +27,7 @@ from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.manager.turn_quotas import AccountTurnQuotas
 from sandboxd.monitor.own_deeds import AuditedDeeds
 from sandboxd.monitor.sweep import OrphanSweep
+from sandboxd.persistence.duties import PostgresDuties
 from sandboxd.persistence.engine import Database, DatabaseSettings, make_engine
 from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
@@ -118,6 +119,9 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             tracer=seen.tracer,
             deeds=AuditedDeeds(audit.trail),
             lifecycle=settings.lifecycle,
+            duties=PostgresDuties(database, replica=replica),
+            lifecycle_metrics=seen.lifecycle,
+            sweep_every=timedelta(seconds=settings.sweep_seconds),
         )
     )
     commit = GroupCommit(journal, appended=seen.stream.appended)

@@ -61,6 +61,8 @@ class BackendDescription:
     """`local`, later `kubernetes` or `docker`."""
     isolates: bool
     """True when sandboxes cannot reach each other, nor the machine."""
+    keeps_root: bool = False
+    """True when a stop loses nothing of a sandbox's root file system."""
     warning: str = ""
     """What operators must be told at start; empty where there is nothing."""
 

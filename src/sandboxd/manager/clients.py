@@ -133,6 +133,8 @@ class Clients:
                 version=found.version + 1,
             )
             await work.clients.save(edited)
+            if edited.policy.lifecycle != found.policy.lifecycle:
+                await work.looks.hasten(client, at=edited.update_time)
             return edited
 
         return await self._run(request, "UpdateClient", client, change, encode)

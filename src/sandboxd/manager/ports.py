@@ -17,6 +17,7 @@ from sandboxd.manager.account_ports import ClientRepository, FreelancerRepositor
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.key_ports import KeyRepository
+from sandboxd.manager.lifecycle_ports import LookRepository
 from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
@@ -316,6 +317,11 @@ class UnitOfWork(Protocol):
         ...
 
     @property
+    def looks(self) -> LookRepository:
+        """The sweep's looks at sandboxes."""
+        ...
+
+    @property
     def quotas(self) -> QuotaRepository:
         """What is in use, for quotas."""
         ...
@@ -345,8 +351,14 @@ class Conversations(Protocol):
         """How many turns of the sandbox are open, in any session, on any replica."""
         ...
 
-    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta) -> None:
-        """End the CLI gracefully; open turns end as interrupted, durably. Nothing open is success."""
+    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta, only_idle: bool = False) -> None:
+        """End the CLI gracefully; open turns end as interrupted, durably. Nothing open is success.
+
+        With `only_idle` no turn is ended: one that begins while the CLI ends waits for the next CLI.
+
+        Raises:
+            OpenTurnsError: With `only_idle`: a turn is open. Nothing was done.
+        """
         ...
 
 

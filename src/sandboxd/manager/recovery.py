@@ -22,6 +22,7 @@ from sandboxd.manager.metrics import ManagerMetrics, Orphan
 from sandboxd.manager.operations import Operations, Settled, Work
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import Life, UnitsOfWork
+from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
 from sandboxd.manager.startup import Startup
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
@@ -78,6 +79,7 @@ class Recovery:
     startup: Startup
     freezing: Freezing
     release: Release
+    quieting: Quieting
     losses: Losses
     backend: Backend
     metrics: ManagerMetrics
@@ -161,9 +163,9 @@ class Recovery:
             SandboxState.RESUMING: self.startup.bring_up,
             SandboxState.STARTING: self.startup.bring_up,
             SandboxState.WAKING: self.freezing.wake,
-            SandboxState.HIBERNATING: self.freezing.freeze,
+            SandboxState.HIBERNATING: self.quieting.hibernate,
             SandboxState.PAUSING: self.release.finish,
-            SandboxState.STOPPING: self.release.finish,
+            SandboxState.STOPPING: self.quieting.stop,
             SandboxState.TERMINATING: self.release.finish,
         }
         return ways[state]

@@ -13,7 +13,13 @@ from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.ports import Conversations, UnitOfWork
-from sandboxd.model.errors import AgentUnavailableError, DatabaseUnavailableError, DeadlineError, SandboxdError
+from sandboxd.model.errors import (
+    AgentUnavailableError,
+    DatabaseUnavailableError,
+    DeadlineError,
+    OpenTurnsError,
+    SandboxdError,
+)
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
@@ -60,14 +66,18 @@ class Release:
         self._tracer = tracer
 
     async def finish(self, intent: Intent) -> Settled:
-        """Release the sandbox's compute; TERMINATING takes it from its place too."""
+        """Release the sandbox's compute; TERMINATING takes it from its place too.
+
+        Raises:
+            OpenTurnsError: It is STOPPING, which nobody asked for, and a turn is open. Its processes run.
+        """
         sandbox, state = intent.sandbox.id, intent.sandbox.state
         verb, rest = VERBS[state], RESTS[state]
         failpoint(f"{verb}.after_commit")
         observation = await self._backend.observe(sandbox)
         await self._thaw(observation)  # a frozen CLI cannot end by itself
         with self._tracer.step("conversation.close"):
-            await self._close(sandbox, reason=rest.value)
+            await self._close(sandbox, reason=rest.value, only_idle=state is SandboxState.STOPPING)
         failpoint(f"{verb}.after_close")
         for life in observation.running:
             with self._tracer.step("backend.stop"):
@@ -90,10 +100,10 @@ class Release:
             await work.incarnations.save(replace(current, end_time=now, end_reason=rest.value))
         return sandbox.enter(rest, at=now)
 
-    async def _close(self, sandbox: SandboxId, *, reason: str) -> None:
+    async def _close(self, sandbox: SandboxId, *, reason: str, only_idle: bool) -> None:
         try:
-            await self._conversations.close(sandbox, reason=reason, timeout=CLOSE_TIMEOUT)
-        except DatabaseUnavailableError:
+            await self._conversations.close(sandbox, reason=reason, timeout=CLOSE_TIMEOUT, only_idle=only_idle)
+        except (DatabaseUnavailableError, OpenTurnsError):
             raise
         except (SandboxdError, TimeoutError) as error:
             # Its processes are ended next; whoever owns the conversation sees that and ends the turns.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from sandboxd.manager.lifecycle_ports import Dirtiness
+from sandboxd.manager.verdicts import hindered
 from sandboxd.model.accounts import ClientPolicies
 from sandboxd.model.caller import Caller, Role
 from sandboxd.model.errors import FieldViolation, ForbiddenError, InvalidRequestError, UnavailableError
@@ -16,9 +18,12 @@ from sandboxd.model.sources import Clock
 class RestPolicies:
     """Answers from memory: a client's policy is seconds old at most."""
 
-    def __init__(self, *, defaults: LifecyclePolicy, policies: ClientPolicies, clock: Clock) -> None:
+    def __init__(
+        self, *, defaults: LifecyclePolicy, policies: ClientPolicies, dirtiness: Dirtiness, clock: Clock
+    ) -> None:
         self.defaults = defaults
         self._policies = policies
+        self._dirtiness = dirtiness
         self._clock = clock
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:
@@ -28,7 +33,8 @@ class RestPolicies:
         except UnavailableError:
             return None
         holds = self.defaults.under(policy.lifecycle).under(sandbox.lifecycle)
-        return next_step(sandbox, holds, at=self._clock.now())
+        without = hindered(sandbox, holds, await self._dirtiness.root_of(sandbox))
+        return next_step(sandbox, holds, at=self._clock.now(), without=without)
 
 
 def require_allowed(

@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 from sandboxd.manager.access import require_visible
-from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import Intent, Intents, Plan
 from sandboxd.manager.operations import Operations, Settled, Work
 from sandboxd.manager.ports import Conversations, RequestRecord, UnitOfWork, UnitsOfWork
+from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.startup import Startup
@@ -35,7 +35,7 @@ class Resting:
         requests: Requests,
         startup: Startup,
         release: Release,
-        freezing: Freezing,
+        quieting: Quieting,
         conversations: Conversations,
         clock: Clock,
     ) -> None:
@@ -45,7 +45,7 @@ class Resting:
         self._requests = requests
         self._startup = startup
         self._release = release
-        self._freezing = freezing
+        self._quieting = quieting
         self._conversations = conversations
         self._clock = clock
 
@@ -108,7 +108,7 @@ class Resting:
         intent = await self._intents.open(sandbox, plan, timeout=timeout)
         if not isinstance(intent, Intent):
             raise InternalError("An intent without a request met an earlier request.")
-        return (await self._operations.finish(intent, self._freezing.freeze, timeout=timeout)).sandbox
+        return (await self._operations.finish(intent, self._quieting.hibernate, timeout=timeout)).sandbox
 
     async def _refuse_open_turns(self, sandbox: SandboxId, plan: Plan, *, unless: RequestRecord | None = None) -> None:
         """Refuse while turns are open, except to a request that is only repeated.

@@ -18,11 +18,14 @@ from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.intents import LEASE, Intents
+from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
+from sandboxd.manager.lifecycle_ports import BackendDirtiness, Duties
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import Conversations, ModelTokens, SandboxOrder, UnitsOfWork
+from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.release import Release
@@ -30,6 +33,8 @@ from sandboxd.manager.requests import Requests
 from sandboxd.manager.rest_policy import RestPolicies
 from sandboxd.manager.resting import Resting
 from sandboxd.manager.startup import Startup
+from sandboxd.manager.sweep import Sweep
+from sandboxd.manager.sweeping import SweepLoop
 from sandboxd.manager.tokens import ModelEndpointTarget, TokenKeeper
 from sandboxd.manager.use import SandboxUse
 from sandboxd.model.caller import Caller, Request
@@ -68,6 +73,10 @@ class ManagerTools:
     deeds: OwnDeeds = UNRECORDED
     lifecycle: LifecyclePolicy = field(default_factory=LifecyclePolicy)
     """When sandboxes rest whose clients do not wish otherwise."""
+    duties: Duties
+    lifecycle_metrics: LifecycleMetrics
+    sweep_every: timedelta = timedelta(0)
+    """How often sandboxes whose time has come are looked for here; zero leaves that to others."""
     """Where the service's own work is put on record."""
 
 
@@ -81,7 +90,10 @@ class ManagerCore:
         self.accounts = AccountCache(
             units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
         )
-        self.rest_policies = RestPolicies(defaults=tools.lifecycle, policies=self.accounts, clock=clock)
+        self.dirtiness = BackendDirtiness(keeps_root=backend.describe().keeps_root)
+        self.rest_policies = RestPolicies(
+            defaults=tools.lifecycle, policies=self.accounts, dirtiness=self.dirtiness, clock=clock
+        )
         self.intents = Intents(
             units=units,
             clock=clock,
@@ -151,6 +163,33 @@ class SandboxManager:
             clock=tools.clock,
             tracer=tools.tracer,
         )
+        quieting = Quieting(
+            units=tools.units,
+            intents=core.intents,
+            freezing=core.freezing,
+            release=release,
+            conversations=conversations,
+            connector=tools.connector,
+            clock=tools.clock,
+        )
+        self.sweep = Sweep(
+            units=tools.units,
+            intents=core.intents,
+            operations=core.operations,
+            quieting=quieting,
+            release=release,
+            conversations=conversations,
+            connector=tools.connector,
+            changes=core.changes,
+            dirtiness=core.dirtiness,
+            defaults=tools.lifecycle,
+            deeds=tools.deeds,
+            metrics=tools.lifecycle_metrics,
+            clock=tools.clock,
+        )
+        self.sweeping = SweepLoop(
+            self.sweep, duties=tools.duties, every=tools.sweep_every, metrics=tools.lifecycle_metrics
+        )
         self._creation = Creation(
             intents=core.intents,
             operations=core.operations,
@@ -169,7 +208,7 @@ class SandboxManager:
             requests=requests,
             startup=core.startup,
             release=release,
-            freezing=core.freezing,
+            quieting=quieting,
             conversations=conversations,
             clock=tools.clock,
         )
@@ -180,6 +219,7 @@ class SandboxManager:
             startup=core.startup,
             freezing=core.freezing,
             release=release,
+            quieting=quieting,
             losses=core.losses,
             backend=tools.backend,
             metrics=tools.metrics,
@@ -253,6 +293,13 @@ class SandboxManager:
             group.create_task(self._core.operations.run(), name="manager-leases")
             group.create_task(self._core.token_keeper.run(), name="manager-tokens")
             group.create_task(self.recovery.run(), name="manager-recovery")
+            group.create_task(self.sweeping.run(), name="manager-sweep")
+
+    async def run_for_a_sweep(self) -> None:
+        """Keep going what a sweep from outside needs, until cancelled: no recovery, and no sweep of its own."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._core.changes.run(), name="manager-changes")
+            group.create_task(self._core.operations.run(), name="manager-leases")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let running work end within the grace; the rest is for the recovery of whoever comes next."""

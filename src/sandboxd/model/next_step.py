@@ -49,7 +49,13 @@ def idle_since(sandbox: Sandbox) -> datetime:
     return sandbox.last_use_time if kept is None else max(sandbox.last_use_time, kept)
 
 
-def next_step(sandbox: Sandbox, policy: LifecyclePolicy, *, at: datetime) -> NextStep | None:
+def next_step(
+    sandbox: Sandbox,
+    policy: LifecyclePolicy,
+    *,
+    at: datetime,
+    without: frozenset[LifecycleStep] = frozenset(),
+) -> NextStep | None:
     """Say what comes next; None where nothing does.
 
     Of several that are overdue the strongest is taken: after a day without a sweep a sandbox need not be frozen before
@@ -59,11 +65,12 @@ def next_step(sandbox: Sandbox, policy: LifecyclePolicy, *, at: datetime) -> Nex
         sandbox: The sandbox as it is.
         policy: What holds for it.
         at: Now.
+        without: Steps that something hinders.
     """
     planned = [
         _planned(step, limit, since=idle_since(sandbox), lead=policy.lead_of(limit))
         for step in STEPS.get(sandbox.state, ())
-        if (limit := _limit(sandbox, policy, step)) is not None
+        if step not in without and (limit := _limit(sandbox, policy, step)) is not None
     ]
     overdue = [one for one in planned if one.time <= at]
     if overdue:

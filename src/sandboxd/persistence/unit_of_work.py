@@ -30,6 +30,7 @@ from sandboxd.persistence.erasures import PostgresErasureRepository
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.keys import PostgresKeyRepository
 from sandboxd.persistence.liveness import is_living
+from sandboxd.persistence.looks import PostgresLookRepository
 from sandboxd.persistence.prices import PostgresPriceRepository
 from sandboxd.persistence.quotas import PostgresQuotaRepository
 from sandboxd.persistence.sandbox_rows import outcome_json, read_request, request_values
@@ -205,6 +206,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def keys(self) -> PostgresKeyRepository:
         return PostgresKeyRepository(self._open())
+
+    @property
+    @override
+    def looks(self) -> PostgresLookRepository:
+        return PostgresLookRepository(self._open())
 
     @property
     @override

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from sandboxd.model.errors import ConflictError, PermissionNotOpenError, SandboxdError, UnavailableError
+from sandboxd.model.errors import ConflictError, OpenTurnsError, PermissionNotOpenError, SandboxdError, UnavailableError
 from sandboxd.model.events import CancelRequested, Error, Notice, Waking
 from sandboxd.model.ids import IncarnationId, SandboxId, SessionId, TurnId
 from sandboxd.model.session import PromptInput, StopReason, Turn, TurnState
@@ -109,6 +109,16 @@ class LiveConversation:
             consumed = self._machine.consumed if self._process else consumed
         return self.book.entry(consumed=consumed, snapshot=snapshot)
 
+    def close_idle(self) -> None:
+        """Begin to close, unless a turn is open. Prompts that come from now on wait for the next CLI.
+
+        Raises:
+            OpenTurnsError: One is.
+        """
+        if self.busy:
+            raise OpenTurnsError(self.sandbox, turns=len(self.book.open_turns))
+        self.closing = True
+
     def take_spawn(self) -> Spawn | None:
         """The run that the headless dialect needs under the book's process id, now that it is durable."""
         spawn, self._spawn = self._spawn, None
@@ -135,13 +145,13 @@ class LiveConversation:
     def want(self, session: SessionId) -> None:
         """Somebody wants to use a session: have the CLI up with the session open."""
         self._wanted.add(session)
-        if self._up:
+        if self._up and not self.closing:
             self._open(session)
 
     def prompt(self, turn: Turn) -> None:
         """Give an accepted prompt to the CLI, now or when it is up."""
         self.want(turn.session)
-        if self._up and self._machine is not None:
+        if self._up and not self.closing and self._machine is not None:
             self._machine.prompt(turn.session, turn.id, turn.prompt)
 
     def answer(self, session: SessionId, *, permission: str, option: str, request_id: str) -> None:

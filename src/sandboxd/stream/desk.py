@@ -120,10 +120,11 @@ class ErrandDesk:
         log.info("conversation.closing", sandbox=errand.sandbox, reason=errand.reason)
         try:
             async with asyncio.timeout(errand.timeout.total_seconds()):
-                await owner.close(grace=min(errand.timeout / 2, CLOSE_GRACE))
+                await owner.close(grace=min(errand.timeout / 2, CLOSE_GRACE), only_idle=errand.only_idle)
         except TimeoutError as error:
             raise DeadlineError("The CLI did not end in time.", sandbox=errand.sandbox) from error
-        await self._custody.give_up(errand.sandbox)
+        if not owner.conversation.busy:  # a prompt may have come while an idle CLI ended: it is ours to start the next
+            await self._custody.give_up(errand.sandbox)
 
 
 def repeated(known: Command, order: Order) -> Accepted:

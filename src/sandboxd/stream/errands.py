@@ -97,6 +97,8 @@ class Close:
     sandbox: SandboxId
     reason: str
     timeout: timedelta
+    only_idle: bool = False
+    """End no turn: refuse where one is open."""
 
 
 Errand: TypeAlias = Order | Wish | Vanished | Close

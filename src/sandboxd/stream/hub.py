@@ -19,6 +19,7 @@ from sandboxd.model.errors import (
     ForbiddenError,
     InvalidRequestError,
     InvalidTransitionError,
+    OpenTurnsError,
     SandboxNotFoundError,
     SandboxPausedError,
     SessionNotFoundError,
@@ -148,9 +149,19 @@ class StreamHub:
         """How many turns of the sandbox are open, in any session, on any replica."""
         return len(await self._services.sessions.open_turns(sandbox))
 
-    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta) -> None:
-        """End the sandbox's CLI; open turns end as interrupted, durably. Nothing open is success."""
-        await self._router.do(Close(sandbox=sandbox, reason=reason, timeout=timeout))
+    async def close(self, sandbox: SandboxId, *, reason: str, timeout: timedelta, only_idle: bool = False) -> None:
+        """End the sandbox's CLI; open turns end as interrupted, durably. Nothing open is success.
+
+        Raises:
+            OpenTurnsError: With `only_idle`: a turn is open, and nothing was done.
+        """
+        try:
+            await self._router.do(Close(sandbox=sandbox, reason=reason, timeout=timeout, only_idle=only_idle))
+        except WrongStateError as error:
+            if error.reason != OpenTurnsError.reason:
+                raise
+            # From another replica it comes as any class with this reason.
+            raise OpenTurnsError(sandbox, turns=int(error.metadata.get("turns", 1))) from error
 
     async def drain(self) -> None:
         """Hand every conversation over and end every watcher's events. Turns go on in their sandboxes."""

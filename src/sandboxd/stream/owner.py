@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar, assert_never
 
 import structlog
 
-from sandboxd.model.errors import SandboxdError, StaleOwnerError
+from sandboxd.model.errors import ConflictError, DeadlineError, SandboxdError, StaleOwnerError, UnavailableError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId, TurnId
 from sandboxd.model.sources import Clock, IdSource
@@ -49,6 +49,7 @@ log = structlog.get_logger(__name__)
 
 MAX_INPUTS: Final = 64
 """Inputs that may wait. Beyond it the reader waits, then the agent's spool fills, then the CLI blocks."""
+ROUSE_RETRY_SECONDS: Final = 1.0
 MAX_BATCH_BYTES: Final = 512 << 10
 """Output that one step takes at most, so that a flood does not delay commands by much."""
 
@@ -90,6 +91,8 @@ class ConversationOwner:
         )
         self._cli: CliProcess | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._rousing: asyncio.Task[None] | None = None
+        self._rouse_again = False
         self._billing: dict[TurnId, asyncio.Task[None]] = {}
         self._recovered = asyncio.Event()
         self._waiting: list[asyncio.Future[Any]] = []
@@ -117,8 +120,14 @@ class ConversationOwner:
         await self._recovered.wait()
         return await self._act(run)
 
-    async def close(self, *, grace: timedelta) -> None:
-        """End the CLI; open turns end as interrupted, durably. Returns when nothing is open any more."""
+    async def close(self, *, grace: timedelta, only_idle: bool = False) -> None:
+        """End the CLI; open turns end as interrupted, durably. Returns when nothing is open any more.
+
+        Raises:
+            OpenTurnsError: With `only_idle`: a turn is open, and nothing was done. One that begins from now on waits.
+        """
+        if only_idle:
+            await self.act(self.conversation.close_idle)  # in the loop, so that no prompt comes between
         self.conversation.closing = True
         try:
             if self._starting is not None:
@@ -128,6 +137,8 @@ class ConversationOwner:
                 await self._cli.end(grace=grace)
             while not self.ended:
                 changed = self._changed
+                if self._cli is None and only_idle:
+                    return
                 if self._cli is None:
                     await self._act(self.conversation.give_up_queued)
                     if not self.conversation.busy:
@@ -135,6 +146,8 @@ class ConversationOwner:
                 await changed.wait()
         finally:
             self.conversation.closing = False
+            if only_idle and self.conversation.busy and not self.ended:
+                await self._act(lambda: None)  # looks whether a CLI is needed
 
     # ------------------------------------------------------------------ the loop
 
@@ -148,7 +161,7 @@ class ConversationOwner:
                     await self._serve()
                 finally:
                     self._tasks = None
-                    for task in (recovering, self._starting, *self._billing.values()):
+                    for task in (recovering, self._starting, self._rousing, *self._billing.values()):
                         if task is not None:
                             task.cancel()
         except* StaleOwnerError:
@@ -235,6 +248,7 @@ class ConversationOwner:
             self._cli.committed(entry.conversation.consumed)
             if entry.stdin is not None:
                 self._cli.write([entry.stdin])
+                self._rouse()
 
     def _run_headless(self) -> None:
         """Start and interrupt the runs that the headless dialect asked for, now that the wish is durable."""
@@ -276,6 +290,31 @@ class ConversationOwner:
 
         self._recovered.set()
         await self._act(take_up)
+        if self.conversation.busy:
+            self._rouse()
+
+    def _rouse(self) -> None:
+        """The CLI has something to read: have the sandbox awake. Policy may freeze it in this very moment.
+
+        After the commit, and from the database: whoever freezes it writes that first and asks for open turns then, so
+        that one of us sees the other.
+        """
+        self._rouse_again = True
+        if self._tasks is not None and (self._rousing is None or self._rousing.done()):
+            self._rousing = self._tasks.create_task(self._keep_awake(), name=f"conversation-rouse-{self.sandbox}")
+
+    async def _keep_awake(self) -> None:
+        while self._rouse_again:
+            self._rouse_again = False
+            try:
+                await self._starter.rouse()
+            except (UnavailableError, ConflictError, DeadlineError) as error:
+                log.info("conversation.not_woken", sandbox=self.sandbox, error=str(error))
+                await asyncio.sleep(ROUSE_RETRY_SECONDS)
+                self._rouse_again = self.conversation.busy
+            except SandboxdError as error:
+                # Paused, terminated, failed: whoever did that has ended the turns, or is about to.
+                log.info("conversation.not_woken", sandbox=self.sandbox, error=str(error))
 
     def _follow(self, cli: CliProcess) -> None:
         if self._tasks is not None:

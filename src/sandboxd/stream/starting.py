@@ -127,8 +127,8 @@ class CliStarter:
         """Start one headless run that is durable; `Spawned` or `Exited` follows."""
         try:
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                active = await self._sandboxes.present(self._sandbox)
-                if active is None or active.incarnation.id != row.incarnation:
+                active = await self._wake()
+                if active.incarnation.id != row.incarnation:
                     raise UnavailableError("The sandbox has stopped.", sandbox=self._sandbox)
                 await self._launcher.start(active, row.process, spawn=spawn)
                 found = await self._find(row)
@@ -139,6 +139,17 @@ class CliStarter:
         except (SandboxdError, TimeoutError) as error:
             reason = str(error)
         await self._put(Exited(process=row.process, exit_code=None, signal=None, stderr_tail=reason))
+
+    async def rouse(self) -> None:
+        """Have the sandbox awake for a CLI that is there already; counts as use.
+
+        Raises:
+            SandboxdError: It cannot be, now or for good.
+        """
+        if (await self._sandboxes.get(self._sandbox)).state is SandboxState.ACTIVE:
+            await self._sandboxes.touch(self._sandbox)
+        else:
+            await self._wake()
 
     async def _wake(self) -> ActiveSandbox:
         before = await self._sandboxes.get(self._sandbox)

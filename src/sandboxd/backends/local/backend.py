@@ -89,7 +89,7 @@ class LocalBackend(Backend):
 
     @override
     def describe(self) -> BackendDescription:
-        return BackendDescription(name="local", isolates=False, warning=WARNING)
+        return BackendDescription(name="local", isolates=False, keeps_root=True, warning=WARNING)
 
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:

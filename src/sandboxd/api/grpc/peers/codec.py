@@ -27,6 +27,7 @@ def encode_errand(errand: Errand, *, replica: str, acquire: bool) -> pb.RunErran
         case errands.Close():
             request.close.reason = errand.reason
             request.close.timeout.FromTimedelta(errand.timeout)
+            request.close.only_idle = errand.only_idle
         case _:
             assert_never(errand)
     return request
@@ -49,7 +50,10 @@ def decode_errand(request: pb.RunErrandRequest) -> Errand:
             return errands.Vanished(sandbox=sandbox, session=SessionId(request.vanished.session))
         case "close":
             return errands.Close(
-                sandbox=sandbox, reason=request.close.reason, timeout=request.close.timeout.ToTimedelta()
+                sandbox=sandbox,
+                reason=request.close.reason,
+                timeout=request.close.timeout.ToTimedelta(),
+                only_idle=request.close.only_idle,
             )
         case _:
             raise _unknown()
