@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ import typer
 from sandboxd import __version__
 
 if TYPE_CHECKING:
-    from sandboxd.settings import Settings
+    pass
 
 app = typer.Typer(
     name="sandboxd",
@@ -74,6 +74,19 @@ def operator(with_parent: WithParent = False) -> None:
     Example: KUBECONFIG=… SANDBOXD_KUBERNETES_NAMESPACE=sandboxd-system sandboxd operator
     """
     _run_role("operator", with_parent=with_parent)
+
+
+@app.command()
+def sweep(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would be done.")] = False,
+) -> None:
+    """Put idle sandboxes to rest once, as `serve` does by itself, and print what was done as one JSON object.
+
+    Exit codes: 0 done, 1 some sandboxes failed, 2 bad settings, 3 the database cannot be used.
+
+    Example: SANDBOXD_DATABASE_URL=postgresql://… sandboxd sweep --dry-run | jq .plans
+    """
+    _run_role("sweep", options={"dry_run": dry_run})
 
 
 @app.command()
@@ -187,7 +200,7 @@ def token(
     raise typer.Exit(mint_token(data_dir=data_dir, client=client, subject=subject, role=role, hours=hours))
 
 
-def _run_role(name: str, *, with_parent: bool = False) -> None:
+def _run_role(name: str, *, with_parent: bool = False, options: Mapping[str, Any] | None = None) -> None:
     from sandboxd.bootstrap.failpoint_guard import guard_failpoints  # noqa: PLC0415  only roles need it
     from sandboxd.bootstrap.stopping import end_with_parent  # noqa: PLC0415
     from sandboxd.model.errors import SandboxdError  # noqa: PLC0415
@@ -201,16 +214,14 @@ def _run_role(name: str, *, with_parent: bool = False) -> None:
         configure_logging(role=name, style=settings.log_format, level=settings.log_level)
         guard_failpoints(settings)
         # After the settings: a bad one is told at once, and not after seconds of imports.
-        role: Callable[[Settings], Coroutine[Any, Any, object]] = getattr(
-            import_module(f"sandboxd.bootstrap.{name}"), name
-        )
+        role: Callable[..., Coroutine[Any, Any, object]] = getattr(import_module(f"sandboxd.bootstrap.{name}"), name)
         uvloop = import_module("uvloop")
         # What was imported stays: to look through it for garbage would stop everything for a tenth of a second.
         gc.collect()
         gc.freeze()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.get_loop().set_exception_handler(log_unhandled)
-            runner.run(role(settings))
+            runner.run(role(settings, **(options or {})))
     except SettingsError as error:
         typer.echo(f"sandboxd {name}: {error}", err=True)
         raise typer.Exit(BAD_SETTINGS) from None

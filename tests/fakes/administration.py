@@ -16,7 +16,11 @@ from sandboxd.manager.administration import (
     Sweep,
     Swept,
 )
+from sandboxd.manager.sweep import Planned
+from sandboxd.manager.verdicts import Act
 from sandboxd.model.errors import DatabaseUnavailableError
+from sandboxd.model.ids import SandboxId
+from sandboxd.model.lifecycle import LifecycleStep
 from sandboxd.model.sandbox import SandboxState
 
 BORN = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -94,6 +98,21 @@ class FakeInstallation:
     async def open(self) -> None:
         self.open_doors = True
 
+    async def rehearse(self) -> Swept:
+        return Swept(
+            plans=[
+                Planned(
+                    sandbox=SandboxId("sbx-1"),
+                    client="acme",
+                    state=SandboxState.ACTIVE,
+                    step=LifecycleStep.HIBERNATE,
+                    time=BORN,
+                    act=Act.TAKE,
+                    hindrance="ROOT_UNKNOWN",
+                )
+            ]
+        )
+
     def administration(self) -> Administration:
         def sweep(kind: Sweep) -> Callable[[], Awaitable[Swept]]:
             async def run() -> Swept:
@@ -106,6 +125,7 @@ class FakeInstallation:
             installation=self,
             doors=self,
             sweeps={kind: sweep(kind) for kind in Sweep},
+            rehearse=self.rehearse,
             figures=lambda: Figures(
                 replica="here",
                 version="1",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from sandboxd.manager.announcing import RestNotice
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.editing import SandboxEdit
 from sandboxd.manager.operations import Settled
@@ -63,6 +64,7 @@ class FakeManager:
     hanging: bool = False
     timeouts: list[timedelta] = field(default_factory=list)
     changes: asyncio.Queue[SandboxChange] = field(default_factory=asyncio.Queue)
+    notices: asyncio.Queue[RestNotice] = field(default_factory=asyncio.Queue)
 
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
         await self._weather(timeout)
@@ -95,6 +97,10 @@ class FakeManager:
             steps=[StartStep(name=StartStepName.AGENT, duration=timedelta(milliseconds=250))],
             miss=MissReason.NO_POOL,
         )
+
+    async def rest_notices(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
+        while True:
+            yield await self.notices.get()
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:
         return next_step(sandbox, LifecyclePolicy().under(sandbox.lifecycle), at=MOMENT)

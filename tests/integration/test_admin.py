@@ -79,8 +79,24 @@ async def test_a_sweep_that_fails_or_hangs_does_not_keep_the_others_from_running
         (pb.SWEEP_ORPHANS, 0, 150, 100, ""),
         (pb.SWEEP_USAGE, 1, 0, 0, ""),
         (pb.SWEEP_RETENTION, 1, 0, 0, ""),
+        (pb.SWEEP_LIFECYCLE, 1, 0, 0, ""),
     ]
     assert [one.sweep for one in some.results] == [pb.SWEEP_USAGE]
+
+
+async def test_a_dry_run_tells_plans_runs_nothing_and_is_for_the_lifecycle_alone(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world:
+        answer = await admin(world).SweepNow(pb.SweepNowRequest(request_id="r", dry_run=True), metadata=platform(world))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await admin(world).SweepNow(
+                pb.SweepNowRequest(request_id="r", dry_run=True, sweeps=[pb.SWEEP_USAGE]), metadata=platform(world)
+            )
+
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    ((plan,),) = [one.plans for one in answer.results]
+    assert (plan.sandbox, plan.step, plan.now) == ("sandboxes/sbx-1", sandbox_pb2.LIFECYCLE_STEP_HIBERNATE, "take")
+    assert plan.hindrance == "ROOT_UNKNOWN"
+    assert world.installation.ran == []
 
 
 async def test_a_sweep_ends_within_the_caller_s_deadline_and_tells_what_was_done(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from sandboxd.api.web.operations import OperationsServer
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.manager.administration import Administration, Doors, Sweep, Swept
 from sandboxd.manager.recovery import Recovery
+from sandboxd.manager.sweep import Sweep as LifecycleSweep
 from sandboxd.model.sources import Clock
 from sandboxd.monitor.sweep import OrphanSweep
 from sandboxd.persistence.engine import Database
@@ -67,6 +68,7 @@ def make_administration(
     seen: Observation,
     recovery: Recovery,
     usage: OrphanSweep,
+    lifecycle: LifecycleSweep,
     replica: str,
     clock: Clock,
 ) -> Administration:
@@ -74,14 +76,15 @@ def make_administration(
     return Administration(
         installation=PostgresInstallation(database),
         doors=doors,
-        sweeps=_sweeps(database, recovery, usage),
+        sweeps=_sweeps(database, recovery, usage, lifecycle),
+        rehearse=lambda: _rehearse(lifecycle),
         figures=lambda: seen.figures(replica=replica, version=__version__),
         clock=clock,
     )
 
 
 def _sweeps(
-    database: Database, recovery: Recovery, usage: OrphanSweep
+    database: Database, recovery: Recovery, usage: OrphanSweep, lifecycle: LifecycleSweep
 ) -> Mapping[Sweep, Callable[[], Awaitable[Swept]]]:
     async def recover() -> Swept:
         return Swept(done=await recovery.finish_left_over())
@@ -107,4 +110,18 @@ def _sweeps(
             done += forgotten
         return Swept(done=done + forgotten)
 
-    return {Sweep.RECOVERY: recover, Sweep.ORPHANS: inspect, Sweep.USAGE: settle, Sweep.RETENTION: forget}
+    async def rest() -> Swept:
+        report = await lifecycle.run(everything=True)
+        return Swept(done=report.announced + report.taken)
+
+    return {
+        Sweep.RECOVERY: recover,
+        Sweep.ORPHANS: inspect,
+        Sweep.USAGE: settle,
+        Sweep.RETENTION: forget,
+        Sweep.LIFECYCLE: rest,
+    }
+
+
+async def _rehearse(lifecycle: LifecycleSweep) -> Swept:
+    return Swept(plans=(await lifecycle.run(dry_run=True)).plans)

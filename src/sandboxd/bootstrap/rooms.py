@@ -179,6 +179,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             doors=doors,
             seen=seen,
             recovery=manager.recovery,
+            lifecycle=manager.sweep,
             usage=OrphanSweep(ledger=ledger, prices=PostgresPriceBookStore(database), clock=clock),
             replica=replica,
             clock=clock,

@@ -23,6 +23,7 @@ class SweepName(StrEnum):
     ORPHANS = "orphans"
     USAGE = "usage"
     RETENTION = "retention"
+    LIFECYCLE = "lifecycle"
 
 
 @admin.command(
@@ -46,19 +47,24 @@ def status(context: typer.Context, output: OutputOption = None) -> None:
         "Run background work now, and tell what it did. Without a name all of it.",
         "sandboxctl admin sweep",
         "sandboxctl admin sweep orphans usage",
+        "sandboxctl admin sweep --dry-run",
     ),
 )
 def sweep(
     context: typer.Context,
     sweeps: Annotated[
-        list[SweepName] | None, typer.Argument(metavar="[SWEEP]...", help="recovery, orphans, usage, retention.")
+        list[SweepName] | None,
+        typer.Argument(metavar="[SWEEP]...", help="recovery, orphans, usage, retention, lifecycle."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; tell what would become of idle sandboxes.")
+    ] = False,
     output: OutputOption = None,
 ) -> None:
     """Run sweeps."""
     from sandboxd.ctl.commands import admin as command
 
-    execute(context, output, lambda shell: command.sweep(shell, [one.value for one in sweeps or ()]))
+    execute(context, output, lambda shell: command.sweep(shell, [one.value for one in sweeps or ()], dry_run=dry_run))
 
 
 @admin.command(

@@ -11,7 +11,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from sandboxd.model.errors import NotFoundError, SandboxdError
+from sandboxd.manager.sweep import Planned
+from sandboxd.model.errors import FieldViolation, InvalidRequestError, NotFoundError, SandboxdError
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import Clock
 
@@ -28,6 +29,7 @@ class Sweep(enum.Enum):
     ORPHANS = "orphans"
     USAGE = "usage"
     RETENTION = "retention"
+    LIFECYCLE = "lifecycle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class Swept:
     """Things that it repaired, settled or forgot."""
     names: Sequence[str] = ()
     """Things that it found and leaves to people."""
+    plans: Sequence[Planned] = ()
+    """Of a dry run: what would be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +157,14 @@ class Administration:
         installation: Installation,
         doors: Doors,
         sweeps: Mapping[Sweep, Callable[[], Awaitable[Swept]]],
+        rehearse: Callable[[], Awaitable[Swept]],
         figures: Callable[[], Figures],
         clock: Clock,
     ) -> None:
         self._installation = installation
         self._doors = doors
         self._sweeps = sweeps
+        self._rehearse = rehearse
         self._figures = figures
         self._clock = clock
         self.draining = False
@@ -181,8 +187,18 @@ class Administration:
         """All replicas."""
         return await self._installation.replicas()
 
-    async def sweep(self, wanted: Sequence[Sweep], *, timeout: timedelta) -> Sequence[SweepResult]:
-        """Run sweeps, one after the other, within the timeout for all; none named means all."""
+    async def sweep(
+        self, wanted: Sequence[Sweep], *, timeout: timedelta, dry_run: bool = False
+    ) -> Sequence[SweepResult]:
+        """Run sweeps, one after the other, within the timeout for all; none named means all.
+
+        Raises:
+            InvalidRequestError: A dry run of something else than LIFECYCLE.
+        """
+        if dry_run and set(wanted) - {Sweep.LIFECYCLE}:
+            problem = FieldViolation(field="dry_run", description="is for SWEEP_LIFECYCLE alone")
+            raise InvalidRequestError("dry_run is for SWEEP_LIFECYCLE alone.", violations=[problem])
+        wanted = [Sweep.LIFECYCLE] if dry_run else wanted
         end = self._clock.monotonic() + timeout.total_seconds()
         results = []
         for sweep in wanted or tuple(Sweep):
@@ -190,7 +206,7 @@ class Administration:
             swept, failure = Swept(), ""
             try:
                 async with asyncio.timeout(max(0.0, end - began)):
-                    swept = await self._sweeps[sweep]()
+                    swept = await (self._rehearse() if dry_run else self._sweeps[sweep]())
             except TimeoutError:
                 failure = "DEADLINE_EXCEEDED"
             except SandboxdError as error:

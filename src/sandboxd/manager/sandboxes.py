@@ -12,6 +12,7 @@ from datetime import timedelta
 
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.admission import Admission
+from sandboxd.manager.announcing import Announcements, RestNotice
 from sandboxd.manager.backend_port import Backend, BackendDescription
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.creation import Creation, NewSandbox
@@ -135,6 +136,7 @@ class ManagerCore:
             clock=clock,
         )
         self.losses = Losses(units=units, backend=backend, clock=clock, changes=self.changes, metrics=tools.metrics)
+        self.announcements = Announcements(units=units, changes=self.changes)
         self.use = SandboxUse(
             units=units,
             intents=self.intents,
@@ -144,6 +146,7 @@ class ManagerCore:
             losses=self.losses,
             backend=backend,
             changes=self.changes,
+            announcements=self.announcements,
             clock=clock,
         )
 
@@ -239,6 +242,10 @@ class SandboxManager:
         """What policy does next with a sandbox; see `RestPolicies.next_step`."""
         return await self._core.rest_policies.next_step(sandbox)
 
+    def rest_notices(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
+        """What policy is about to do with a sandbox, as it becomes known; see `Announcements.follow`."""
+        return self._core.announcements.follow(sandbox)
+
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
         """Make a sandbox; see `Creation.create`."""
         return await self._creation.create(request, wish, timeout=timeout)
@@ -294,6 +301,7 @@ class SandboxManager:
             group.create_task(self._core.token_keeper.run(), name="manager-tokens")
             group.create_task(self.recovery.run(), name="manager-recovery")
             group.create_task(self.sweeping.run(), name="manager-sweep")
+            group.create_task(self._core.announcements.run(), name="manager-announcements")
 
     async def run_for_a_sweep(self) -> None:
         """Keep going what a sweep from outside needs, until cancelled: no recovery, and no sweep of its own."""

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 
 from typing_extensions import override
 
+from sandboxd.manager.announcing import Announcements
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.freezing import Freezing
@@ -47,6 +48,7 @@ class SandboxUse(Sandboxes):
         losses: Losses,
         backend: Backend,
         changes: Changes,
+        announcements: Announcements,
         clock: Clock,
     ) -> None:
         self._units = units
@@ -57,6 +59,7 @@ class SandboxUse(Sandboxes):
         self._losses = losses
         self._backend = backend
         self._changes = changes
+        self._announcements = announcements
         self._clock = clock
         self._touched: OrderedDict[SandboxId, float] = OrderedDict()
 
@@ -113,6 +116,7 @@ class SandboxUse(Sandboxes):
         async with self._units.begin() as work:
             await work.sandboxes.touch(sandbox, at=self._clock.now())
             await work.commit()
+        await self._announcements.used(sandbox)
 
     @override
     async def place(self, active: ActiveSandbox) -> CliPlace:

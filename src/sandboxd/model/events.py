@@ -262,7 +262,7 @@ class Notice:
     """Something a person may want to know and need not act on."""
 
     code: str
-    """Constant word, for example `SESSION_RESUMED`, `IDLE_SOON`, `BUDGET_LOW`, `CLI_RESTARTED`."""
+    """Constant word, for example `SESSION_RESUMED`, `BUDGET_LOW`, `CLI_RESTARTED`."""
     message: str
 
 

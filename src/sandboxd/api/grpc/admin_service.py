@@ -11,7 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from typing_extensions import override
 
+from sandboxd.api.grpc.codec_lifecycle import STEPS
 from sandboxd.api.grpc.codec_sandbox import STATES
+from sandboxd.api.grpc.names import sandbox_name, timestamp
 from sandboxd.api.grpc.rpc import current_rpc
 from sandboxd.manager.administration import (
     MAX_NAMES,
@@ -22,17 +24,20 @@ from sandboxd.manager.administration import (
     Sweep,
     SweepResult,
 )
+from sandboxd.manager.sweep import Planned
 from sandboxd.v1 import admin_pb2 as pb
-from sandboxd.v1 import admin_pb2_grpc
+from sandboxd.v1 import admin_pb2_grpc, sandbox_pb2
 
 STATUS_TIMEOUT: Final = timedelta(seconds=5)
 """How long the database may take; then what this replica knows is all."""
 SWEEP_TIMEOUT: Final = timedelta(minutes=2)
+MAX_PLANS: Final = 1000
 _SWEEPS: Final = {
     pb.SWEEP_RECOVERY: Sweep.RECOVERY,
     pb.SWEEP_ORPHANS: Sweep.ORPHANS,
     pb.SWEEP_USAGE: Sweep.USAGE,
     pb.SWEEP_RETENTION: Sweep.RETENTION,
+    pb.SWEEP_LIFECYCLE: Sweep.LIFECYCLE,
 }
 _SHOWN: Final = {sweep: number for number, sweep in _SWEEPS.items()}
 _CIRCUITS: Final = {
@@ -82,7 +87,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         wanted = [_SWEEPS[sweep] for sweep in request.sweeps]
         # A little less than the caller has, so that what was done is told.
         timeout = current_rpc().remaining(at_most=SWEEP_TIMEOUT) * 0.9
-        return pb.SweepNowResponse(results=_results(await self._admin.sweep(wanted, timeout=timeout)))
+        results = await self._admin.sweep(wanted, timeout=timeout, dry_run=request.dry_run)
+        return pb.SweepNowResponse(results=_results(results))
 
     @override
     async def DrainReplica(self, request: pb.DrainReplicaRequest, context: Context) -> pb.DrainReplicaResponse:
@@ -152,9 +158,22 @@ def _results(results: Iterable[SweepResult]) -> list[pb.SweepResult]:
             names=list(one.swept.names)[:MAX_NAMES],
             failure=one.failure,
             duration=_span(one.duration),
+            plans=[_plan(plan) for plan in one.swept.plans[:MAX_PLANS]],
         )
         for one in results
     ]
+
+
+def _plan(plan: Planned) -> pb.LifecyclePlan:
+    return pb.LifecyclePlan(
+        sandbox=sandbox_name(plan.sandbox),
+        client=plan.client,
+        state=STATES[plan.state],
+        step=STEPS[plan.step] if plan.step else sandbox_pb2.LIFECYCLE_STEP_UNSPECIFIED,
+        time=timestamp(plan.time),
+        now=plan.act.value,
+        hindrance=plan.hindrance,
+    )
 
 
 def _span(span: timedelta) -> Duration:

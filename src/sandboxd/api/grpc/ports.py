@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Protocol
 
+from sandboxd.manager.announcing import RestNotice
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.editing import SandboxEdit
 from sandboxd.manager.operations import Settled
@@ -88,6 +89,10 @@ class SandboxManager(Protocol):
 
     def startup(self, sandbox: Sandbox) -> StartReport | None:
         """Return how a sandbox came up, as far as this replica knows."""
+        ...
+
+    def rest_notices(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
+        """What policy is about to do with a sandbox, as it becomes known; for ever."""
         ...
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:

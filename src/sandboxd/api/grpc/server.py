@@ -162,6 +162,7 @@ class ApiServer:
             hub=hub,
             sessions=sessions,
             rules=rules,
+            manager=manager,
             slots=slots,
             drain=self._drain,
             stay=stay,

@@ -18,8 +18,8 @@ from sandboxd.api.grpc.deeds import deed_of, outcome_of
 from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
 from sandboxd.api.grpc.interceptors.audit import on_record
 from sandboxd.api.grpc.interceptors.failures import make_error_id
-from sandboxd.api.grpc.names import session_name, turn_name
-from sandboxd.api.grpc.ports import SessionDirectory, SessionHandle, StreamHub
+from sandboxd.api.grpc.names import session_name, timestamp, turn_name
+from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, SessionHandle, StreamHub
 from sandboxd.api.grpc.rpc import ClientGoneError, Rpc, Undecodable, closed_at_end, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.validation import UNDECODABLE, RequestRules, refusal
@@ -57,6 +57,7 @@ class StreamCalls:
         hub: StreamHub,
         sessions: SessionDirectory,
         rules: RequestRules,
+        manager: SandboxManager,
         slots: StreamSlots,
         drain: Drain,
         stay: Stay,
@@ -70,6 +71,8 @@ class StreamCalls:
         self.write_within = write_within
         self.tracer = tracer
         self._hub = hub
+        self.manager = manager
+        """Says what policy is about to do with the sandbox."""
         self._sessions = sessions
         self._rules = rules
         self._slots = slots
@@ -193,6 +196,7 @@ class _Call:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send_events(), name=f"stream-events {self._session}")
                 tasks.create_task(self._take_commands(), name=f"stream-commands {self._session}")
+                tasks.create_task(self._tell_rests(), name=f"stream-rests {self._session}")
                 tasks.create_task(self._calls.drain.end(), name=f"stream-drain {self._session}")
                 tasks.create_task(self._calls.stay.end(self._rpc, self._announce), name=f"stream-stay {self._session}")
         except BaseExceptionGroup as group:
@@ -208,6 +212,14 @@ class _Call:
             code=expired.reason, message=f"{expired.message} This stream ends in {left.total_seconds():.0f} s."
         )
         await self._write(pb.StreamResponse(notice=notice))
+
+    async def _tell_rests(self) -> None:
+        """Announce what policy does with the sandbox. No part of the session's log: it concerns who is here now."""
+        notices = self._calls.manager.rest_notices(self._sandbox)
+        async with closed_at_end(notices):
+            async for one in notices:
+                notice = pb.Notice(code=one.code, message=one.message, due_time=timestamp(one.due_time))
+                await self._write(pb.StreamResponse(notice=notice))
 
     async def _send_events(self) -> None:
         sent = 0

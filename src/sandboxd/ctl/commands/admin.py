@@ -9,8 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sandboxd.ctl.exits import Exit
+from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell
+from sandboxd.ctl.tables import when
 from sandboxd.v1 import admin_pb2, sandbox_pb2
 
 
@@ -41,11 +43,14 @@ async def status(shell: Shell) -> Exit:
     return Exit.OK
 
 
-async def sweep(shell: Shell, sweeps: Sequence[str]) -> Exit:
+async def sweep(shell: Shell, sweeps: Sequence[str], *, dry_run: bool = False) -> Exit:
     """Run sweeps now."""
-    done = await shell.client.admin.sweep(sweeps)
+    done = await shell.client.admin.sweep(sweeps, dry_run=dry_run)
     if shell.json:
         shell.emit(done)
+    elif dry_run:
+        plans = [plan for one in done.results for plan in one.plans]
+        shell.out.print(_plans(plans) if plans else Text("Nothing is planned."))
     else:
         for one in done.results:
             name = _word(admin_pb2.Sweep.Name(one.sweep))
@@ -111,6 +116,21 @@ def _gateways(gateways: Sequence[admin_pb2.Gateway]) -> Table:
             Text(circuit, style="bold red" if one.circuit == admin_pb2.CIRCUIT_STATE_OPEN else ""),
             str(one.open_calls),
             str(one.spooled_settlements),
+        )
+    return table
+
+
+def _plans(plans: Sequence[admin_pb2.LifecyclePlan]) -> Table:
+    table = Table("SANDBOX", "CLIENT", "STATE", "NEXT", "WHEN", "NOW", "HINDERED", box=box.SIMPLE_HEAD)
+    for one in plans:
+        table.add_row(
+            bare(one.sandbox),
+            clean_line(one.client),
+            _word(sandbox_pb2.SandboxState.Name(one.state)),
+            sandbox_pb2.LifecycleStep.Name(one.step).removeprefix("LIFECYCLE_STEP_").lower() if one.step else "-",
+            when(one.time) if one.HasField("time") else "-",
+            clean_line(one.now),
+            clean_line(one.hindrance),
         )
     return table
 

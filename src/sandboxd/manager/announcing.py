@@ -1,0 +1,144 @@
+"""Tells open streams what policy is about to do with their sandbox, that it will not, and that it has.
+
+What is announced stands in the sweep's looks (`lifecycle_ports.Look`), so any replica can tell it. Hints say when to
+look; they may be lost, so everybody who is followed is looked at now and then, in one query.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from sandboxd.manager.changes import Changes
+from sandboxd.manager.lifecycle_ports import Announced, Candidate
+from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.model.errors import SandboxdError
+from sandboxd.model.ids import SandboxId
+from sandboxd.model.lifecycle import LifecycleStep
+from sandboxd.model.next_step import STEPS, idle_since
+from sandboxd.model.sandbox import SandboxState
+
+LOOK_SECONDS: Final = 30.0
+MAX_PENDING: Final = 16
+"""Notices that one slow stream may leave unread; the oldest is let fall."""
+_DONE: Final = {
+    SandboxState.HIBERNATED: "The sandbox hibernates. The next prompt wakes it at once.",
+    SandboxState.STOPPED: "The sandbox was stopped; its files are kept. The next prompt starts it.",
+    SandboxState.TERMINATED: "The sandbox was terminated; its files are kept.",
+}
+_SOON: Final = {
+    LifecycleStep.HIBERNATE: "will hibernate",
+    LifecycleStep.STOP: "will be stopped; its files stay",
+    LifecycleStep.TERMINATE: "will be terminated; its files are kept",
+}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestNotice:
+    """What a stream tells its client."""
+
+    code: str
+    """`HIBERNATE_SOON`, `STOP_SOON`, `TERMINATE_SOON`; `REST_CALLED_OFF`; `HIBERNATED`, `STOPPED`, `TERMINATED`."""
+    message: str
+    due_time: datetime | None = None
+    """When it happens, if it is not used before."""
+
+
+class Announcements:
+    """One a replica; `run` must run beside it."""
+
+    def __init__(self, *, units: UnitsOfWork, changes: Changes) -> None:
+        self._units = units
+        self._changes = changes
+        self._followers: defaultdict[SandboxId, set[asyncio.Queue[RestNotice]]] = defaultdict(set)
+        self._told: dict[SandboxId, Announced] = {}
+
+    async def follow(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
+        """Notices about a sandbox from now on, for ever; first what was announced already."""
+        queue = asyncio.Queue[RestNotice](MAX_PENDING)
+        self._followers[sandbox].add(queue)
+        try:
+            told = self._told.get(sandbox)
+            if told is None:
+                await self._look({sandbox})
+            else:
+                queue.put_nowait(_soon(told))
+            while True:
+                yield await queue.get()
+        finally:
+            self._followers[sandbox].discard(queue)
+            if not self._followers[sandbox]:
+                del self._followers[sandbox]
+                self._told.pop(sandbox, None)
+
+    async def used(self, sandbox: SandboxId) -> None:
+        """A sandbox was used, and that is durable: where a step was announced, look again."""
+        if sandbox in self._told:
+            await self._changes.announce(sandbox)
+
+    async def run(self) -> None:
+        """Look at what changes until cancelled."""
+        with self._changes.feed() as feed:
+            while True:
+                changed = await feed.take(timeout=LOOK_SECONDS)
+                await self._look(self._followers.keys() if changed is None else self._followers.keys() & changed)
+
+    async def _look(self, sandboxes: Collection[SandboxId]) -> None:
+        if not sandboxes:
+            return
+        try:
+            async with self._units.begin() as work:
+                found = await work.looks.find(sandboxes)
+                rows = await work.sandboxes.find([one for one in sandboxes if one in self._told])
+        except SandboxdError as error:
+            log.info("announcements.not_read", error=error.message)
+            return
+        for sandbox in list(sandboxes):
+            told, stands = self._told.get(sandbox), _standing(found.get(sandbox))
+            if stands == told:
+                continue
+            row = rows.get(sandbox)
+            if stands is not None:
+                self._told[sandbox] = stands
+                self._tell(sandbox, _soon(stands))
+            elif row is not None and not row.state.transient:
+                del self._told[sandbox]
+                self._tell(sandbox, _ended(row.state))
+
+    def _tell(self, sandbox: SandboxId, notice: RestNotice) -> None:
+        for queue in self._followers.get(sandbox, ()):
+            if queue.full():
+                queue.get_nowait()
+            queue.put_nowait(notice)
+
+
+def _standing(candidate: Candidate | None) -> Announced | None:
+    """What is announced and not void: nobody has used the sandbox since, and it is not done."""
+    if candidate is None or candidate.look.announced is None:
+        return None
+    announced, sandbox = candidate.look.announced, candidate.sandbox
+    fits = announced.since == idle_since(sandbox) and announced.step in STEPS[sandbox.state]
+    return announced if fits else None
+
+
+def _soon(announced: Announced) -> RestNotice:
+    moment = announced.time.strftime("%H:%M:%S")
+    return RestNotice(
+        code=f"{announced.step.value}_SOON",
+        message=f"The sandbox {_SOON[announced.step]}: at {moment} UTC, if nobody uses it before.",
+        due_time=announced.time,
+    )
+
+
+def _ended(state: SandboxState) -> RestNotice:
+    if state in _DONE:
+        return RestNotice(code=state.value, message=_DONE[state])
+    return RestNotice(code="REST_CALLED_OFF", message="The sandbox is in use: what was announced does not happen.")
