@@ -26,6 +26,7 @@ from sandboxd.backends.local.launching import Launcher
 from sandboxd.backends.local.layout import Layout
 from sandboxd.backends.local.processes import AgentProcess, find_agents
 from sandboxd.manager.backend_port import Backend, SandboxSpec
+from sandboxd.model.cluster import pod_of
 from sandboxd.model.errors import AgentUnavailableError, UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId, make_id
 from sandboxd.model.processes import ProcessId, ProcessSpec
@@ -36,6 +37,7 @@ from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.cluster_operator import FakeOperator
 from tests.fakes.kube import FakeKube
 from tests.fakes.manager import FakeBackend
+from tests.installation import ClusterInstallation
 
 TIMEOUT = timedelta(seconds=20)
 GRACE = timedelta(seconds=2)
@@ -147,7 +149,31 @@ async def memory_cluster() -> AsyncIterator[MemoryClusterWorld]:
         following.cancel()
 
 
-@pytest.fixture(params=["fake", "local", "memory_cluster"])
+@dataclass(kw_only=True)
+class ClusterWorld:
+    """The Kubernetes backend on a real cluster, with the real operator and real pods."""
+
+    backend: KubernetesBackend
+    connector: AgentConnector
+    installation: ClusterInstallation
+
+    def kill_agent(self, sandbox: SandboxId, incarnation: IncarnationId) -> None:
+        place = ("-n", f"{self.installation.instance}-acme", pod_of(sandbox))
+        self.installation.kubectl("delete", "pod", *place, "--grace-period=0", "--force", "--wait=false")
+
+
+@pytest.fixture
+async def on_a_cluster(cluster_installation: ClusterInstallation) -> AsyncIterator[ClusterWorld]:
+    async with cluster_installation.client() as api:
+        backend, connector = cluster_installation.backend(api)
+        following = asyncio.create_task(backend.run())
+        yield ClusterWorld(backend=backend, connector=connector, installation=cluster_installation)
+        for observation in await backend.list():
+            await backend.erase(observation.sandbox, timeout=TIMEOUT)
+        following.cancel()
+
+
+@pytest.fixture(params=["fake", "local", "memory_cluster", "on_a_cluster"])
 def world(request: pytest.FixtureRequest) -> BackendWorld:
     if request.param != "fake":
         made: BackendWorld = request.getfixturevalue(request.param)

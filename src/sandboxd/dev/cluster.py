@@ -75,7 +75,7 @@ async def prepare_cluster(
     """
     try:
         async with KubeClient(settings.kubeconfig) as client:
-            host = await _own_address(client)
+            host = await own_address(client)
             template = await _ensure_template(client, settings, environment)
             await _ensure_namespace(client, settings)
     except KubeNotFoundError as error:
@@ -86,11 +86,11 @@ async def prepare_cluster(
     except (KubeConfigError, KubeError) as error:
         raise SettingsError(f"There is no cluster to use: {error}") from error
     certificate, key = directory / "gateway.pem", directory / "gateway.key"
-    _make_certificate(certificate, key, host)
+    make_certificate(certificate, key, host)
     return DevCluster(host=host, template=template, certificate=certificate, key=key)
 
 
-async def _own_address(client: KubeClient) -> str:
+async def own_address(client: KubeClient) -> str:
     """The address from which this machine reaches the cluster's first node: pods find us there."""
     nodes = (await client.get("/api/v1/nodes"))["items"]
     addresses = [
@@ -151,7 +151,7 @@ async def _exists(client: KubeClient, path: str) -> bool:
     return True
 
 
-def _make_certificate(certificate: Path, key: Path, host: str) -> None:
+def make_certificate(certificate: Path, key: Path, host: str) -> None:
     """A fresh one for each stack: it is trusted by this stack's sandboxes alone."""
     made, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "sandboxd dev gateway")])

@@ -30,6 +30,8 @@ AGENT_VOLUME: Final = "agent"
 IDENTITY_VOLUME: Final = "identity"
 RUN_VOLUME: Final = "run"
 COPY_CONTAINER: Final = "agent-copy"
+USER_ID: Final = 1000
+"""User and group of what the freelancer runs: `gemini` of the sandbox image."""
 TERMINATION_SECONDS: Final = 15
 """More than the agent takes to end what runs in the sandbox."""
 _LOADER: Final = f"{AGENT_ROOT}/lib64/ld-linux-x86-64.so.2"
@@ -62,6 +64,9 @@ def agent_config(sandbox: SandboxId, incarnation: IncarnationId) -> str:
             "tls_client_authority": f"{AGENT_CONFIG_DIRECTORY}/ca.crt",
             "listen": f"0.0.0.0:{AGENT_PORT}",
             "model_port": MODEL_PORT,
+            "user_id": USER_ID,
+            "group_id": USER_ID,
+            "run_directory": RUN_DIRECTORY,
         },
         indent=1,
     )

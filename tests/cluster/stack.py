@@ -1,0 +1,103 @@
+"""`serve` and gateway as processes of the node, sandboxes as pods: what tests/e2e has for the local backend."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from typing_extensions import override
+
+from sandboxd.model.cluster import pod_of
+from sandboxd.v1 import sandbox_pb2 as pb
+from tests.e2e.stack import Stack
+from tests.eventually import eventually
+from tests.fake_gemini import FakeGemini
+from tests.installation import ClusterInstallation
+
+NAMESPACE_CLIENT = "dev"
+"""The stack's token is this client's."""
+
+
+@dataclass(kw_only=True)
+class ClusterStack(Stack):
+    """What a test drives."""
+
+    installation: ClusterInstallation
+    failpoints_first: str = field(default="")
+
+    @property
+    def namespace(self) -> str:
+        """Where the client's sandboxes are."""
+        return f"{self.installation.instance}-{NAMESPACE_CLIENT}"
+
+    def kubectl(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
+        """In the client's namespace."""
+        return self.installation.kubectl("-n", self.namespace, *arguments, stdin=stdin, check=check)
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        """An object of the client's namespace; empty when there is none."""
+        found = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        answer: dict[str, Any] = json.loads(found) if found else {}
+        return answer
+
+    def resource(self, sandbox: pb.Sandbox) -> dict[str, Any]:
+        """The sandbox's resource."""
+        return self.get("sandboxes.sandboxd.dev", sandbox_id(sandbox))
+
+    def pod(self, sandbox: pb.Sandbox) -> dict[str, Any]:
+        """The sandbox's pod."""
+        return self.get("pod", pod_of(sandbox_id(sandbox)))
+
+    def inside(self, sandbox: pb.Sandbox, *command: str, check: bool = True) -> str:
+        """What a command prints that root runs in the pod."""
+        return self.kubectl("exec", pod_of(sandbox_id(sandbox)), "-c", "sandbox", "--", *command, check=check)
+
+    def delete_pod(self, sandbox: pb.Sandbox) -> None:
+        """As somebody does by hand."""
+        self.kubectl("delete", "pod", pod_of(sandbox_id(sandbox)), "--wait=false")
+
+    @override
+    async def stop(self) -> None:
+        for role in ("serve", "gateway"):
+            if role in self.processes:
+                await self.kill(role)
+        await asyncio.to_thread(self.installation.forget_sandboxes)
+
+    async def log_has(self, role: str, words: str, *, within: float = 60.0) -> None:
+        """Wait until a role's log has these words."""
+        await eventually(lambda: words in (self.home / f"{role}.log").read_text(), within=within, what=words)
+
+
+def sandbox_id(sandbox: pb.Sandbox) -> Any:
+    """The id in a sandbox's name."""
+    return sandbox.name.rpartition("/")[2]
+
+
+@asynccontextmanager
+async def a_cluster_stack(
+    installation: ClusterInstallation, database_url: str, *, failpoints: str = "", start: bool = True
+) -> AsyncIterator[ClusterStack]:
+    """A stack that is up."""
+    with FakeGemini(key=None) as model:
+        made = ClusterStack(
+            installation=installation,
+            home=installation.home,
+            database_url=database_url,
+            model=model,
+            settings={**_of_instance(installation), **installation.gateway_settings()},
+        )
+        try:
+            if start:
+                await asyncio.gather(made.start("gateway"), made.start("serve", failpoints=failpoints))
+            yield made
+        finally:
+            await made.stop()
+
+
+def _of_instance(installation: ClusterInstallation) -> dict[str, str]:
+    wanted = ("KUBECONFIG", "SANDBOXD_KUBERNETES_")
+    return {name: value for name, value in installation.environment.items() if name.startswith(wanted)}
