@@ -286,3 +286,21 @@ def test_a_plan_that_was_carried_out_leads_to_no_other() -> None:
     desired = a_desired(incarnation=FIRST, status=bound())
 
     assert plan(desired, running(claims={"home": a_claim("home", "2G")}), SETTINGS) == []
+
+
+@pytest.mark.parametrize(
+    ("desired", "found", "why"),
+    [
+        (a_desired(status=bound()), {**a_set(), "spec": {**a_set()["spec"], "updateStrategy": {}}}, "drift"),
+        (a_desired(status=bound()), a_set(replicas=0), "drift"),
+        (a_desired(), a_set(replicas=0), ""),
+        (a_desired(status=bound(), resources=replace(RESOURCES, cpu="2")), a_set(), ""),
+        (a_desired(incarnation=SECOND, status=bound()), a_set(), ""),
+    ],
+    ids=["a field was changed", "it was scaled", "it starts again", "another tier", "another incarnation"],
+)
+def test_only_what_somebody_else_changed_is_drift(desired: Desired, found: dict[str, Any], why: str) -> None:
+    waves = plan(desired, running(stateful_set=found), SETTINGS)
+
+    patches = [step for wave in waves for step in wave if isinstance(step, Patch)]
+    assert [step.why for step in patches if step.kind is Kind.STATEFUL_SET] == [why]

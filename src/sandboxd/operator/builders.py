@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,6 +28,8 @@ from sandboxd.operator.template import Template
 
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 AGENT_SECRET_TYPE: Final = "sandboxd.dev/agent"  # noqa: S105  a type of Secrets
+WANTED_ANNOTATION: Final = "sandboxd.dev/wanted"
+_CHANGEABLE: Final = ("updateStrategy", "persistentVolumeClaimRetentionPolicy", "template")
 Json = dict[str, Any]
 """An object of the API. Any: JSON."""
 
@@ -60,7 +64,7 @@ def stateful_set(
     """The StatefulSet of one: it keeps the pod's name and its claims, and lets nothing replace a living pod."""
     labels = labels_of(sandbox, instance=instance)
     sizes = {HOME_VOLUME: spec.resources.home, WORKSPACE_VOLUME: spec.resources.workspace}
-    return {
+    made: Json = {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
         "metadata": {
@@ -84,14 +88,24 @@ def stateful_set(
             ],
         },
     }
+    text = json.dumps({name: made["spec"][name] for name in _CHANGEABLE}, sort_keys=True)
+    made["metadata"]["annotations"][WANTED_ANNOTATION] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return made
 
 
 def wanted_of(built: Mapping[str, Any]) -> Json:
     """What of a built StatefulSet can be changed later, to be compared and repaired."""
-    spec = built["spec"]
-    names = ("replicas", "updateStrategy", "persistentVolumeClaimRetentionPolicy", "template")
-    metadata = {"labels": built["metadata"]["labels"]}
-    return {"metadata": metadata, "spec": {name: spec[name] for name in names}}
+    metadata, spec = built["metadata"], built["spec"]
+    return {
+        "metadata": {"labels": metadata["labels"], "annotations": metadata["annotations"]},
+        "spec": {name: spec[name] for name in (*_CHANGEABLE, "replicas")},
+    }
+
+
+def mark_of(obj: Mapping[str, Any]) -> str:
+    """What a StatefulSet was last wanted to be, as a hash: where it is the same, somebody else made the difference."""
+    found: str = obj["metadata"].get("annotations", {}).get(WANTED_ANNOTATION, "")
+    return found
 
 
 def agent_secret(

@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from sandboxd.kubeapi.ports import Json, KubeApi
+from sandboxd.kubeapi.reflector import SILENCE as EVENTS_SILENCE
 from sandboxd.kubeapi.reflector import Key, Reflector
 from sandboxd.model.cluster import INSTANCE_LABEL, pod_of
 from sandboxd.model.ids import SandboxId
@@ -21,7 +22,7 @@ from sandboxd.operator.builders import AGENT_SECRET_TYPE
 from sandboxd.operator.kinds import Kind
 
 SILENCE: Final = timedelta(seconds=150)
-"""Bookmarks come about every minute: a watch that is silent for longer is dead."""
+"""Bookmarks come about every minute: a watch that is silent for longer is dead. Of Events there are no bookmarks."""
 WRITTEN_SECONDS: Final = 5.0
 """For so long what was written is believed to be there before a mirror has it."""
 _CLAIM: Final = re.compile(r"(?:home|workspace)-(sbx-[0-9a-z]{26})-0")
@@ -57,7 +58,8 @@ class Mirrors:
         self._mirrors = {kind: self._mirror(api, kind, selector) for kind in _OURS}
         for kind in (Kind.TEMPLATE, Kind.STORAGE_CLASS, Kind.NODE, Kind.EVENT):
             fields = "involvedObject.kind=StatefulSet,reason=FailedCreate" if kind is Kind.EVENT else ""
-            self._mirrors[kind] = Reflector(api, kind.everywhere(), field_selector=fields, silence=SILENCE)
+            silence = EVENTS_SILENCE if kind is Kind.EVENT else SILENCE
+            self._mirrors[kind] = Reflector(api, kind.everywhere(), field_selector=fields, silence=silence)
         self._written: dict[tuple[Kind, Key], tuple[float, Json]] = {}
         self._ready_nodes: dict[str, bool] = {}
         self._failed: dict[Key, Json] = {}

@@ -14,11 +14,12 @@ from sandboxd.model.cluster import (
     KEPT_LABEL,
     SANDBOX_FINALIZER,
     Mode,
+    PlacedState,
     agent_secret_of,
 )
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.quantity import parse_quantity
-from sandboxd.operator.builders import Json, stateful_set, wanted_of
+from sandboxd.operator.builders import Json, mark_of, stateful_set, wanted_of
 from sandboxd.operator.comparing import says
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.losses import find_loss
@@ -168,9 +169,16 @@ def _place(desired: Desired, observed: Observed, settings: PlanSettings) -> Iter
             kind=Kind.STATEFUL_SET, namespace=desired.namespace, name=desired.sandbox, body=built, owner=desired.uid
         )
     elif not says(found, wanted_of(built)):
-        same = incarnation_of(found["spec"]["template"]) == desired.spec.incarnation
-        yield _patch(Kind.STATEFUL_SET, found, wanted_of(built), why="drift" if same else "")
+        yield _patch(Kind.STATEFUL_SET, found, wanted_of(built), why="drift" if _drifted(desired, found, built) else "")
     yield from _resize(desired, observed, template)
+
+
+def _drifted(desired: Desired, found: Json, built: Json) -> bool:
+    """Tell whether somebody else changed a StatefulSet: we want what we wanted, and it is something else."""
+    if mark_of(found) != mark_of(built):
+        return False
+    scaled = {**found, "spec": {**found["spec"], "replicas": built["spec"]["replicas"]}}
+    return not says(scaled, wanted_of(built)) or desired.status.state in (PlacedState.RUNNING, PlacedState.HIBERNATED)
 
 
 def _identity(desired: Desired, observed: Observed, settings: PlanSettings) -> Iterator[Step]:

@@ -171,7 +171,8 @@ def _copy_container(template: Template) -> dict[str, Any]:
         "name": COPY_CONTAINER,
         "image": template.agent_image,
         "imagePullPolicy": "IfNotPresent",
-        "command": ["/bin/sh", "-c", "cp -a /lib64 /lib /usr /copy/"],
+        # Its image has no shell and no cp.
+        "command": ["/usr/bin/python3", "-s", "-m", "sandboxd.agent.deliver", "/copy"],
         "resources": {"limits": limits, "requests": {"cpu": "10m", "memory": "32M"}},
         "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": AGENT_VOLUME, "mountPath": "/copy"}],

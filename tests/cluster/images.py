@@ -1,0 +1,79 @@
+"""Images of a single layer, pushed to the development cluster's registry, for tests that need no real sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+HERE: Final = Path(__file__).parent
+_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG: Final = "application/vnd.oci.image.config.v1+json"
+_LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
+
+
+async def push(registry: str, name: str, files: Mapping[str, bytes]) -> str:
+    """Push an image that has these files, all of them executable; answers its name in pods, by digest."""
+    layer = await asyncio.to_thread(_tar, files)
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [_digest(layer)]},
+    }
+    blobs = [(_LAYER, layer), (_CONFIG, json.dumps(config).encode())]
+    described = [{"mediaType": kind, "digest": _digest(blob), "size": len(blob)} for kind, blob in blobs]
+    manifest = json.dumps(
+        {"schemaVersion": 2, "mediaType": _MANIFEST, "config": described[1], "layers": described[:1]}
+    ).encode()
+    async with aiohttp.ClientSession(f"http://{registry}") as session:
+        for _, blob in blobs:
+            async with session.post(f"/v2/{name}/blobs/uploads/") as begun:
+                begun.raise_for_status()
+                location = begun.headers["Location"]
+            mark = "&" if "?" in location else "?"
+            async with session.put(f"{location}{mark}digest={_digest(blob)}", data=blob) as done:
+                done.raise_for_status()
+        tag = _digest(manifest)
+        async with session.put(
+            f"/v2/{name}/manifests/{tag}", data=manifest, headers={"Content-Type": _MANIFEST}
+        ) as put:
+            put.raise_for_status()
+    return f"localhost:{registry.rpartition(':')[2]}/{name}@{tag}"
+
+
+async def push_stand_in_agent(registry: str) -> str:
+    """Push what listens where the agent does, and dies as it is told: see `stand_in_agent.c`."""
+
+    def compile_it() -> bytes:
+        with tempfile.TemporaryDirectory() as directory:
+            made = Path(directory) / "agent"
+            subprocess.run(["cc", "-static", "-Os", "-o", made, HERE / "stand_in_agent.c"], check=True)
+            return made.read_bytes()
+
+    program = await asyncio.to_thread(compile_it)
+    # In place of the agent's own loader, whose arguments it does not look at.
+    return await push(registry, "tests/stand-in-agent", {"lib64/ld-linux-x86-64.so.2": program})
+
+
+def _tar(files: Mapping[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o755
+            archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def _digest(blob: bytes) -> str:
+    return f"sha256:{hashlib.sha256(blob).hexdigest()}"

@@ -1,0 +1,95 @@
+"""Who may write what of a Sandbox, on a real API server with the chart's policies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.model.cluster import Mode
+from tests.chart.helm import NO_HELM, TRIAL, find_helm, render
+from tests.cluster.operator_stage import Stage, a_stage
+from tests.eventually import eventually
+from tests.kube import Cluster, KubectlError
+
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.skipif(find_helm() is None, reason=NO_HELM),
+]
+POLICIES = "validatingadmissionpolicies,validatingadmissionpolicybindings"
+
+
+@pytest.fixture
+async def stage(cluster: Cluster, instance: str, tmp_path: Path) -> Any:
+    stage = await a_stage(cluster, instance, tmp_path)
+    objects = [
+        one
+        for one in render(values={**TRIAL, "instance": instance}, release=instance, namespace=f"{instance}-system")
+        if one["kind"].startswith("ValidatingAdmission")
+    ]
+    assert len(objects) == 6
+    await cluster.apply(objects)
+    yield stage
+    await cluster.kubectl("delete", POLICIES, f"--selector=sandboxd.dev/instance={instance}")
+
+
+def account(stage: Stage, role: str) -> list[str]:
+    """Speak as a role's account; the group passes RBAC, so that admission alone decides."""
+    name = f"system:serviceaccount:{stage.instance}-system:{stage.instance}-sandboxd-{role}"
+    return [f"--as={name}", "--as-group=system:masters"]
+
+
+async def test_serve_alone_writes_the_spec_and_the_operator_alone_the_status(stage: Stage) -> None:
+    sandbox, spec = stage.a_sandbox(mode=Mode.STOPPED)
+    await stage.write(sandbox, spec)
+    to_run = ("patch", "sbx", sandbox, "--type=merge", '-p={"spec":{"mode":"Running"}}')
+    to_stop = ("patch", "sbx", sandbox, "--type=merge", '-p={"spec":{"mode":"Stopped"}}')
+    to_lie = ("patch", "sbx", sandbox, "--subresource=status", "--type=merge", '-p={"status":{"state":"Running"}}')
+
+    async def refused() -> bool:
+        try:
+            await stage.kubectl(*to_run)
+        except KubectlError as error:
+            return "sandboxd.v1.SandboxService" in str(error)
+        await stage.kubectl(*to_stop)
+        return False
+
+    await eventually(refused, within=30, every=0.5, what="the policies are in force")
+    await stage.kubectl(*to_run, *account(stage, "serve"))
+    await stage.kubectl(*to_lie, *account(stage, "operator"))
+    for words, who in (
+        (to_stop, "operator"),
+        (("delete", "sbx", sandbox), "operator"),
+        (("label", "--overwrite", "sbx", sandbox, "sandboxd.dev/instance=another"), "operator"),
+        (to_lie, "serve"),
+    ):
+        with pytest.raises(KubectlError, match=r"sandboxd\.v1\.SandboxService"):
+            await stage.kubectl(*words, *account(stage, who))
+    await stage.kubectl("annotate", "sbx", sandbox, "somebody.example/note=fine")
+
+
+async def test_a_pod_without_a_user_namespace_is_refused_in_a_client_s_namespace_and_told_of(stage: Stage) -> None:
+    def a_pod(*, host_users: bool) -> str:
+        return json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": "theirs", "namespace": stage.namespace},
+                "spec": {
+                    "hostUsers": host_users,
+                    "containers": [{"name": "theirs", "image": "localhost:5000/pause:1"}],
+                },
+            }
+        )
+
+    async def refused() -> bool:
+        try:
+            await stage.cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=a_pod(host_users=True))
+        except KubectlError as error:
+            return "hostUsers: false" in str(error)
+        return False
+
+    await eventually(refused, within=30, every=0.5, what="the policies are in force")
+    await stage.cluster.kubectl("create", "--dry-run=server", "-f", "-", stdin=a_pod(host_users=False))
