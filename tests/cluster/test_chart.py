@@ -1,0 +1,201 @@
+"""The chart on a real cluster: an installation works, and keeps streams and files through upgrades and crashes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sandboxd.ctl.session_stream import SessionStream
+from sandboxd.model.cluster import INSTANCE_LABEL
+from tests.chart.helm import NO_HELM, find_helm
+from tests.cluster.release import API_KEY, Images, Release, read_images, settled
+from tests.eventually import eventually
+from tests.kube import Cluster
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+IMAGES = REPOSITORY / "build" / "images.json"
+TURN_SECONDS = 180
+
+pytestmark = [
+    pytest.mark.skipif(find_helm() is None, reason=NO_HELM),
+    pytest.mark.skipif(not IMAGES.exists(), reason="there are no images: `make images` builds them"),
+    pytest.mark.timeout(900),
+]
+
+
+@pytest.fixture
+def images() -> Images:
+    return read_images(IMAGES)
+
+
+@pytest.fixture
+async def release(cluster: Cluster, instance: str, images: Images, tmp_path: Path) -> AsyncIterator[Release]:
+    made = Release(cluster=cluster, instance=instance, images=images, home=tmp_path)
+    try:
+        await made.prepare_place()
+        await made.install()
+        await made.open()
+        yield made
+    finally:
+        await made.remove()
+
+
+@dataclass(kw_only=True)
+class Talk:
+    """A conversation that notes what it hears, until it is told to stop."""
+
+    stream: SessionStream
+    heard: list[int] = field(default_factory=list)
+    turns: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    async def say(self, prompt: str) -> None:
+        """One turn, to its end."""
+        self.stream.prompt(prompt)
+        async with asyncio.timeout(TURN_SECONDS):
+            async for event in self.stream:
+                if event.sequence:
+                    self.heard.append(event.sequence)
+                if event.HasField("command_failed"):
+                    self.failures.append(event.command_failed.reason)
+                    return
+                if event.HasField("turn_completed"):
+                    self.turns += 1
+                    return
+
+    async def go_on(self, stop: asyncio.Event) -> None:
+        """Turn after turn."""
+        while not stop.is_set():
+            await self.say(f"Turn {self.turns}")
+
+
+@asynccontextmanager
+async def talking(talk: Talk) -> AsyncIterator[Talk]:
+    """The conversation goes on while the block does something to the installation, and a turn after it."""
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        going = tasks.create_task(talk.go_on(stop), name="talk")
+        try:
+            yield talk
+            before = talk.turns
+            await eventually(lambda: talk.turns > before, within=TURN_SECONDS, every=0.2)
+            stop.set()
+        except BaseException:
+            going.cancel()
+            raise
+
+
+async def once_and_in_order(talk: Talk, release: Release, client: str, session: str) -> None:
+    """What was heard is the journal."""
+    async with release.client(client) as caller:
+        kept = [event.sequence async for event in caller.history(session) if event.sequence <= talk.heard[-1]]
+
+    assert talk.failures == []
+    assert talk.heard == sorted(set(talk.heard))
+    assert talk.heard == kept
+
+
+async def test_an_installation_ends_with_a_stream_that_works(release: Release) -> None:
+    async with release.client("acme") as caller:
+        sandbox = await caller.create(display_name="first", freelancer="ada", approval_mode="yolo")
+
+        async with caller.stream(sandbox.name) as stream:
+            talk = Talk(stream=stream)
+            await talk.say("run: echo $((6*7)) > answer && cat answer && id -un")
+
+        assert (talk.turns, talk.failures) == (1, [])
+        history = [event async for event in caller.history(stream.session)]
+    assert any("42" in str(event) for event in history)
+
+    # The key is in the gateway's Secret and nowhere in the sandbox.
+    found = await release.cluster.get("sandboxes.sandboxd.dev", "-A", "-l", f"{INSTANCE_LABEL}={release.instance}")
+    where = found["items"][0]["metadata"]
+    inside = await release.cluster.run_in(
+        where["namespace"], f"{where['name']}-0", "sh", "-c", "env; cat /proc/*/environ"
+    )
+    assert API_KEY not in inside
+
+
+async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keeps_what_is_peoples(
+    release: Release,
+) -> None:
+    async with release.client("acme") as caller:
+        sandbox = await caller.create(display_name="kept", freelancer="ada", approval_mode="yolo")
+        async with caller.stream(sandbox.name) as stream:
+            talk = Talk(stream=stream)
+            await talk.say("write note.txt: to be kept")
+            keys = {name: await release.secret(name) for name in ("agent-authority", "signing", "serve-tls")}
+
+            async with talking(talk):  # N -> N+1
+                await release.upgrade(log={"level": "debug"})
+                await settled(release)
+            async with talking(talk):
+                await release.rollback()
+                await settled(release)
+            async with talking(talk):
+                await _kill_the_leading_operator(release)
+            async with talking(talk):
+                await _kill_the_owner(release)
+            session = stream.session
+
+        await once_and_in_order(talk, release, "acme", session)
+        another = await caller.create(display_name="after", freelancer="ada")  # the next operator does its work
+        assert another.name != sandbox.name
+    assert {name: await release.secret(name) for name in keys} == keys
+
+    claims = await _claims(release)
+    await release.helm("uninstall", "--wait")
+
+    left = await release.cluster.get("sandboxes.sandboxd.dev", "-A", "-l", f"{INSTANCE_LABEL}={release.instance}")
+    assert len(left["items"]) == 2
+    assert await _claims(release) == claims
+    assert len(claims) == 4
+    assert (await release.secret("signing")) == keys["signing"]
+    assert (await release.get("pods", "-l", "app.kubernetes.io/component=serve"))["items"] == []
+
+
+async def _kill_the_leading_operator(release: Release) -> None:
+    before = await release.holder()
+    pod = next(one for one in await release.pods("operator") if before.startswith(one["metadata"]["name"]))
+    await release.cluster.kubectl(
+        "delete", "pod", pod["metadata"]["name"], "-n", release.namespace, "--grace-period=0", "--force"
+    )
+
+    async def moved() -> bool:
+        return await release.holder() not in {"", before}
+
+    await eventually(moved, within=60, every=0.3)
+
+
+async def _kill_the_owner(release: Release) -> None:
+    """The replica that owns the conversation, as the database has it."""
+    pods = {pod["metadata"]["name"] for pod in await release.pods("serve")}
+    query = "SELECT owner FROM conversations WHERE owner IS NOT NULL"
+    shell = f'$(ls -d /usr/lib/postgresql/*/bin | tail -1)/psql -h /tmp -U postgres -At sandboxd -c "{query}"'
+    owners = await release.cluster.run_in(release.namespace, f"{release.full}-postgresql-0", "sh", "-c", shell)
+    owner = next(pod for pod in pods for line in owners.splitlines() if line.startswith(pod))
+    await release.cluster.kubectl(
+        "delete", "pod", owner, "-n", release.namespace, "--grace-period=0", "--force", "--wait=false"
+    )
+
+    async def replaced() -> bool:
+        now = await release.pods("serve")
+        ready = [
+            pod
+            for pod in now
+            if all(one["ready"] for one in pod["status"].get("containerStatuses") or [{"ready": False}])
+        ]
+        return owner not in {pod["metadata"]["name"] for pod in now} and len(ready) == len(pods)
+
+    await eventually(replaced, within=120, every=0.5)
+
+
+async def _claims(release: Release) -> list[str]:
+    found = await release.cluster.get("pvc", "-A", "-l", f"{INSTANCE_LABEL}={release.instance}")
+    return sorted(json.dumps([claim["metadata"]["name"], claim["metadata"]["uid"]]) for claim in found["items"])
