@@ -153,6 +153,21 @@ capabilities: {drop: [ALL]}
   value: {{ include "sandboxd.secret.apiKeys" . }}
 - name: SANDBOXD_REGISTRATION
   value: {{ .Values.callers.registration }}
+- name: SANDBOXD_JWT_ISSUER
+  value: {{ .Values.callers.issuer | quote }}
+- name: SANDBOXD_JWT_AUDIENCE
+  value: {{ .Values.callers.audience | quote }}
+{{- if .Values.callers.jwksUrl }}
+- name: SANDBOXD_JWT_JWKS_URL
+  value: {{ .Values.callers.jwksUrl | quote }}
+{{- if .Values.callers.jwksAuthority }}
+- name: SANDBOXD_JWT_JWKS_AUTHORITY_FILE
+  value: /etc/sandboxd/jwks-authority/ca.crt
+{{- end }}
+{{- else }}
+- name: SANDBOXD_JWT_KEYS_FILE
+  value: /etc/sandboxd/callers/callers.json
+{{- end }}
 {{- end -}}
 
 {{- define "sandboxd.mounts.serve" -}}
@@ -164,6 +179,11 @@ capabilities: {drop: [ALL]}
 - {name: agent-authority, mountPath: /var/lib/sandboxd/pki, readOnly: true}
 - {name: signing, mountPath: /etc/sandboxd/signing, readOnly: true}
 - {name: audit-trust, mountPath: /etc/sandboxd/audit-trust, readOnly: true}
+{{- if not .Values.callers.jwksUrl }}
+- {name: callers, mountPath: /etc/sandboxd/callers, readOnly: true}
+{{- else if .Values.callers.jwksAuthority }}
+- {name: jwks-authority, mountPath: /etc/sandboxd/jwks-authority, readOnly: true}
+{{- end }}
 {{- end -}}
 
 {{- define "sandboxd.volumes.serve" -}}
@@ -186,6 +206,15 @@ capabilities: {drop: [ALL]}
   secret: {secretName: {{ include "sandboxd.secret.signing" . }}, defaultMode: 0440}
 - name: audit-trust
   secret: {secretName: {{ include "sandboxd.secret.auditTrust" . }}, defaultMode: 0440}
+{{- if not .Values.callers.jwksUrl }}
+- name: callers
+  secret:
+    secretName: {{ include "sandboxd.secret.callers" . }}
+    items: [{key: {{ .Values.callers.secretKey }}, path: callers.json}]
+{{- else if .Values.callers.jwksAuthority }}
+- name: jwks-authority
+  configMap: {name: {{ include "sandboxd.fullname" . }}-jwks-authority}
+{{- end }}
 {{- end -}}
 
 {{- define "sandboxd.volumes.database" -}}

@@ -14,7 +14,8 @@ from sandboxd.operator.builders import MANAGED_BY, Json
 from sandboxd.operator.kinds import Kind
 
 COMPONENT_LABEL: Final = "app.kubernetes.io/component"
-SERVE_COMPONENT: Final = "serve"
+SERVING_COMPONENTS: Final = ("serve", "sweep")
+"""Those of our parts that talk to agents."""
 GATEWAY_COMPONENT: Final = "gateway"
 QUOTA_ANNOTATION: Final = "sandboxd.dev/quota"
 """On a namespace: numbers of its ResourceQuota that differ from the defaults, as `pods=20,requests.storage=1T`."""
@@ -112,7 +113,8 @@ def _allow(network: Network) -> Json:
         "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
     }
     gateway = {"namespaceSelector": own, "podSelector": {"matchLabels": {COMPONENT_LABEL: GATEWAY_COMPONENT}}}
-    serve = {"namespaceSelector": own, "podSelector": {"matchLabels": {COMPONENT_LABEL: SERVE_COMPONENT}}}
+    speaking = {"key": COMPONENT_LABEL, "operator": "In", "values": [*SERVING_COMPONENTS]}
+    serve = {"namespaceSelector": own, "podSelector": {"matchExpressions": [speaking]}}
     more = [
         {"to": [{"ipBlock": {"cidr": one.range}}], "ports": _ports(one.port, "TCP", "UDP")} for one in network.allowed
     ]
