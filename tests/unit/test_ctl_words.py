@@ -57,6 +57,14 @@ def test_a_certificate_needs_no_token_and_comes_with_its_key_from_one_place(tmp_
     assert from_arguments.tls == TlsOptions(ca_file=Path("ca.pem"), cert_file=Path("both.pem"))
 
 
+def test_a_certificate_at_the_command_goes_before_a_token_of_the_environment(tmp_path: Path) -> None:
+    environment = {"SANDBOXCTL_ADDRESS": "env:1", "SANDBOXCTL_TOKEN": "somebody's", "SANDBOXD_DATA_DIR": str(tmp_path)}
+    certificate = TlsOptions(cert_file=Path("platform.pem"))
+
+    assert find(TargetOptions(tls=certificate), environment).read_token() == ""
+    assert find(TargetOptions(tls=certificate, token="said"), environment).read_token() == "said"
+
+
 def test_the_token_of_dev_goes_to_no_other_address(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match="no token for elsewhere:1") as caught:
         find(TargetOptions(address="elsewhere:1"), dev(tmp_path))

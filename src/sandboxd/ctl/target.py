@@ -104,11 +104,14 @@ def find(options: TargetOptions, environment: Mapping[str, str] = os.environ) ->
             exit_code=Exit.UNAVAILABLE,
         )
     token, token_file = options.token, options.token_file
-    if not token and token_file is None:
+    # Who names a certificate at the command wants to be its owner: a token would go before it, and is not meant where it
+    # only happens to be in the environment.
+    by_certificate = options.tls.cert_file is not None
+    if not token and token_file is None and not by_certificate:
         token = environment.get("SANDBOXCTL_TOKEN", "")
         named = environment.get("SANDBOXCTL_TOKEN_FILE", "")
         token_file = Path(named) if named and not token else None
-    if not token and token_file is None and dev is not None and address == dev.address:
+    if not token and token_file is None and not by_certificate and dev is not None and address == dev.address:
         token_file = dev.token_file
     tls = _tls(options.tls, environment)
     if not token and token_file is None and tls.cert_file is None:
