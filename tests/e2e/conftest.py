@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from sandboxd.dev.gemini_cli import ensure_gemini_cli
+from sandboxd.persistence import migrations
+from sandboxd.persistence.embedded import EmbeddedPostgres
 from tests.e2e.stack import Stack
 from tests.fake_gemini import FakeGemini
 
@@ -45,3 +47,13 @@ async def stack(postgres_url: str, make_stack: StackMaker) -> AsyncIterator[Stac
     """`serve` and `gateway` are up; both may be killed."""
     async with make_stack(postgres_url) as made:
         yield made
+
+
+@pytest.fixture
+async def own_postgres() -> AsyncIterator[EmbeddedPostgres]:
+    """A server that a test may stop."""
+    with tempfile.TemporaryDirectory(prefix="sandboxd-pg-", ignore_cleanup_errors=True) as folder:
+        server = EmbeddedPostgres(Path(folder) / "postgres")
+        await migrations.upgrade(await server.start())
+        yield server
+        await server.stop()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from sandboxd.persistence import migrations
 from sandboxd.persistence.embedded import EmbeddedPostgres
 from sandboxd.persistence.engine import plain_url
 from sandboxd.v1 import stream_pb2
@@ -22,16 +20,6 @@ from tests.eventually import eventually
 pytestmark = pytest.mark.timeout(300)
 
 CANARY = "AIzaSyCANARY-0123456789-abcdefghijklmno"
-
-
-@pytest.fixture
-async def own_postgres() -> AsyncIterator[EmbeddedPostgres]:
-    """A server that a test may stop."""
-    with tempfile.TemporaryDirectory(prefix="sandboxd-pg-", ignore_cleanup_errors=True) as folder:
-        server = EmbeddedPostgres(Path(folder) / "postgres")
-        await migrations.upgrade(await server.start())
-        yield server
-        await server.stop()
 
 
 async def test_postgresql_is_restarted_in_the_middle_of_a_turn(

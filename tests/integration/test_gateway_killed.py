@@ -187,3 +187,74 @@ async def test_gateways_that_are_killed_at_steps_of_a_call_leave_rows_that_the_n
     for place, row in rows.items():
         assert (place, row.state, row.error_reason) == (place, UsageState.ESTIMATED, CallError.GATEWAY_LOST)
         assert row.tokens.total >= row.reserved.tokens, "unknown is not nothing"
+
+
+async def test_callers_that_hang_up_leave_their_budgets_exact(
+    fake: FakeGemini, database: Database, postgres_url: str, tmp_path: Path
+) -> None:
+    """499: calls of which nobody waits for the end any more, before the first byte and after it."""
+    world = PostgresLedgerWorld(database=database)
+    identity = an_identity()
+    await world.given_incarnation(identity)
+    await world.prices.add(list_prices())
+    key, key_id = ensure_token_keys(private_file=tmp_path / "key.pem", public_directory=tmp_path / "keys")
+    token = SandboxTokenSigner(key=key, key_id=key_id, clock=RealClock()).mint(identity).text
+    settings = {
+        "database": postgres_url,
+        "upstream": fake.url,
+        "spool": str(tmp_path / "spool"),
+        "keys": str(tmp_path / "keys"),
+    }
+    async with database.begin() as connection:
+        budgets, now = PostgresBudgetRepository(connection), RealClock().now()
+        for unit in (TOKENS, "USD"):
+            target = BudgetTarget(client=identity.client, period=BudgetPeriod.MONTH, unit=unit)
+            await budgets.put(target, limit=10**9, thresholds=(80,), new=BudgetId(an_id("bdg")), at=now)
+
+    async def call(http: aiohttp.ClientSession, url: str, prompt: str, *, hang_up: bool) -> None:
+        body = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
+        target = f"{url}/v1beta/models/{MODEL}:streamGenerateContent?alt=sse"
+        async with http.post(target, json=body, headers={"authorization": f"Bearer {token}"}) as answer:
+            await (answer.content.readany() if hang_up else answer.read())
+
+    async def rows() -> Sequence[UsageEvent]:
+        found = (await world.ledger.list_events(UsageFilter(sandbox=identity.sandbox), page_size=100)).events
+        assert len(found) == 11
+        return found
+
+    async def opened() -> bool:
+        return len(await rows()) == 11
+
+    async def ended() -> Sequence[UsageEvent]:
+        found = await rows()
+        assert all(row.state is not UsageState.OPEN for row in found)
+        return found
+
+    async with gateway(settings) as (_, url), aiohttp.ClientSession() as http:
+        waiting = [asyncio.create_task(call(http, url, "fake:silent", hang_up=True)) for _ in range(3)]
+        await asyncio.gather(
+            *(call(http, url, "fake:think", hang_up=False) for _ in range(4)),
+            *(call(http, url, "fake:hang", hang_up=True) for _ in range(4)),
+        )
+        await eventually(opened)
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        found = await eventually(ended, within=20)
+
+    counted = sorted(request["usage"]["totalTokenCount"] for request in fake.requests if "usage" in request)
+    seen = sorted(row.tokens.total for row in found if row.first_byte_time is not None)
+    gone = [row for row in found if row.error_reason is CallError.CLIENT_GONE]
+    assert len(gone) == 7
+    assert all(row.state is UsageState.ESTIMATED for row in gone)
+    assert (seen, len(counted)) == (counted, 8), "to the token what the API had said when the caller left"
+    assert all(row.tokens.total > 0 for row in found), "unknown is not nothing"
+    async with database.begin() as connection:
+        budgets, now = PostgresBudgetRepository(connection), RealClock().now()
+        recounted = await budgets.recount(identity.client, at=now)
+        page = await budgets.list(BudgetFilter(client=identity.client), at=now, page_size=10, page_token="")
+    assert recounted == (2, 0), "no sum was wrong"
+    assert {one.budget.target.unit: (one.reserved, one.spent) for one in page.items} == {
+        TOKENS: (0, sum(row.tokens.total for row in found)),
+        "USD": (0, sum(row.cost.micros for row in found if row.cost is not None)),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from sandboxd.dev.node import ToolchainError
 from sandboxd.gateway.metrics import FAMILIES, family_of
-from tools import metrics_page
+from tools import metrics_page, promtool
+from tools.go_tool import BUILD_SECONDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 RULES = yaml.safe_load((DOCS / "observability" / "alerts.yaml").read_text())["groups"]
@@ -111,3 +114,21 @@ def test_no_alert_is_there_twice_and_no_panel_either() -> None:
 )
 def test_a_model_is_counted_as_its_family_or_as_other(model: str, family: str) -> None:
     assert family_of(model) == family
+
+
+@pytest.mark.timeout(BUILD_SECONDS)
+def test_prometheus_reads_the_rules_and_queries_and_each_alert_fires_when_it_should() -> None:
+    try:
+        wrong = promtool.check()
+    except ToolchainError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+
+    assert wrong == ""
+
+
+def test_every_alert_has_a_test_of_its_rule() -> None:
+    tested = promtool.RULE_TESTS.read_text()
+
+    assert [rule["alert"] for rule in ALERTS if rule["alert"] not in tested] == []

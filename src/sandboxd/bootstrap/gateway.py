@@ -55,7 +55,7 @@ async def gateway(settings: Settings) -> None:
     registry = CollectorRegistry()
     process = ProcessMetrics(registry, role="gateway", version=__version__)
     keys = KeyFiles.of(settings)
-    config, api_keys = _config(settings), _api_keys(settings, keys)
+    config, api_keys = _config(settings), choose_api_keys(settings, keys)
     keys.sandbox_token_public.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(
         make_engine(
@@ -115,7 +115,8 @@ def _config(settings: Settings) -> GatewayConfig:
     )
 
 
-def _api_keys(settings: Settings, files: KeyFiles) -> ApiKeys:
+def choose_api_keys(settings: Settings, files: KeyFiles) -> ApiKeys:
+    """Where the clients' keys come from: their own, then the installation's where there is one."""
     if settings.gemini_keys_dir is not None:
         return DirectoryApiKeys(settings.gemini_keys_dir)
     own = DirectoryApiKeys(files.gemini_keys)
@@ -123,10 +124,9 @@ def _api_keys(settings: Settings, files: KeyFiles) -> ApiKeys:
         return LayeredApiKeys(own, rest=StaticApiKeys(Secret(settings.gemini_api_key.get_secret_value())))
     if settings.gemini_url != DEFAULT_GEMINI_URL:
         return LayeredApiKeys(own, rest=StaticApiKeys(Secret(PLACEHOLDER_KEY)))
-    raise SettingsError(
-        "The settings cannot be used:\n  SANDBOXD_GEMINI_KEYS_DIR: the gateway needs the clients' API keys "
-        "(or GEMINI_API_KEY, or SANDBOXD_GEMINI_URL for an API of your own)"
-    )
+    # Clients without a key of theirs are refused (KEY_MISSING). `serve` writes them there, and may have to do so yet.
+    log.info("gateway.no_installation_key", keys_dir=str(files.gemini_keys))
+    return own
 
 
 def _spool(home: Path) -> Path:

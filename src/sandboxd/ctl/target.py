@@ -104,8 +104,8 @@ def find(options: TargetOptions, environment: Mapping[str, str] = os.environ) ->
             exit_code=Exit.UNAVAILABLE,
         )
     token, token_file = options.token, options.token_file
-    # Who names a certificate at the command wants to be its owner: a token would go before it, and is not meant where it
-    # only happens to be in the environment.
+    # Who names a certificate at the command wants to be its owner. The service takes a token before a certificate, and
+    # one that only happens to be in the environment is not meant.
     by_certificate = options.tls.cert_file is not None
     if not token and token_file is None and not by_certificate:
         token = environment.get("SANDBOXCTL_TOKEN", "")
