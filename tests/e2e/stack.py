@@ -101,7 +101,10 @@ class Stack:
             return False
 
         async with aiohttp.ClientSession() as session:
-            await eventually(answers, within=READY_SECONDS, every=0.05, what=f"{role} is ready")
+            try:
+                await eventually(answers, within=READY_SECONDS, every=0.05, what=f"{role} is ready")
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{self.log(role)}") from error
 
     async def kill(self, role: str) -> None:
         """SIGKILL: nothing is said, nothing is handed over."""
