@@ -40,6 +40,30 @@ class Service:
 
     async def start(self, *, failpoints: str = "", settings: Mapping[str, str] | None = None) -> None:
         """Start it; whether it lives long enough to be ready is up to the failpoints."""
+        environment = self._environment(failpoints=failpoints, settings=settings or {})
+        with (self.data / "serve.log").open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "sandboxd", "serve", env=environment, stdout=log, stderr=log
+            )
+
+    async def sweep(self, *arguments: str, settings: Mapping[str, str] | None = None) -> tuple[int, str]:
+        """Run `sandboxd sweep` to its end; answers its exit code and what it printed."""
+        environment = self._environment(failpoints="", settings=settings or {})
+        with (self.data / "sweep.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "sandboxd",
+                "sweep",
+                *arguments,
+                env=environment,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+            )
+            printed, _ = await process.communicate()
+        return process.returncode or 0, printed.decode()
+
+    def _environment(self, *, failpoints: str, settings: Mapping[str, str]) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SANDBOXD_")}
         environment |= {
             "SANDBOXD_DATA_DIR": str(self.data),
@@ -50,12 +74,9 @@ class Service:
             "SANDBOXD_NODE": sys.executable,
             "SANDBOXD_GEMINI_CLI": __file__,  # and none starts the CLI
             VARIABLE: failpoints,
-            **(settings or {}),
+            **settings,
         }
-        with (self.data / "serve.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "sandboxd", "serve", env=environment, stdout=log, stderr=log
-            )
+        return environment
 
     async def wait_ready(self) -> None:
         async def ready() -> bool:
