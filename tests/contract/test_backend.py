@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -261,6 +261,23 @@ async def test_stopping_another_incarnation_leaves_the_one_that_runs(world: Back
     await world.backend.stop(spec.sandbox, an_incarnation(), grace=GRACE, timeout=TIMEOUT)
 
     assert await answers(world, endpoint) == incarnation
+
+
+async def test_another_tier_leaves_what_runs_running_and_can_be_asked_for_again(world: BackendWorld) -> None:
+    spec, life = a_spec(), an_incarnation()
+    endpoint = await world.backend.start(spec, life, timeout=TIMEOUT)
+    larger = replace(spec, tier=Tier.STANDARD, resources=TIER_RESOURCES[Tier.STANDARD])
+
+    await world.backend.resize(larger, life, timeout=TIMEOUT)
+    await world.backend.resize(larger, life, timeout=TIMEOUT)
+
+    seen = await world.backend.observe(spec.sandbox)
+    assert [one.incarnation for one in seen.running] == [life]
+    assert await world.backend.start(larger, life, timeout=TIMEOUT) == endpoint
+
+
+async def test_another_tier_for_what_does_not_run_is_for_its_next_start(world: BackendWorld) -> None:
+    await world.backend.resize(a_spec(), an_incarnation(), timeout=TIMEOUT)
 
 
 async def test_remove_ends_what_runs_and_answers_the_same_when_repeated(world: BackendWorld) -> None:

@@ -52,7 +52,6 @@ async def test_a_step_of_the_sweep_is_finished_after_a_kill_and_a_use_brings_it_
     service: Service, limit: str, point: str, rest: pb.SandboxState.ValueType
 ) -> None:
     await service.start(settings=NEVER)
-    await service.wait_ready()
     async with service.client() as client:
         created = await client.create(display_name="one")
     await service.kill()
@@ -60,7 +59,6 @@ async def test_a_step_of_the_sweep_is_finished_after_a_kill_and_a_use_brings_it_
     await service.start(failpoints=f"{point}=exit9", settings=NEVER | {f"SANDBOXD_{limit}_AFTER_SECONDS": "2"})
     assert await service.wait_end(within=120) == -signal.SIGKILL
     await service.start(settings=NEVER)
-    await service.wait_ready()
 
     async def rested() -> bool:
         return await states(service) == [rest]
@@ -74,7 +72,6 @@ async def test_a_step_of_the_sweep_is_finished_after_a_kill_and_a_use_brings_it_
 async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(service: Service) -> None:
     quick = NEVER | {"SANDBOXD_HIBERNATE_AFTER_SECONDS": "2"}
     await service.start(settings=NEVER)
-    await service.wait_ready()
     async with service.client() as client:
         await client.create(display_name="one")
     await service.kill()
@@ -93,7 +90,6 @@ async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(servic
     assert steps == {"hibernate": {"done": 1}}
 
     await service.start(settings=NEVER)
-    await service.wait_ready()
     assert await states(service) == [pb.SANDBOX_STATE_HIBERNATED]
 
 

@@ -68,7 +68,7 @@ from sandboxd.model.errors import (
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.paging import Page
 from sandboxd.model.pricing import Price
-from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
+from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState, Tier
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.startup import StartReport
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity, SandboxToken
@@ -524,6 +524,8 @@ class FakeBackend(Backend):
         self.hanging: asyncio.Event | None = None
         """While set, every change of the world waits for it."""
         self.keeps_root = True
+        self.tiers: dict[SandboxId, Tier] = {}
+        """What each was last asked to have."""
         self._ports = count(10_001)
 
     @override
@@ -535,6 +537,7 @@ class FakeBackend(Backend):
         await self._weather()
         lives = self.running.setdefault(spec.sandbox, {})
         self.files.add(spec.sandbox)
+        self.tiers[spec.sandbox] = spec.tier
         for other in [life for life in lives if life != incarnation]:
             self.kill(spec.sandbox, other)
         if incarnation not in lives:
@@ -554,6 +557,12 @@ class FakeBackend(Backend):
     ) -> None:
         await self._weather()
         self.kill(sandbox, incarnation)
+
+    @override
+    async def resize(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        await self._weather()
+        if incarnation in self.running.get(spec.sandbox, {}):
+            self.tiers[spec.sandbox] = spec.tier
 
     @override
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
@@ -578,7 +587,9 @@ class FakeBackend(Backend):
     @override
     async def observe(self, sandbox: SandboxId) -> Observation:
         running = [RunningIncarnation(incarnation=i, endpoint=e) for i, e in self.running.get(sandbox, {}).items()]
-        return Observation(sandbox=sandbox, present=sandbox in self.files, running=running)
+        return Observation(
+            sandbox=sandbox, present=sandbox in self.files, tier=self.tiers.get(sandbox), running=running
+        )
 
     @override
     async def list(self) -> Sequence[Observation]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sandboxd.ctl.options import ModeOption, OutputOption, SandboxArgument, TimeoutOption
+from sandboxd.ctl.options import ModeOption, OutputOption, SandboxArgument, Tier, TimeoutOption
 from sandboxd.ctl.root import app, execute, help_text, mode_name
 from sandboxd.ctl.verbs_accounts import ClientArgument, clients
 
@@ -52,7 +52,7 @@ DiscardOption = Annotated[
 @app.command(
     help=help_text(
         "Change a sandbox. What is not said stays; `default` takes a wish of its own away.",
-        "sandboxctl update demo --name prod",
+        "sandboxctl update demo --name prod --tier standard",
         "sandboxctl update demo --hibernate-after 1h --stop-after never",
         "sandboxctl update demo --keep-awake 2h",
     )
@@ -63,6 +63,9 @@ def update(
     name: Annotated[str | None, typer.Option("--name", help="Name for people.", show_default=False)] = None,
     model: Annotated[str | None, typer.Option("--model", help="Model of new sessions.", show_default=False)] = None,
     mode: ModeOption = None,
+    tier: Annotated[
+        Tier | None, typer.Option("--tier", help="How much it may use; volumes never shrink.", show_default=False)
+    ] = None,
     hibernate_after: HibernateOption = "",
     stop_after: StopOption = "",
     terminate_after: TerminateOption = "",
@@ -81,6 +84,7 @@ def update(
         name=name,
         model=model,
         mode=mode_name(mode),
+        tier=tier.value if tier else "",
         rests=lifecycle.RestOptions(
             hibernate_after=hibernate_after,
             stop_after=stop_after,

@@ -12,9 +12,10 @@ from sandboxd.manager.account_cache import require_active
 from sandboxd.manager.ports import UnitOfWork
 from sandboxd.model.client import Standing
 from sandboxd.model.client_errors import ClientUnknownError, FreelancerUnknownError, QuotaExceededError
+from sandboxd.model.errors import QuotaViolation
 from sandboxd.model.ids import ClientId, FreelancerId
-from sandboxd.model.quota import check_sandbox
-from sandboxd.model.sandbox import Tier
+from sandboxd.model.quota import SandboxesInUse, check_sandbox
+from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, Tier
 
 
 class Admission:
@@ -46,6 +47,28 @@ class Admission:
                 subject, quotas, await work.quotas.sandboxes(client, freelancer=whose), tier=tier
             )
         ]
+        if violations:
+            raise QuotaExceededError(violations)
+
+    async def readmit(self, work: UnitOfWork, sandbox: Sandbox, *, tier: Tier, at: datetime) -> None:
+        """Make room for another tier of a sandbox that is there, and hold the client's lock as `admit` does.
+
+        Raises:
+            ForbiddenError: The client or the freelancer may not act.
+            QuotaExceededError: It does not fit.
+        """
+        client, freelancer = sandbox.client, sandbox.freelancer
+        standing = await self._known(work, client, freelancer, at=at)
+        require_active(standing, client=client, freelancer=freelancer, explicit=self._explicit)
+        own = TIER_RESOURCES[sandbox.tier].storage_bytes
+        violations: list[QuotaViolation] = []
+        for subject, quotas, whose in (
+            (f"clients/{client}", standing.policy.quotas, None),
+            (f"clients/{client}/freelancers/{freelancer}", standing.freelancer_quotas, freelancer),
+        ):
+            present = await work.quotas.sandboxes(client, freelancer=whose)
+            others = SandboxesInUse(count=present.count - 1, storage_bytes=max(0, present.storage_bytes - own))
+            violations += check_sandbox(subject, quotas, others, tier=tier)
         if violations:
             raise QuotaExceededError(violations)
 

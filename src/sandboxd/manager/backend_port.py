@@ -45,6 +45,8 @@ class Observation:
     sandbox: SandboxId
     present: bool
     """True while its files are in their place; False before the first start and after `remove`."""
+    tier: Tier | None = None
+    """Whose resources it was asked to have; None where the backend does not keep that."""
     running: Sequence[RunningIncarnation] = ()
     """Normally none or one; more are leftovers of a crash."""
 
@@ -105,6 +107,13 @@ class Backend(Protocol):
         self, sandbox: SandboxId, incarnation: IncarnationId, *, grace: timedelta, timeout: timedelta
     ) -> None:
         """End the incarnation with all its processes and keep the files. Absent is success."""
+        ...
+
+    async def resize(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        """Give a sandbox that runs the resources of the spec: in place where the world can, else at its next start.
+
+        Volumes grow where the world can, and never shrink. What does not run is success: its next start takes the spec.
+        """
         ...
 
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:

@@ -24,7 +24,7 @@ from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import Life, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
-from sandboxd.manager.startup import Startup
+from sandboxd.manager.startup import Startup, spec_of
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.metering import SEEN_EVERY
@@ -38,6 +38,7 @@ FORGET_EVERY: Final = timedelta(minutes=10)
 FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 60.0
 """Seconds between attempts at a sandbox whose work keeps failing; doubled each time."""
+RESIZE_TIMEOUT: Final = timedelta(seconds=10)
 PAGE: Final = 500
 CONCURRENCY: Final = 8
 TRANSIENT: Final = frozenset(state for state in SandboxState if state.transient)
@@ -180,9 +181,21 @@ class Recovery:
             found = None if observation is None else observation.find(life.incarnation.id)
             if found is None and life.incarnation.ready_time is not None:
                 await self.losses.check(life.sandbox.id, life.incarnation.id)  # which asks again
+        await self._resize(rows, seen)
         orphans = await self._orphans(rows, seen)
         self._report(orphans)
         return orphans
+
+    async def _resize(self, rows: Mapping[SandboxId, Sandbox], seen: Mapping[SandboxId, Observation]) -> None:
+        """Give what runs the tier that is wanted, where a crash came between the two."""
+        for sandbox, found in seen.items():
+            row = rows.get(sandbox)
+            if row is None or row.incarnation is None or row.state not in RUNNING or found.tier in (None, row.tier):
+                continue
+            try:
+                await self.backend.resize(spec_of(row), row.incarnation, timeout=RESIZE_TIMEOUT)
+            except SandboxdError as error:
+                log.warning("recovery.not_resized", sandbox=sandbox, error=error.message)
 
     async def _note_living(self, lives: Sequence[Life], seen: Mapping[SandboxId, Observation]) -> None:
         """Write which incarnations were found alive, now and then: one that dies unseen is paid for until then."""

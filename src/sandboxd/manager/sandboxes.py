@@ -203,7 +203,14 @@ class SandboxManager:
             ids=tools.ids,
         )
         self._reading = Reading(units=tools.units, changes=core.changes)
-        self._editing = Editing(units=tools.units, requests=requests, changes=core.changes, clock=tools.clock)
+        self._editing = Editing(
+            units=tools.units,
+            requests=requests,
+            admission=Admission(explicit=tools.explicit_registration),
+            backend=tools.backend,
+            changes=core.changes,
+            clock=tools.clock,
+        )
         self.resting = Resting(
             units=tools.units,
             intents=core.intents,

@@ -49,6 +49,7 @@ POINTS: Final[Mapping[str, str]] = {
     "terminate.after_stop": "The agent has ended; the files are where they were.",
     "terminate.after_remove": "The files are put aside; the row still says TERMINATING.",
     "terminate.after_settle": "The row says TERMINATED; the caller has no answer.",
+    "update.before_resize": "Another tier is durable; what runs has the former one.",
     "lifecycle.before_commit": "A step of the sweep is decided; nothing is written.",
     "hibernate.after_commit": "The row says HIBERNATING; nothing is frozen.",
     "hibernate.after_freeze": "The processes are frozen; the row does not say HIBERNATED.",

@@ -103,6 +103,7 @@ def decode_edit(message: pb.UpdateRequest) -> SandboxEdit:
         labels=dict(wished.labels) if "labels" in paths else None,
         model=wished.model if "model" in paths else None,
         approval_mode=_approval_mode(wished.approval_mode) if "approval_mode" in paths else None,
+        tier=_TIERS_BACK.get(wished.tier, Tier.BASIC) if "tier" in paths else None,
         lifecycle=decode_lifecycle(wished.lifecycle) if "lifecycle" in paths else None,
         keep_awake_until=moment(wished, "keep_awake_until") if "keep_awake_until" in paths else KEEP,
     )

@@ -21,7 +21,7 @@ from sandboxd.v1 import budget_pb2, client_pb2, sandbox_pb2, stream_pb2, usage_p
 if TYPE_CHECKING:
     import protovalidate
 
-UPDATABLE: Final = ("display_name", "labels", "model", "approval_mode", "lifecycle", "keep_awake_until")
+UPDATABLE: Final = ("display_name", "labels", "model", "approval_mode", "tier", "lifecycle", "keep_awake_until")
 """Fields of a sandbox that Update can change."""
 MAX_VIOLATIONS: Final = 64
 """Most violations of one answer: the details travel in trailers, which have a limit."""

@@ -10,6 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -149,6 +150,17 @@ class KubernetesBackend(Backend):
             await self._starting.until_stopped(placed, deadline=deadline)
 
     @override
+    async def resize(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        async with self._asking(spec.sandbox, "cannot be resized"), asyncio.timeout(timeout.total_seconds()):
+            placed = await self._find(spec.sandbox)
+            if placed is None or placed.leaving or placed.spec.incarnation != incarnation:
+                return  # the next start writes the whole spec
+            wanted = replace(placed.spec, tier=spec.tier, resources=quantities(spec.resources))
+            changes = wanted.as_mapping()
+            # The operator resizes the pod in place, and grows the claims where their class can.
+            await self._objects.change(placed, {name: changes[name] for name in ("tier", "resources")})
+
+    @override
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
         deadline = self._clock.monotonic() + timeout.total_seconds()
         async with self._asking(sandbox, "cannot be removed"):
@@ -236,4 +248,4 @@ def _observation(placed: Placed) -> Observation:
     running = []
     if placed.alive():
         running = [RunningIncarnation(incarnation=IncarnationId(placed.status.incarnation), endpoint=placed.endpoint)]
-    return Observation(sandbox=placed.sandbox, present=not placed.leaving, running=running)
+    return Observation(sandbox=placed.sandbox, present=not placed.leaving, tier=placed.spec.tier, running=running)

@@ -137,6 +137,11 @@ class LocalBackend(Backend):
             await _on_disk(sandbox, self._layout.sandbox(sandbox).run(incarnation).clear)
 
     @override
+    async def resize(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        # No limit of a tier is enforced here, as `WARNING` says: the row alone knows it.
+        return
+
+    @override
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
         if self._layout.sandbox(sandbox).directory.is_dir():
             async with self._locked(sandbox, self._clock.monotonic() + timeout.total_seconds()):

@@ -69,6 +69,7 @@ class UpdateOptions:
     name: str | None = None
     model: str | None = None
     mode: str = ""
+    tier: str = ""
     rests: RestOptions = RestOptions()
     keep_awake: str = ""
     timeout: float = 180.0
@@ -87,6 +88,9 @@ async def update(shell: Shell, said: str, options: UpdateOptions) -> Exit:
     if options.mode:
         sandbox.approval_mode = options.mode
         paths.append("approval_mode")
+    if options.tier:
+        sandbox.tier = sandbox_pb2.Tier.Value(f"TIER_{options.tier.upper()}")
+        paths.append("tier")
     if options.rests.said:
         sandbox.lifecycle.CopyFrom(options.rests.apply(sandbox.lifecycle))
         paths.append("lifecycle")
