@@ -34,7 +34,7 @@ from sandboxd.model.cluster import API_VERSION, INSTANCE_LABEL
 from tests.kube import Cluster
 
 ROOT = Path(__file__).resolve().parent.parent
-READY_SECONDS = 60.0
+READY_SECONDS = 150.0
 
 
 def free_port() -> int:

@@ -31,7 +31,7 @@ from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
 from tests.ports import a_free_port
 
-READY_SECONDS = 60.0
+READY_SECONDS = 150.0
 TURN_SECONDS = 90.0
 PATIENT = RetryPolicy(budget=timedelta(minutes=1))
 

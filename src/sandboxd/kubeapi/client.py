@@ -10,16 +10,16 @@ import asyncio
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 import aiohttp
-from kubernetes_asyncio import config as kube_config
-from kubernetes_asyncio.client import Configuration
 from typing_extensions import override
 
 from sandboxd.kubeapi.errors import KubeError, KubeUnavailableError, error_of
@@ -27,6 +27,7 @@ from sandboxd.kubeapi.ports import MERGE_PATCH, Json, KubeApi
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=10)
 CONNECTIONS: Final = 64
+SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 LONGEST_LINE: Final = 1 << 22
 """Longest line of a watch: etcd keeps objects up to 1.5 MiB."""
 
@@ -35,36 +36,67 @@ class KubeConfigError(Exception):
     """There is no usable configuration of a cluster; the text says where it was looked for."""
 
 
-async def load_configuration(kubeconfig: Path | None) -> Configuration:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How a cluster is reached."""
+
+    host: str
+    ssl: ssl.SSLContext
+    headers: Callable[[], Awaitable[Mapping[str, str]]]
+    """Prove who asks; asked for at each request, as tokens are renewed."""
+
+
+async def load_access(kubeconfig: Path | None) -> Access:
     """Read how to reach the cluster: this kubeconfig, else the pod's service account, else KUBECONFIG or its default.
 
     Raises:
         KubeConfigError: None of them can be used.
     """
-    configuration = Configuration()
+    if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        return _of_service_account(SERVICE_ACCOUNT)
+    # All its typed models are imported with it, which takes seconds: not before it is needed, and beside the loop.
+    kube_config = await asyncio.to_thread(import_module, "kubernetes_asyncio.config")
+    client = import_module("kubernetes_asyncio.client")
+    configuration = client.Configuration()
     try:
-        if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            in_cluster: Callable[..., None] = kube_config.load_incluster_config
-            in_cluster(client_configuration=configuration)
-        else:
-            await kube_config.load_kube_config(
-                config_file=None if kubeconfig is None else str(kubeconfig), client_configuration=configuration
-            )
+        await kube_config.load_kube_config(
+            config_file=None if kubeconfig is None else str(kubeconfig), client_configuration=configuration
+        )
     except (kube_config.ConfigException, OSError) as error:
         where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         raise KubeConfigError(f"the cluster's configuration in {where} cannot be used: {error}") from error
-    return configuration
+
+    async def headers() -> Mapping[str, str]:
+        return {one["key"]: one["value"] for one in (await configuration.auth_settings()).values()}
+
+    return Access(host=str(configuration.host).rstrip("/"), ssl=_ssl_context(configuration), headers=headers)
+
+
+def _of_service_account(directory: Path) -> Access:
+    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    token = directory / "token"
+    try:
+        context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
+        token.read_text()
+    except OSError as error:
+        raise KubeConfigError(f"the service account in {directory} cannot be used: {error}") from error
+    # Authorities made by older tools lack what Python 3.13 demands; the cluster has chosen it.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+    async def headers() -> Mapping[str, str]:
+        return {"authorization": f"Bearer {token.read_text().strip()}"}  # the kubelet renews the file
+
+    return Access(host=f"https://{f'[{host}]' if ':' in host else host}:{port}", ssl=context, headers=headers)
 
 
 class KubeClient(KubeApi):
     """One session with the API server. Close it with `close`, or use it as a context."""
 
     def __init__(self, kubeconfig: Path | None = None) -> None:
-        """Say where the configuration is; see `load_configuration`. It is read, and connected, by the first request."""
+        """Say where the configuration is; see `load_access`. It is read, and connected, by the first request."""
         self._kubeconfig = kubeconfig
         self._session: aiohttp.ClientSession | None = None
-        self._configuration = Configuration()
-        self._host = ""
+        self._access: Access | None = None
         self._opening = asyncio.Lock()
 
     async def open(self) -> Self:
@@ -75,10 +107,9 @@ class KubeClient(KubeApi):
         """
         async with self._opening:
             if self._session is None:
-                self._configuration = await load_configuration(self._kubeconfig)
-                self._host = str(self._configuration.host).rstrip("/")
+                self._access = await load_access(self._kubeconfig)
                 self._session = aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=_ssl_context(self._configuration)),
+                    connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._access.ssl),
                     read_bufsize=LONGEST_LINE,
                 )
         return self
@@ -166,16 +197,16 @@ class KubeClient(KubeApi):
             KubeError: It was refused, or there is no answer; the subclass says which.
         """
         seconds = (timeout or DEFAULT_TIMEOUT).total_seconds()
-        session = await self._ready()
+        session, access = await self._ready()
         try:
             async with (
                 asyncio.timeout(seconds),
                 session.request(
                     method,
-                    self._host + path,
+                    access.host + path,
                     params=query,
                     data=None if body is None else json.dumps(body, separators=(",", ":")),
-                    headers=await self._headers(None if body is None else content_type),
+                    headers=await _headers(access, None if body is None else content_type),
                 ) as response,
             ):
                 payload = await response.read()
@@ -201,11 +232,11 @@ class KubeClient(KubeApi):
         Raises:
             KubeError: It was refused, or ended by the network.
         """
-        session = await self._ready()
+        session, access = await self._ready()
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=silence.total_seconds())
         try:
             async with session.get(
-                self._host + path, params=query, headers=await self._headers(None), timeout=timeout
+                access.host + path, params=query, headers=await _headers(access, None), timeout=timeout
             ) as response:
                 if response.status >= 400:
                     raise _refusal(response.status, await response.read())
@@ -213,22 +244,22 @@ class KubeClient(KubeApi):
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unanswered("WATCH", path, error) from error
 
-    async def _ready(self) -> aiohttp.ClientSession:
+    async def _ready(self) -> tuple[aiohttp.ClientSession, Access]:
         if self._session is None:
             try:
                 await self.open()
             except KubeConfigError as error:
                 raise KubeUnavailableError(str(error)) from error
         assert self._session is not None
-        return self._session
+        assert self._access is not None
+        return self._session, self._access
 
-    async def _headers(self, content_type: str | None) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": "sandboxd"}
-        if content_type is not None:
-            headers["Content-Type"] = content_type
-        for setting in (await self._configuration.auth_settings()).values():
-            headers[setting["key"]] = setting["value"]
-        return headers
+
+async def _headers(access: Access, content_type: str | None) -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": "sandboxd", **await access.headers()}
+    if content_type is not None:
+        headers["Content-Type"] = content_type
+    return headers
 
 
 def segment(name: str) -> str:
@@ -242,7 +273,7 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:
             yield json.loads(line)
 
 
-def _ssl_context(configuration: Configuration) -> ssl.SSLContext:
+def _ssl_context(configuration: Any) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
     # Authorities made by older tools lack what Python 3.13 demands; they are trusted by the person's own choice.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
