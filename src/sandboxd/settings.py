@@ -24,6 +24,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from sandboxd.model.lifecycle import LONGEST, LifecyclePolicy
+from sandboxd.model.pool import RefillLimits, StartLimits
 from sandboxd.settings_rules import ADDRESS, PREFIX, check_key_url, problems_between, split_names
 from sandboxd.settings_sources import SecretFiles
 
@@ -146,6 +147,16 @@ class Settings(BaseSettings):
     """Open streams of this process."""
     max_streams_per_client: int = Field(default=500, ge=1)
     """Open streams of one client."""
+    cold_starts: int = Field(default=16, ge=1)
+    """Sandboxes that this process starts at once for Create, where no warm member is to be had."""
+    cold_starts_per_client: int = Field(default=8, ge=1)
+    """Those of one client. More wait, and clients take turns."""
+    pool_members_per_client: int = Field(default=200, ge=0)
+    """How large the warm pools of one client may be together: their maxima, added up."""
+    pool_starts_at_once: int = Field(default=4, ge=1)
+    """Members of warm pools that are started at a time."""
+    pool_starts_per_second: float = Field(default=10, gt=0)
+    """Members of warm pools whose start is begun in a second at most."""
     drain_seconds: float = Field(default=25, gt=0, le=600)
     """Grace after SIGTERM; below the 30 s after which Kubernetes kills."""
 
@@ -276,6 +287,16 @@ class Settings(BaseSettings):
     def drain_grace(self) -> timedelta:
         """Grace after SIGTERM."""
         return timedelta(seconds=self.drain_seconds)
+
+    @property
+    def start_limits(self) -> StartLimits:
+        """How many sandboxes this process starts at once."""
+        return StartLimits(total=self.cold_starts, per_client=self.cold_starts_per_client)
+
+    @property
+    def refill_limits(self) -> RefillLimits:
+        """How fast warm pools are filled."""
+        return RefillLimits(at_once=self.pool_starts_at_once, per_second=self.pool_starts_per_second)
 
     @property
     def lease(self) -> timedelta:

@@ -32,6 +32,7 @@ from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import Look, LookRepository
+from sandboxd.manager.pool_ports import PoolRepository
 from sandboxd.manager.ports import (
     Conversations,
     IncarnationRepository,
@@ -67,6 +68,7 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.paging import Page
+from sandboxd.model.pool import Member, Pool, PoolId
 from sandboxd.model.pricing import Price
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState, Tier
 from sandboxd.model.sources import Clock, IdSource
@@ -78,6 +80,7 @@ from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository,
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
 from tests.fakes.lifecycle import FakeLookRepository
+from tests.fakes.pools import FakePoolRepository
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -141,6 +144,9 @@ class _Rows:
     places: dict[tuple[ClientId, RequestId], FakePlace] = field(default_factory=dict)
     looks: dict[SandboxId, Look] = field(default_factory=dict)
     look_times: dict[SandboxId, datetime] = field(default_factory=dict)
+    pools: dict[PoolId, Pool] = field(default_factory=dict)
+    members: dict[SandboxId, Member] = field(default_factory=dict)
+    duties: dict[str, tuple[str, datetime]] = field(default_factory=dict)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -159,6 +165,9 @@ class _Rows:
             places=dict(self.places),
             looks=dict(self.looks),
             look_times=dict(self.look_times),
+            pools=dict(self.pools),
+            members=dict(self.members),
+            duties=dict(self.duties),
         )
 
 
@@ -197,6 +206,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._budgets = FakeBudgetRepository(self)
         self._prices = FakePriceRepository(self)
         self._quotas = FakeQuotaRepository(self)
+        self._pools = FakePoolRepository(self)
         self._erasures = FakeErasureRepository(self)
         self._keys = FakeKeyRepository(self)
         self._looks = FakeLookRepository(self)
@@ -255,6 +265,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def looks(self) -> LookRepository:
         return self._looks
+
+    @property
+    @override
+    def pools(self) -> PoolRepository:
+        return self._pools
 
     @property
     @override
@@ -517,6 +532,9 @@ class FakeBackend(Backend):
         self.running: dict[SandboxId, dict[IncarnationId, AgentEndpoint]] = {}
         self.files: set[SandboxId] = set()
         self.kept: set[SandboxId] = set()
+        self.owners: dict[SandboxId, FreelancerId] = {}
+        """Whose each sandbox is, as the world was told last."""
+        self.recipe = "one"
         self.starts = 0
         """How many agents were started, ever."""
         self.error: SandboxdError | None = None
@@ -530,11 +548,18 @@ class FakeBackend(Backend):
 
     @override
     def describe(self) -> BackendDescription:
-        return BackendDescription(name="fake", isolates=False, keeps_root=self.keeps_root, warning="Nothing is real.")
+        return BackendDescription(
+            name="fake",
+            isolates=False,
+            keeps_root=self.keeps_root,
+            warning="Nothing is real.",
+            recipe=self.recipe,
+        )
 
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
         await self._weather()
+        self.owners[spec.sandbox] = spec.freelancer
         lives = self.running.setdefault(spec.sandbox, {})
         self.files.add(spec.sandbox)
         self.tiers[spec.sandbox] = spec.tier
@@ -546,6 +571,12 @@ class FakeBackend(Backend):
             self.connector.agents[_address(endpoint)] = FakeAgent(sandbox=spec.sandbox, incarnation=incarnation)
             self.starts += 1
         return lives[incarnation]
+
+    @override
+    async def adopt(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        await self._weather()
+        if incarnation in self.running.get(spec.sandbox, {}):
+            self.owners[spec.sandbox] = spec.freelancer
 
     @override
     def startup(self, incarnation: IncarnationId) -> StartReport | None:

@@ -66,12 +66,14 @@ class Target:
     """Of this call alone."""
     budget: str
     """Of the sandbox."""
+    pool: str
+    """Of the client; without members."""
     request_id: str
 
     def without_names(self, shown: str) -> str:
         """What was answered, with this target's names taken out: what is left must not tell targets apart."""
         # A client's name may begin with a freelancer's: the longer one first.
-        for name in (self.session, self.budget, self.sandbox, self.request_id, self.client, self.freelancer):
+        for name in (self.session, self.budget, self.pool, self.sandbox, self.request_id, self.client, self.freelancer):
             shown = shown.replace(name, "X")
         return _CURSOR.sub('"cursor": "X"', shown)
 
@@ -138,6 +140,7 @@ class AccessWorld:
                 sandbox=an_id("sbx"),
                 session=an_id("ses"),
                 budget=an_id("bdg"),
+                pool=an_id("pol"),
                 request_id=request_id,
             )
         of = self._things[name]
@@ -164,8 +167,21 @@ class AccessWorld:
             sandbox=of.sandbox,
             session=session,
             budget=await self._budget(of),
+            pool=await self._pool(of),
             request_id=request_id,
         )
+
+    async def _pool(self, of: SandboxIdentity) -> str:
+        # There is one for a client and tier: it gets a new name, also where an earlier call has begun to delete it.
+        statement = """
+            INSERT INTO pools
+            VALUES (:pool, :client, 'default', 'premium', 0, 0, 0, 3600, 3600, false, :at, :at, :at, 1)
+            ON CONFLICT (client, template, tier) DO UPDATE SET id = excluded.id, deleting = false, version = 1
+        """
+        pool = an_id("pol")
+        async with self._rooms.database.begin() as connection:
+            await connection.execute(text(statement), {"pool": pool, "client": of.client, "at": NOON})
+        return pool
 
     async def _budget(self, of: SandboxIdentity) -> str:
         target = BudgetTarget(client=of.client, sandbox=of.sandbox, period=BudgetPeriod.DAY, unit=TOKENS)

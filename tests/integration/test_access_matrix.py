@@ -21,6 +21,7 @@ from sandboxd.v1 import (
     budget_pb2,
     client_pb2,
     key_pb2,
+    pool_pb2,
     price_pb2,
     sandbox_pb2,
     session_pb2,
@@ -53,6 +54,7 @@ TERMINATED: Outcome = ("FAILED_PRECONDITION", "SANDBOX_STATE_INVALID")
 NO_SANDBOX: Outcome = ("NOT_FOUND", "SANDBOX_NOT_FOUND")
 NO_SESSION: Outcome = ("NOT_FOUND", "SESSION_NOT_FOUND")
 NO_BUDGET: Outcome = ("NOT_FOUND", "BUDGET_NOT_FOUND")
+NO_POOL: Outcome = ("NOT_FOUND", "POOL_NOT_FOUND")
 NO_CHAIN: Outcome = ("NOT_FOUND", "AUDIT_CHAIN_NOT_FOUND")
 NO_PRICE: Outcome = ("NOT_FOUND", "PRICE_NOT_FOUND")
 ROLE: Outcome = ("PERMISSION_DENIED", "ROLE_FORBIDDEN")
@@ -118,7 +120,7 @@ def a_price(target: Target) -> price_pb2.Price:
 
 D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
-L = "sandboxd.v1.AuditService"
+L, W = "sandboxd.v1.AuditService", "sandboxd.v1.PoolService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
 K, Y = "sandboxd.v1.ClientService", "sandboxd.v1.KeyService"
 NO_CLIENT: Outcome = ("NOT_FOUND", "CLIENT_NOT_FOUND")
@@ -299,6 +301,43 @@ CASES = [
         ask=lambda t: budget_pb2.RebuildBudgetsRequest(request_id=t.request_id),
         roles={P},
         unseen=OK,
+    ),
+    Case(
+        method=f"{W}/CreatePool",  # of the caller's own client, whatever the target
+        ask=lambda _: pool_pb2.CreatePoolRequest(request_id=TAKEN, pool=pool_pb2.Pool(target=0)),
+        roles={P, C},
+        seen=REUSED,
+        unseen=REUSED,
+    ),
+    Case(
+        method=f"{W}/GetPool",
+        ask=lambda t: pool_pb2.GetPoolRequest(name=f"pools/{t.pool}"),
+        roles={P, C, A},
+        unseen=NO_POOL,
+        shows=lambda t: t.pool,
+    ),
+    Case(
+        method=f"{W}/ListPools",  # of the caller's own client, whatever the target
+        ask=lambda _: pool_pb2.ListPoolsRequest(),
+        roles={P, C, A},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{W}/UpdatePool",
+        ask=lambda t: pool_pb2.UpdatePoolRequest(
+            request_id=t.request_id,
+            pool=pool_pb2.Pool(name=f"pools/{t.pool}", max=0),
+            update_mask=FieldMask(paths=["max"]),
+        ),
+        roles={P, C},
+        unseen=NO_POOL,
+        shows=lambda t: t.pool,
+    ),
+    Case(
+        method=f"{W}/DeletePool",
+        ask=lambda t: pool_pb2.DeletePoolRequest(request_id=t.request_id, name=f"pools/{t.pool}"),
+        roles={P, C},
+        unseen=NO_POOL,
     ),
     Case(
         method=f"{R}/AddPrice",

@@ -50,6 +50,11 @@ ROWS = {
         "INSERT INTO sandbox_looks VALUES ('sbx', 'STOP', now(), now(), 'inc', now(), 1.5, 0, '')",
         "INSERT INTO duties VALUES ('lifecycle', 'replica', 1, now(), NULL)",
     ),
+    "0017": (
+        "INSERT INTO pools VALUES ('pol', 'acme', 'default', 'basic', 0, 1, 1, 60, 60, false, now(), now(), now(), 1)",
+        """INSERT INTO pool_members VALUES ('sbx-2', 'inc-2', 'pol', 'acme', 'basic', 'STARTING', NULL, NULL, NULL, '',
+        'replica', now(), NULL, NULL)""",
+    ),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",

@@ -16,6 +16,7 @@ from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.manager.administration import Figures
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.pool_metrics import PoolMetrics
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.trace import Tracer
 from sandboxd.monitor.process_metrics import ProcessMetrics
@@ -45,6 +46,7 @@ class Observation:
     process: ProcessMetrics
     manager: ManagerMetrics
     lifecycle: LifecycleMetrics
+    pools: PoolMetrics
     stream: StreamMetrics
 
     @staticmethod
@@ -59,6 +61,7 @@ class Observation:
             process=ProcessMetrics(registry, role="serve", version=__version__),
             manager=ManagerMetrics(registry),
             lifecycle=LifecycleMetrics(registry),
+            pools=PoolMetrics(registry),
             stream=StreamMetrics(registry),
         )
 

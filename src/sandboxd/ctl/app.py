@@ -7,6 +7,7 @@ from sandboxd.ctl import (
     verbs_audit,
     verbs_keys,
     verbs_lifecycle,
+    verbs_pools,
     verbs_sandboxes,
     verbs_sessions,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "verbs_audit",
     "verbs_keys",
     "verbs_lifecycle",
+    "verbs_pools",
     "verbs_sandboxes",
     "verbs_sessions",
 ]

@@ -67,6 +67,9 @@ class BackendDescription:
     """True when a stop loses nothing of a sandbox's root file system."""
     warning: str = ""
     """What operators must be told at start; empty where there is nothing."""
+    recipe: str = ""
+    """What a sandbox would be made from now, in the backend's own words: members of pools made from another are
+    replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,13 @@ class Backend(Protocol):
 
         An incarnation that runs is answered as it is. Other incarnations of the sandbox are ended first: a sandbox
         never has two.
+        """
+        ...
+
+    async def adopt(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        """Write on what runs whose it is from now on: it was started for a pool, and a freelancer has claimed it.
+
+        Nothing is started, stopped or moved. Absent is success, and so is another incarnation.
         """
         ...
 
@@ -131,7 +141,8 @@ class Backend(Protocol):
     async def erase(self, sandbox: SandboxId, *, timeout: timedelta) -> None:
         """End whatever runs and destroy the sandbox's files, also kept ones, for good. Absent is success.
 
-        For the deletion of a client or a freelancer alone: everything else keeps files.
+        For the deletion of a client or a freelancer, and for members of pools that nobody ever used: everything else
+        keeps files.
         """
         ...
 

@@ -141,6 +141,10 @@ class Eraser:
                 return False
             await work.commit()
         async with self._leased(key, operation):
+            if erasure.freelancer is None:
+                async with self._units.begin() as work:
+                    await work.pools.abandon(erasure.client)  # the refill ends what waits in them
+                    await work.commit()
             await self._end_sandboxes(erasure)
             await self._erase_files(erasure)
             await self._erase_texts(erasure)

@@ -8,7 +8,7 @@ out when a replica stands still; a replica that died is known at once by its one
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -17,7 +17,9 @@ import structlog
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.outcome import record_error
 from sandboxd.manager.ports import Operation, OperationId, RequestOutcome, RequestRecord, UnitOfWork, UnitsOfWork
+from sandboxd.model.client_errors import QuotaExceededError
 from sandboxd.model.errors import ConflictError, SandboxdError, StaleOwnerError
+from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
@@ -36,6 +38,9 @@ METHODS: Final = {
 
 Plan = Callable[[UnitOfWork, Sandbox], Awaitable[Sandbox]]
 """Answers the sandbox as it shall be, and writes what goes with it; raises where the state does not allow it."""
+
+CreatePlan = Callable[[UnitOfWork], Awaitable[Sandbox | None]]
+"""Inserts a new sandbox and answers it; None where it cannot be made now."""
 
 log = structlog.get_logger(__name__)
 
@@ -92,14 +97,36 @@ class Intents:
         self._changes = changes
         self._lease = lease
 
-    async def create(self, sandbox: Sandbox, plan: Plan, *, claim: RequestRecord) -> Intent | RequestRecord:
-        """Insert a new sandbox, or answer what an earlier request of the same id left."""
+    async def create(self, plan: CreatePlan, *, claim: RequestRecord) -> Intent | Sandbox | RequestRecord | None:
+        """Insert a new sandbox, or answer what an earlier request of the same id left.
+
+        One that is ACTIVE at once needs no operation: its request has its outcome in the same transaction, and it is
+        for the caller to announce it. None: the plan has changed nothing.
+        """
         operation = self._operation()
         async with self._units.begin() as work:
-            earlier = await work.requests.claim(claim)
+            earlier = await work.requests.get(claim.client, claim.request_id)
+            if earlier is not None and not _expired(earlier, claim):
+                return earlier
+            try:
+                planned = await plan(work)
+            except QuotaExceededError:
+                # Its own twin may have taken the last place while this one waited for the client's lock.
+                earlier = await work.requests.get(claim.client, claim.request_id)
+                if earlier is not None and not _expired(earlier, claim):
+                    return earlier
+                raise
+            if planned is None:
+                return None
+            done = planned.state is SandboxState.ACTIVE
+            record = replace(claim, sandbox=planned.id, outcome=RequestOutcome(sandbox=planned) if done else None)
+            earlier = await work.requests.claim(record)
             if earlier is not None:
                 return earlier
-            planned = await plan(work, sandbox)
+            if done:
+                failpoint("claim.before_commit")
+                await work.commit()
+                return planned
             await work.operations.take(planned.id, operation, lease=self._lease)
             await work.commit()
         await self._changes.announce(planned.id)
@@ -211,3 +238,7 @@ class Intents:
 
     def _operation(self) -> Operation:
         return Operation(id=OperationId(self._ids.new("opr")), replica=self._replica)
+
+
+def _expired(earlier: RequestRecord, mine: RequestRecord) -> bool:
+    return earlier.expire_time is not None and earlier.expire_time <= mine.create_time

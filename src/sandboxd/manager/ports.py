@@ -18,6 +18,7 @@ from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import LookRepository
+from sandboxd.manager.pool_ports import PoolRepository
 from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
@@ -319,6 +320,11 @@ class UnitOfWork(Protocol):
     @property
     def looks(self) -> LookRepository:
         """The sweep's looks at sandboxes."""
+        ...
+
+    @property
+    def pools(self) -> PoolRepository:
+        """Warm pools and their members."""
         ...
 
     @property

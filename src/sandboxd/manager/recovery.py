@@ -224,11 +224,14 @@ class Recovery:
         # disaster, and what nobody mends must not cost a transaction and a look for each of them every time.
         async with self.units.begin() as work:
             rows = await work.sandboxes.find(suspects)
+            members = await work.pools.known(suspects)
         seen = {observation.sandbox: observation for observation in await self.backend.list()}
         for sandbox in suspects:
             row, found = rows.get(sandbox), seen.get(sandbox)
             if not _odd(row, found):
                 continue
+            if row is None and sandbox in members:
+                continue  # the refill cares for what nobody has claimed
             if row is None or row.state in GONE:
                 unknown.add(sandbox)
             elif found is not None and found.present:

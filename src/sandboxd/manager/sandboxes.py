@@ -10,11 +10,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from prometheus_client import CollectorRegistry
+
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.admission import Admission
 from sandboxd.manager.announcing import Announcements, RestNotice
 from sandboxd.manager.backend_port import Backend, BackendDescription
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.claims import PoolClaims
+from sandboxd.manager.cold_starts import ColdStarts
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
 from sandboxd.manager.freezing import Freezing
@@ -25,10 +29,13 @@ from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
+from sandboxd.manager.pool_metrics import PoolMetrics
+from sandboxd.manager.pools import MEMBERS_PER_CLIENT
 from sandboxd.manager.ports import Conversations, ModelTokens, SandboxOrder, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
+from sandboxd.manager.refill import Refill
 from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.rest_policy import RestPolicies
@@ -43,6 +50,7 @@ from sandboxd.model.ids import SandboxId
 from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
+from sandboxd.model.pool import RefillLimits, StartLimits
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.startup import StartReport
@@ -79,6 +87,13 @@ class ManagerTools:
     sweep_every: timedelta = timedelta(0)
     """How often sandboxes whose time has come are looked for here; zero leaves that to others."""
     """Where the service's own work is put on record."""
+    pool_metrics: PoolMetrics = field(default_factory=lambda: PoolMetrics(CollectorRegistry()))
+    starts: StartLimits = field(default_factory=StartLimits)
+    """How many sandboxes this replica starts at once."""
+    refill: RefillLimits = field(default_factory=RefillLimits)
+    """How fast pools are filled."""
+    pool_members_per_client: int = MEMBERS_PER_CLIENT
+    """How large the pools of a client may be together."""
 
 
 class ManagerCore:
@@ -193,12 +208,38 @@ class SandboxManager:
         self.sweeping = SweepLoop(
             self.sweep, duties=tools.duties, every=tools.sweep_every, metrics=tools.lifecycle_metrics
         )
+        cold_starts = ColdStarts(limits=tools.starts, metrics=tools.pool_metrics)
+        self.claims = PoolClaims(
+            units=tools.units,
+            backend=tools.backend,
+            changes=core.changes,
+            clock=tools.clock,
+            replica=tools.replica,
+        )
+        self.refill = Refill(
+            units=tools.units,
+            backend=tools.backend,
+            tokens=core.token_keeper,
+            claims=self.claims,
+            cold=cold_starts,
+            metrics=tools.pool_metrics,
+            clock=tools.clock,
+            ids=tools.ids,
+            replica=tools.replica,
+            limits=tools.refill,
+            deeds=tools.deeds,
+        )
+        self.claims.on_claim = self.refill.wake
         self._creation = Creation(
             intents=core.intents,
             operations=core.operations,
             requests=requests,
             startup=core.startup,
             admission=Admission(explicit=tools.explicit_registration),
+            claims=self.claims,
+            cold_starts=cold_starts,
+            backend=tools.backend,
+            metrics=tools.pool_metrics,
             clock=tools.clock,
             ids=tools.ids,
         )
@@ -243,7 +284,7 @@ class SandboxManager:
 
     def startup(self, sandbox: Sandbox) -> StartReport | None:
         """How a sandbox came up, as far as this replica knows."""
-        return None if sandbox.incarnation is None else self._core.tools.backend.startup(sandbox.incarnation)
+        return self._creation.startup(sandbox)
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:
         """What policy does next with a sandbox; see `RestPolicies.next_step`."""
@@ -308,6 +349,7 @@ class SandboxManager:
             group.create_task(self._core.token_keeper.run(), name="manager-tokens")
             group.create_task(self.recovery.run(), name="manager-recovery")
             group.create_task(self.sweeping.run(), name="manager-sweep")
+            group.create_task(self.refill.run(), name="manager-pools")
             group.create_task(self._core.announcements.run(), name="manager-announcements")
 
     async def run_for_a_sweep(self) -> None:
@@ -319,3 +361,4 @@ class SandboxManager:
     async def drain(self, *, grace: timedelta) -> None:
         """Let running work end within the grace; the rest is for the recovery of whoever comes next."""
         await self._core.operations.drain(grace=grace)
+        await self.claims.drain()

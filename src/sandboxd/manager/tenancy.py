@@ -13,6 +13,7 @@ from sandboxd.manager.freelancers import Freelancers
 from sandboxd.manager.key_ports import KeyHashes, KeyStore
 from sandboxd.manager.keys import Keys
 from sandboxd.manager.once import Once
+from sandboxd.manager.pools import Pools
 from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 
 
@@ -27,6 +28,7 @@ class Tenancy:
     erasures: Erasures
     eraser: Eraser
     keys: Keys
+    pools: Pools
     key_hashes: KeyHashes
 
 
@@ -65,5 +67,14 @@ def make_tenancy(
         erasures=Erasures(units=units, accounts=accounts, eraser=eraser, changes=core.changes, clock=clock, ids=ids),
         eraser=eraser,
         keys=keys,
+        pools=Pools(
+            units=units,
+            once=once,
+            clock=clock,
+            ids=ids,
+            changed=manager.refill.wake,
+            explicit=tools.explicit_registration,
+            members_per_client=tools.pool_members_per_client,
+        ),
         key_hashes=key_hashes,
     )

@@ -19,6 +19,7 @@ from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.ports import Life, ModelTokens, UnitsOfWork
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import IncarnationId
+from sandboxd.model.pool import POOLED, Member
 from sandboxd.model.sandbox import AgentEndpoint, Sandbox, SandboxState
 from sandboxd.model.sources import Clock
 from sandboxd.model.tokens import SANDBOX_TOKEN_LIFETIME, SandboxIdentity
@@ -75,11 +76,30 @@ class TokenKeeper:
         Raises:
             AgentUnavailableError, DeadlineError: The agent did not take it.
         """
-        token = self._tokens.mint(
+        await self._give(
             SandboxIdentity(
                 client=sandbox.client, freelancer=sandbox.freelancer, sandbox=sandbox.id, incarnation=incarnation
-            )
+            ),
+            endpoint,
         )
+
+    async def give_member(self, member: Member, endpoint: AgentEndpoint) -> None:
+        """Give the agent of a pool's member its token: good for that life of that sandbox, whoever claims it.
+
+        It says no freelancer. The gateway takes who that is from the sandbox's row, and refuses while there is none.
+
+        Raises:
+            AgentUnavailableError, DeadlineError: The agent did not take it.
+        """
+        await self._give(
+            SandboxIdentity(
+                client=member.client, freelancer=POOLED, sandbox=member.sandbox, incarnation=member.incarnation
+            ),
+            endpoint,
+        )
+
+    async def _give(self, identity: SandboxIdentity, endpoint: AgentEndpoint) -> None:
+        token = self._tokens.mint(identity)
         try:
             async with visit(self._connector, endpoint) as agent:
                 await agent.set_model_endpoint(
@@ -118,7 +138,9 @@ class TokenKeeper:
 
     async def renew_all(self) -> int:
         """Give every active sandbox's agent a fresh token; answers how many took it. Who does not answer is logged."""
-        given, after = 0, None
+        async with self._units.begin() as work:
+            members = await work.pools.waiting()
+        given, after = await self._renew_members(members), None
         while True:
             async with self._units.begin() as work:
                 lives = await work.incarnations.living(limit=PAGE, after=after)
@@ -126,6 +148,26 @@ class TokenKeeper:
                 return given
             given += await self._renew(lives)
             after = lives[-1].incarnation.id
+
+    async def _renew_members(self, members: Sequence[Member]) -> int:
+        gate = asyncio.Semaphore(CONCURRENCY)
+
+        async def renew(member: Member, endpoint: AgentEndpoint) -> bool:
+            async with gate:
+                try:
+                    await self.give_member(member, endpoint)
+                except SandboxdError as error:
+                    log.warning("pool.token_not_renewed", sandbox=member.sandbox, error=error.message)
+                    return False
+                return True
+
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(renew(member, member.endpoint), name=f"token-{member.sandbox}")
+                for member in members
+                if member.endpoint is not None
+            ]
+        return sum(task.result() for task in tasks)
 
     async def _renew(self, lives: Sequence[Life]) -> int:
         gate = asyncio.Semaphore(CONCURRENCY)

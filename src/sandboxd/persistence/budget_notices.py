@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 
 from sandboxd.model.budget import BudgetLevel, BudgetNotice, BudgetNoticeCode, BudgetPeriod
+from sandboxd.model.pool import POOLED
 from sandboxd.monitor.ports import CallRefusal, CallStart
 from sandboxd.persistence.escape import escape, unescape
 from sandboxd.persistence.rows import Row
@@ -27,7 +28,8 @@ _NOTE: Final = f"""
     ), said AS (
         SELECT concat_ws('/', b.id, p.starts, $2::text, coalesce(n.id, to_char($3::timestamptz, 'DDHH24'))) AS id,
             b.id AS budget, b.client, $2::text AS code, p.starts AS period_start, 0 AS threshold, b.limit_amount,
-            coalesce(a.spent, 0) AS spent, coalesce(a.reserved, 0) AS reserved, $5::text AS freelancer,
+            coalesce(a.spent, 0) AS spent, coalesce(a.reserved, 0) AS reserved,
+            coalesce((SELECT freelancer FROM sandboxes WHERE id = $6 AND $5 = '{POOLED}'), $5::text) AS freelancer,
             $6::text AS sandbox, n.id AS turn, $8::text AS model, clock_timestamp() AS notice_time,
             pg_current_xact_id()::text::bigint AS written_by
         FROM budgets AS b

@@ -14,6 +14,7 @@ from sandboxd.model.budget import BudgetNotice
 from sandboxd.model.errors import DatabaseUnavailableError, UsageEventNotFoundError
 from sandboxd.model.events import Notice, Usage
 from sandboxd.model.ids import SessionId, TurnId
+from sandboxd.model.pool import POOLED
 from sandboxd.model.usage import CallError, GatewayId, ModelMethod, UsageEvent, UsageEventId, UsageState
 from sandboxd.monitor.ports import (
     MAX_PAGE_SIZE,
@@ -45,11 +46,11 @@ log = structlog.get_logger(__name__)
 
 # The newest turn of the hinted session counts, if it can still take calls. The part after UNION answers a repeated
 # call from the row that was there before this statement.
-_OPEN: Final = """
+_OPEN: Final = f"""
     WITH life AS (
-        SELECT i.sandbox FROM incarnations AS i JOIN sandboxes AS s ON s.id = i.sandbox
+        SELECT i.sandbox, s.freelancer FROM incarnations AS i JOIN sandboxes AS s ON s.id = i.sandbox
         JOIN clients AS c ON c.id = s.client JOIN freelancers AS f ON f.client = s.client AND f.id = s.freelancer
-        WHERE i.id = $6 AND i.end_time IS NULL AND s.id = $5 AND s.client = $3 AND s.freelancer = $4
+        WHERE i.id = $6 AND i.end_time IS NULL AND s.id = $5 AND s.client = $3 AND $4 IN (s.freelancer, '{POOLED}')
             AND c.state = 'ACTIVE' AND f.state = 'ACTIVE'
     ), hint AS (
         SELECT id FROM sessions WHERE id = $7 AND sandbox = $5 AND delete_time IS NULL
@@ -60,7 +61,7 @@ _OPEN: Final = """
         INSERT INTO usage_events (
             id, gateway, client, freelancer, sandbox, incarnation, session, turn, method, model, state,
             reserved_prompt_tokens, reserved_output_tokens, start_time, reserved_cost_micros, reserved_currency)
-        SELECT $1, $2, $3, $4, $5, $6, (SELECT id FROM hint),
+        SELECT $1, $2, $3, life.freelancer, $5, $6, (SELECT id FROM hint),
             (SELECT id FROM newest WHERE state IN ('QUEUED', 'RUNNING')), $8, $9, 'OPEN', $10, $11, $12,
             $13, $14
         FROM life
@@ -69,15 +70,16 @@ _OPEN: Final = """
     SELECT session, turn, (SELECT traceparent FROM newest WHERE newest.id = made.turn) AS traceparent FROM made
     UNION ALL SELECT u.session, u.turn, t.traceparent FROM usage_events AS u LEFT JOIN turns AS t ON t.id = u.turn
     WHERE u.id = $1
-"""
+"""  # noqa: S608  constant text
 _OPENED: Final = """
     SELECT u.session, u.turn, t.traceparent FROM usage_events AS u LEFT JOIN turns AS t ON t.id = u.turn
     WHERE u.id = $1
 """
-_SUSPENDED: Final = """
+_SUSPENDED: Final = f"""
     SELECT EXISTS (SELECT 1 FROM clients WHERE id = $1 AND state <> 'ACTIVE')
-        OR EXISTS (SELECT 1 FROM freelancers WHERE client = $1 AND id = $2 AND state <> 'ACTIVE')
-"""
+        OR EXISTS (SELECT 1 FROM freelancers WHERE client = $1 AND state <> 'ACTIVE' AND id = CASE $2
+            WHEN '{POOLED}' THEN (SELECT freelancer FROM sandboxes WHERE id = $3) ELSE $2 END)
+"""  # noqa: S608  constant text
 _TOKENS_SET: Final = ", ".join(f"{name} = ${index}" for index, name in enumerate(TOKEN_COLUMNS, start=2))
 _PROGRESS: Final = f"""
     UPDATE usage_events SET {_TOKENS_SET}, model_version = $8, first_byte_time = $9 WHERE id = $1 AND state = 'OPEN'
@@ -146,7 +148,9 @@ class PostgresUsageLedger(UsageLedger):
             # The same call, sent twice at once: the second one waited for the first and does not see its row yet.
             row = row or await connection.fetchrow(_OPENED, call.id)
             if row is None:
-                suspended = await connection.fetchval(_SUSPENDED, identity.client, identity.freelancer)
+                suspended = await connection.fetchval(
+                    _SUSPENDED, identity.client, identity.freelancer, identity.sandbox
+                )
                 return CallRefused(reason=CallRefusal.SUSPENDED if suspended else CallRefusal.INCARNATION_ENDED)
         return OpenedCall(
             session=SessionId(row["session"]) if row["session"] else None,

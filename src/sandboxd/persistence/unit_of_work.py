@@ -31,6 +31,7 @@ from sandboxd.persistence.errors import translated
 from sandboxd.persistence.keys import PostgresKeyRepository
 from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.looks import PostgresLookRepository
+from sandboxd.persistence.pools import PostgresPoolRepository
 from sandboxd.persistence.prices import PostgresPriceRepository
 from sandboxd.persistence.quotas import PostgresQuotaRepository
 from sandboxd.persistence.sandbox_rows import outcome_json, read_request, request_values
@@ -211,6 +212,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def looks(self) -> PostgresLookRepository:
         return PostgresLookRepository(self._open())
+
+    @property
+    @override
+    def pools(self) -> PostgresPoolRepository:
+        return PostgresPoolRepository(self._open())
 
     @property
     @override

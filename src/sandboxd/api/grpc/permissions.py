@@ -94,6 +94,7 @@ _KEYS: Final = "sandboxd.v1.KeyService"
 _SESSIONS: Final = "sandboxd.v1.SessionService"
 _BUDGETS: Final = "sandboxd.v1.BudgetService"
 _PRICES: Final = "sandboxd.v1.PriceService"
+_POOLS: Final = "sandboxd.v1.PoolService"
 _AUDIT: Final = "sandboxd.v1.AuditService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
@@ -129,6 +130,11 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_PRICES}/AddPrice": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_PRICES}/EndPrice": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_PRICES}/ListPrices": reads(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_POOLS}/CreatePool": changes(Scope.CLIENT, ADMINS),
+    f"{_POOLS}/GetPool": reads(Scope.CLIENT, OVERSEERS),
+    f"{_POOLS}/ListPools": reads(Scope.CLIENT, OVERSEERS),
+    f"{_POOLS}/UpdatePool": changes(Scope.CLIENT, ADMINS),
+    f"{_POOLS}/DeletePool": changes(Scope.CLIENT, ADMINS),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),

@@ -31,6 +31,7 @@ from sandboxd.api.grpc.interceptors.traces import TraceInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
 from sandboxd.api.grpc.key_service import KeyServicer
 from sandboxd.api.grpc.permissions import without_row
+from sandboxd.api.grpc.pool_service import PoolServicer
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
 from sandboxd.api.grpc.price_service import PriceServicer
 from sandboxd.api.grpc.sandbox_service import SandboxServicer
@@ -58,6 +59,8 @@ from sandboxd.v1 import (
     client_pb2_grpc,
     key_pb2,
     key_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
     price_pb2,
     price_pb2_grpc,
     sandbox_pb2,
@@ -75,6 +78,7 @@ _SERVED: Final = (
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
     key_pb2.DESCRIPTOR.services_by_name["KeyService"],
     budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+    pool_pb2.DESCRIPTOR.services_by_name["PoolService"],
     price_pb2.DESCRIPTOR.services_by_name["PriceService"],
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
     sandbox_pb2.DESCRIPTOR.services_by_name["SandboxService"],
@@ -198,6 +202,7 @@ class ApiServer:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(desk=audit, slots=slots, drain=self._drain, write_within=limits.write_within), self._server
         )
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(pools=tenancy.pools), self._server)
         price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(administration=administration), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

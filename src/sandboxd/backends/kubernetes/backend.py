@@ -131,6 +131,14 @@ class KubernetesBackend(Backend):
                 return endpoint
 
     @override
+    async def adopt(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        async with self._asking(spec.sandbox, "cannot be adopted"):
+            placed = await self._find(spec.sandbox)
+            if placed is None or placed.spec.incarnation != incarnation or placed.spec.freelancer == spec.freelancer:
+                return
+            await self._objects.change(placed, {"freelancer": spec.freelancer}, timeout=timeout)
+
+    @override
     def startup(self, incarnation: IncarnationId) -> StartReport | None:
         return self._reports.get(incarnation)
 

@@ -89,7 +89,9 @@ class LocalBackend(Backend):
 
     @override
     def describe(self) -> BackendDescription:
-        return BackendDescription(name="local", isolates=False, keeps_root=True, warning=WARNING)
+        return BackendDescription(
+            name="local", isolates=False, keeps_root=True, warning=WARNING, recipe=str(self._cli.entry)
+        )
 
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
@@ -116,6 +118,10 @@ class LocalBackend(Backend):
             if ours is None:
                 self._remember(incarnation, start=spawned - began, agent=self._clock.monotonic() - spawned)
             return endpoint
+
+    @override
+    async def adopt(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        """Do nothing: neither directories nor processes say whose they are."""
 
     @override
     def startup(self, incarnation: IncarnationId) -> StartReport | None:

@@ -24,6 +24,7 @@ from sandboxd.persistence.tables.conversations import (
 )
 from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
 from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
+from sandboxd.persistence.tables.pools import PoolMemberRow, PoolRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.resources import UsageIntervalRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
@@ -50,6 +51,8 @@ __all__ = [
     "GatewayRow",
     "IncarnationRow",
     "OperationRow",
+    "PoolMemberRow",
+    "PoolRow",
     "PriceRow",
     "ReplicaRow",
     "RequestRow",
