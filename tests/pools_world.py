@@ -17,10 +17,10 @@ from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.model.caller import Caller
 from sandboxd.model.pool import Member, MemberState, PoolCounts, PoolId, RefillLimits, StartLimits
 from sandboxd.model.sandbox import Tier
-from sandboxd.model.sources import Clock
+from sandboxd.model.sources import Clock, IdSource
 from tests.eventually import eventually
 from tests.fakes.lifecycle import FakeDuties
-from tests.fakes.manager import FakeBackend, FakeConversations, FakeIds, FakeTokens, FakeWakeups
+from tests.fakes.manager import FakeBackend, FakeConversations, FakeTokens, FakeWakeups
 from tests.manager_world import GATEWAY, a_caller, a_request
 
 QUICK = RefillLimits(at_once=50, per_second=1000.0)
@@ -35,7 +35,7 @@ class PoolReplica:
         backend: FakeBackend,
         *,
         clock: Clock,
-        ids: FakeIds,
+        ids: IdSource,
         name: str = "first",
         starts: StartLimits | None = None,
         refill: RefillLimits = QUICK,
