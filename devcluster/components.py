@@ -188,6 +188,7 @@ def _kubelet(places: Places) -> Component:
             "authorization": {"mode": "Webhook"},
             "tlsCertFile": str(pki / "kubelet.crt"),
             "tlsPrivateKeyFile": str(pki / "kubelet.key"),
+            "singleProcessOOMKill": True,  # the default of cgroup v1: an OOM ends a process, not the agent with it
             "maxPods": 250,
             "podPidsLimit": 4096,
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},

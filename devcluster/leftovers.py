@@ -32,7 +32,8 @@ def make_bridge() -> None:
 def sweep_pods(places: Places) -> None:
     """Remove what belongs to pods that containerd does not know. It must answer, and the kubelet must be off."""
     known = _known(places)
-    if dead := [found for found in shims(places) if _argument(found, "-id") not in known]:
+    held = {path.name for path in (NODE_RUN / "containerd").glob("io.containerd.runtime.v2.task/k8s.io/*")}
+    if dead := [found for found in shims(places) if _argument(found, "-id") not in known & held]:
         say(f"ending {len(dead)} shims of pods that containerd does not know")
         stop(dead, gently=False)
     if orphans := [found for found in contained() if not _descends(found.pid, {one.pid for one in shims(places)})]:

@@ -4,6 +4,7 @@ A pid file survives a kill and may name somebody else; a command line with our d
 """
 
 import os
+import select
 import signal
 import subprocess
 import time
@@ -90,10 +91,10 @@ def stop(found: list[Found], *, gently: bool = True) -> None:
         for descriptor in descriptors:
             _send(descriptor, how)
         deadline = time.monotonic() + STOP_SECONDS
-        while (living := [one for one in descriptors.values() if _command(one.pid) == one.command]) and (
-            time.monotonic() < deadline
-        ):
-            time.sleep(0.05)
+        while living := [one for one in descriptors if not _has_ended(one)]:
+            if time.monotonic() > deadline:
+                break
+            select.select(living, [], [], 0.2)
         if not living:
             break
     for descriptor in descriptors:
@@ -105,6 +106,11 @@ def _send(descriptor: int, how: signal.Signals) -> None:
         signal.pidfd_send_signal(descriptor, how)
     except ProcessLookupError:
         return
+
+
+def _has_ended(descriptor: int) -> bool:
+    """Tell whether a process has let go of everything, its ports too; its command line is gone before that."""
+    return bool(select.select([descriptor], [], [], 0)[0])
 
 
 def _command(pid: int) -> tuple[str, ...]:
