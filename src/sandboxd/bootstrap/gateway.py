@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from sandboxd import __version__
 from sandboxd.bootstrap.keys import KeyFiles
-from sandboxd.bootstrap.schema import wait_for_schema
+from sandboxd.bootstrap.schema import wait_for_schema, while_away
 from sandboxd.bootstrap.sources import NoWakeups, SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.bootstrap.tracing import make_tracer
@@ -71,7 +71,8 @@ async def gateway(settings: Settings) -> None:
             if not await unless_stopped(stop, wait_for_schema(url)):
                 return
             prices = PostgresPriceBookStore(database)
-            await prices.add(list_prices())
+            if not await unless_stopped(stop, while_away(lambda: prices.add(list_prices()))):
+                return
             await run_gateway(
                 config=config,
                 ledger=PostgresUsageLedger(database),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Final
 
@@ -39,6 +40,24 @@ async def wait_for_schema(url: str, *, patience: timedelta = PATIENCE) -> None:
             problem = f"it does not answer ({type(error).__name__})"
         if time.monotonic() > deadline:
             raise UnavailableError(f"The database cannot be used: {problem}.")
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def while_away(work: Callable[[], Awaitable[None]], *, patience: timedelta = PATIENCE) -> None:
+    """Do what a start needs of the database, again for as long as it does not answer: it may go away in between.
+
+    Raises:
+        UnavailableError: It does not, within the patience.
+    """
+    deadline = time.monotonic() + patience.total_seconds()
+    while True:
+        try:
+            await work()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
         await asyncio.sleep(_POLL_SECONDS)
 
 

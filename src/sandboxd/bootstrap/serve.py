@@ -15,7 +15,7 @@ from sandboxd.bootstrap.audit import warn_of_bypass
 from sandboxd.bootstrap.callers import listen, web_tls
 from sandboxd.bootstrap.chores import forget_old_commands, usage_hints
 from sandboxd.bootstrap.rooms import Rooms, build_rooms
-from sandboxd.bootstrap.schema import wait_for_schema
+from sandboxd.bootstrap.schema import wait_for_schema, while_away
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.settings import Settings, SettingsError, redact, unknown_variables
 
@@ -55,7 +55,8 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
         rooms.presence.address = rooms.peers.listen()
         if not await unless_stopped(stop, wait_for_schema(url)):
             return
-        await warn_of_bypass(rooms.database)
+        if not await unless_stopped(stop, while_away(lambda: warn_of_bypass(rooms.database))):
+            return
         if warning := rooms.manager.backend().warning:
             log.warning("backend.warning", backend=rooms.manager.backend().name, warning=warning)
         running = asyncio.create_task(_background(rooms), name="rooms")
