@@ -83,30 +83,35 @@ def main() -> None:
     given = {name: IMAGES[name] for name in options.names or IMAGES}
     chosen = {name: image for name, image in given.items() if (REPOSITORY / image.dockerfile).is_file()}
     began = time.monotonic()
-    with only_one():
-        base = options.base or make_base(registry)
-        made = {name: make_image(name, image, base=base, registry=registry) for name, image in chosen.items()}
+    base = options.base or base_reference(registry)
+    made: dict[str, dict[str, str]] = {}
+    for name, image in chosen.items():
+        made[name] = found_image(name, image, base=base, registry=registry) or make_image(
+            name, image, base=base, own_base=options.base is None, registry=registry
+        )
     write_digests(options.output, pull, made)
     say(f"{len(made)} images in {time.monotonic() - began:.1f} s; digests in {options.output}")
 
 
-def make_base(registry: "Registry") -> str:
-    """Return our own base, made and pushed where it is not there yet."""
-    recipe = REPOSITORY / "images" / "base"
-    packages = [
-        line for line in (recipe / "packages.txt").read_text().splitlines() if line and not line.startswith("#")
-    ]
-    tag = f"dev-{digest_of(('images/base', SUITE))}"
-    reference = f"{registry.name}/sandboxd/base:{tag}"
+def base_reference(registry: "Registry") -> str:
+    """Return what our own base is called; its tag says what goes into it."""
+    return f"{registry.name}/sandboxd/base:dev-{digest_of(('images/base', SUITE))}"
+
+
+def make_base(reference: str, registry: "Registry") -> None:
+    """Make and push our own base where it is not there yet."""
+    tag = reference.rpartition(":")[2]
     if registry.digest("sandboxd/base", tag):
-        return reference
+        return
+    lines = (REPOSITORY / "images" / "base" / "packages.txt").read_text().splitlines()
+    packages = ",".join(line for line in lines if line and not line.startswith("#"))
     root = CACHE / f"base-{tag}.tar"
     if not root.exists():
         need("mmdebstrap")
         say(f"making a root file system of Debian {SUITE} (100 MB, about a minute)")
         fresh = root.with_suffix(f".{os.getpid()}.tar")
         try:
-            run("base", ["mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}", SUITE, str(fresh)])
+            run("base", ["mmdebstrap", "--variant=minbase", f"--include={packages}", SUITE, str(fresh)])
             fresh.replace(root)
         finally:
             fresh.unlink(missing_ok=True)
@@ -114,28 +119,33 @@ def make_base(registry: "Registry") -> str:
         os.link(root, Path(context) / "rootfs.tar")
         build("base", "images/base/Dockerfile", Path(context), reference, [])
     registry.push("base", reference)
-    return reference
 
 
-def make_image(name: str, image: Image, *, base: str, registry: "Registry") -> dict[str, str]:
-    """Return tag and digest of an image, built and pushed where it is not there yet."""
-    base_tag = base.rpartition("/")[2]
-    tag = f"dev-{digest_of((image.dockerfile, *image.inputs), base_tag)}"
-    repository = f"sandboxd/{name}"
-    digest = registry.digest(repository, tag)
-    if digest is None:
-        reference = f"{registry.name}/{repository}:{tag}"
+def found_image(name: str, image: Image, *, base: str, registry: "Registry") -> dict[str, str] | None:
+    """Return tag and digest of an image that the registry has, or None."""
+    tag = f"dev-{digest_of((image.dockerfile, *image.inputs), base.rpartition('/')[2])}"
+    digest = registry.digest(f"sandboxd/{name}", tag)
+    return {"repository": f"sandboxd/{name}", "tag": tag, "digest": digest} if digest else None
+
+
+def make_image(name: str, image: Image, *, base: str, own_base: bool, registry: "Registry") -> dict[str, str]:
+    """Build and push an image, and return its tag and digest."""
+    with only_one():
+        if found := found_image(name, image, base=base, registry=registry):  # somebody else was quicker
+            return found
+        if own_base:
+            make_base(base, registry)
+        tag = f"dev-{digest_of((image.dockerfile, *image.inputs), base.rpartition('/')[2])}"
+        reference = f"{registry.name}/sandboxd/{name}:{tag}"
         arguments = ["--layers", "--build-arg", f"BASE={base}"]
         if AUTHORITIES.is_file():  # only used while building; for networks that look into TLS
             arguments += ["--secret", f"id=certificates,src={AUTHORITIES}"]
         build(name, image.dockerfile, REPOSITORY, reference, arguments)
-        registry.push(name, reference, f"{registry.name}/{repository}:dev")
-        digest = registry.digest(repository, tag)
-        if digest is None:
-            raise ImagesError(f"{reference} was pushed, and the registry does not know it")
-    else:
-        say(f"{name} is there: {tag}")
-    return {"repository": repository, "tag": tag, "digest": digest}
+        registry.push(name, reference, f"{registry.name}/sandboxd/{name}:dev")
+        found = found_image(name, image, base=base, registry=registry)
+        if found is None:
+            raise ImagesError(f"{reference} was built and pushed, and what goes into it has changed meanwhile: repeat")
+        return found
 
 
 def build(name: str, dockerfile: str, context: Path, reference: str, arguments: list[str]) -> None:
