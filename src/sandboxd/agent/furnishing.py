@@ -6,7 +6,6 @@ A fresh volume belongs to root and is empty; the freelancer finds a home on it a
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Final
 
@@ -79,5 +78,7 @@ def _furnish(home: Path, user: User) -> None:
     """Fill an empty home with the skeleton of new accounts."""
     if not SKELETON.is_dir() or {entry.name for entry in home.iterdir()} - FRESH:
         return
+    import shutil  # only where a home is fresh
+
     with user.rights():
         shutil.copytree(SKELETON, home, symlinks=True, dirs_exist_ok=True, copy_function=shutil.copyfile)

@@ -20,10 +20,8 @@ from sandboxd.agent.copying import drain, feed
 from sandboxd.agent.freezer import Freezer
 from sandboxd.agent.model_endpoint import ModelEndpoint
 from sandboxd.agent.model_exchange import BODY_BYTES
-from sandboxd.agent.pack import pack
 from sandboxd.agent.process import CHUNK_BYTES, ManagedProcess
 from sandboxd.agent.supervisor import Supervisor
-from sandboxd.agent.unpack import unpack
 from sandboxd.agent.user import User
 from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.agent.v1 import agent_pb2_grpc
@@ -227,6 +225,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                 yield message.data
 
         def work(stream: IO[bytes]) -> CopyResult:
+            from sandboxd.agent.unpack import unpack  # with the first copy: tarfile costs a start its time
+
             return unpack(
                 stream,
                 root=root,
@@ -247,6 +247,8 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         root = self._reporter.roots[codec.root_from(request.root)]
 
         def work(stream: IO[bytes]) -> CopyResult:
+            from sandboxd.agent.pack import pack  # as in CopyIn
+
             return pack(stream, root=root, path=request.path, max_bytes=request.max_bytes)
 
         async with contextlib.aclosing(drain(work if self._user is None else self._user.acting(work))) as pieces:

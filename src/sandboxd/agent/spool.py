@@ -10,7 +10,6 @@ It does not wait and does not know processes: who writes asks `room` first.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from sandboxd.model.processes import SpoolPolicy
@@ -96,6 +95,15 @@ class Spool:
 
 
 def _nameless_file(directory: Path) -> int:
+    try:
+        return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError:  # not every file system has files without a name
+        return _unlinked_file(directory)
+
+
+def _unlinked_file(directory: Path) -> int:
+    import tempfile  # with all that it brings, only where it is needed
+
     number, name = tempfile.mkstemp(prefix="spool-", dir=directory)
     os.unlink(name)  # noqa: PTH108 - the name comes from the line above as text
     return number

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sandboxd.model.errors import (
     AlreadyExistsError,
@@ -41,7 +41,9 @@ from sandboxd.model.processes import (
     SignalScope,
     TerminalSize,
 )
-from sandboxd.model.sandbox import AgentEndpoint
+
+if TYPE_CHECKING:  # or the agent, which has these errors from here, would load the model's sandboxes
+    from sandboxd.model.sandbox import AgentEndpoint
 
 
 class ProcessNotFoundError(NotFoundError):
