@@ -159,17 +159,16 @@ async def test_copies_have_the_freelancers_rights_and_no_others(world: PodWorld)
 
 async def test_freeze_and_thaw_go_unnoticed_under_a_shell_with_make_and_with_vim(world: PodWorld) -> None:
     assert world.agent is not None
-    await world.run(
-        "printf 'all:\\n\\t@for i in 1 2 3; do sleep 0.3; echo step $$i; done; touch made\\n' > /workspace/Makefile"
-    )
+    await world.run(r"printf 'all:\n\t@until [ -e go ]; do sleep 0.1; done; touch made\n' > /workspace/Makefile")
     shell = await world.start("/bin/bash", "-i", terminal=TERMINAL)
     editor = await world.start("/usr/bin/vim", "/workspace/text", terminal=TERMINAL)
     await world.agent.write(shell, epoch=1, offset=0, data=b"make; echo made is $?; exit\n")
-    await eventually(lambda: _running(world, "make"), within=20)
+    await eventually(lambda: _running(world, "make"), within=60)
 
     frozen = await world.agent.freeze(timeout=SECONDS)
     states = await world.exec("sh", "-c", "for p in /proc/[0-9]*; do awk '{print $2 $3}' $p/stat; done 2>/dev/null")
     thawed = await world.agent.thaw(timeout=SECONDS)
+    await world.run("touch /workspace/go")
     await world.agent.write(editor, epoch=1, offset=0, data=b"iwritten after the thaw\x1b:wq\n")
     printed = await world.read(shell)
     await world.read(editor)
