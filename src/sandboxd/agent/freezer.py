@@ -1,7 +1,9 @@
 """Freeze and thaw: SIGSTOP to everything, parents first, until nothing new appears; SIGCONT back, leaves first.
 
 The order matters: a shell that still runs while its child stops would say "Stopped" and take the terminal back. Stopped
-first, it sees nothing; and continued last, it finds its child running. What was stopped before is left alone and stays.
+first, it sees nothing; and continued last, it finds its child running. First means *seen* stopped, level by level: a
+shell that waits for a child has its signal pending until it is scheduled, and would be told of the child before that.
+What was stopped before is left alone and stays.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class Freezer:
             self.frozen = True
             try:
                 async with asyncio.timeout(timeout.total_seconds()):
-                    while not self._step():
+                    while not await self._step():
                         await asyncio.sleep(STEP_SECONDS)
             except TimeoutError as error:
                 raise FreezeIncompleteError(
@@ -61,7 +63,7 @@ class Freezer:
             self.frozen = False
             return count
 
-    def _step(self) -> bool:
+    async def _step(self) -> bool:
         """Look once and stop what runs. True when everything was stopped already, so the set is stable."""
         entries = [entry for entry in proctree.descendants(os.getpid()).values() if entry.live]
         running = {(entry.pid, entry.start): entry for entry in entries if not entry.stopped}
@@ -69,11 +71,33 @@ class Freezer:
         # Stopped, and not by us: by a shell's job control, a debugger, or another freeze than ours. It stays so.
         self._strangers = stopped - self._stopped.keys()
         before = self._stopped
-        proctree.send(running.values(), signal.SIGSTOP)
         # Keep them in the order of the tree as it is now: thawing goes the other way.
         ours = {(entry.pid, entry.start): entry for entry in entries}
         self._stopped = {key: entry for key, entry in ours.items() if key not in self._strangers}
+        for level in _levels(entries):
+            sent = [entry for entry in level if not entry.stopped]
+            proctree.send(sent, signal.SIGSTOP)
+            while not all(_settled(entry) for entry in sent):
+                await asyncio.sleep(STEP_SECONDS)
         # Who waits inside the kernel (state D) with our signal pending runs no instruction of its own any more. It must
         # count as stopped: after vfork a parent waits so for its child's exec, and that child is stopped by us. On the
         # way back the child goes first, and the parent's pending stop is taken away before it returns.
         return all(entry.state == "D" and key in before for key, entry in running.items())
+
+
+def _levels(entries: list[Entry]) -> list[list[Entry]]:
+    """Group processes, parents before children, by how many of them are above each."""
+    depths: dict[int, int] = {}
+    levels: list[list[Entry]] = []
+    for entry in entries:
+        depth = depths[entry.pid] = depths.get(entry.parent, -1) + 1
+        if depth == len(levels):
+            levels.append([])
+        levels[depth].append(entry)
+    return levels
+
+
+def _settled(entry: Entry) -> bool:
+    """True when a process that was sent a stop sees nothing more: stopped, inside the kernel, ended, or gone."""
+    present = proctree.read_entry(entry.pid)
+    return present is None or present.start != entry.start or present.stopped or present.state in "DZX"
