@@ -67,7 +67,13 @@ async def one_pass(database: Database, *, everything: bool) -> tuple[int, float]
         for one in page:
             found = judge(one, policy, Root.CLEAN, judged_by_two=True, at=now)
             noted.append(
-                Noted(sandbox=one.sandbox.id, version=one.sandbox.version, look=found.look, look_time=found.look_time)
+                Noted(
+                    sandbox=one.sandbox.id,
+                    version=one.sandbox.version,
+                    look=found.look,
+                    look_time=found.look_time,
+                    changed=found.look != one.look,
+                )
             )
         async with units.begin() as work:
             await work.looks.note(noted)

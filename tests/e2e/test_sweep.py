@@ -37,7 +37,7 @@ async def states(service: Service) -> list[pb.SandboxState.ValueType]:
         return [sandbox.state async for sandbox in client.sandboxes(states=every)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("limit", "point", "rest"),
     [
@@ -57,18 +57,18 @@ async def test_a_step_of_the_sweep_is_finished_after_a_kill_and_a_use_brings_it_
     await service.kill()
 
     await service.start(failpoints=f"{point}=exit9", settings=NEVER | {f"SANDBOXD_{limit}_AFTER_SECONDS": "2"})
-    assert await service.wait_end(within=120) == -signal.SIGKILL
+    assert await service.wait_end(within=240) == -signal.SIGKILL
     await service.start(settings=NEVER)
 
     async def rested() -> bool:
         return await states(service) == [rest]
 
-    await eventually(rested, within=60, every=0.2)
+    await eventually(rested, within=240, every=0.2)
     workspace = service.data / ("kept" if limit == "TERMINATE" else "sandboxes")
     assert (workspace / created.name.removeprefix("sandboxes/") / "workspace").is_dir()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(service: Service) -> None:
     quick = NEVER | {"SANDBOXD_HIBERNATE_AFTER_SECONDS": "2"}
     await service.start(settings=NEVER)

@@ -65,6 +65,8 @@ class Noted:
     look: Look
     look_time: datetime
     """When to look again."""
+    changed: bool = True
+    """False where the look is the one that is there: then only the time is written."""
 
 
 class LookRepository(Protocol):

@@ -19,7 +19,7 @@ from sandboxd.manager.agents import visit
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.intents import Intent, Intents, SandboxInUseError
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics, StepOutcome
-from sandboxd.manager.lifecycle_ports import Candidate, Dirtiness, Noted
+from sandboxd.manager.lifecycle_ports import Candidate, Dirtiness, Look, Noted
 from sandboxd.manager.operations import Operations, Work
 from sandboxd.manager.own_deeds import OwnDeeds
 from sandboxd.manager.ports import Conversations, UnitOfWork, UnitsOfWork
@@ -152,7 +152,7 @@ class Sweep:
             noted = [found for task in tasks if (found := task.result()) is not None]
             report.looked += len(page)
             if noted and not dry_run:
-                await self._note(noted)
+                await self._note(noted, {one.sandbox.id: one.look for one in page})
         report.seconds = self.clock.monotonic() - began
         if not dry_run:
             self.metrics.passed(candidates=report.looked, seconds=report.seconds, lag=report.lag.total_seconds())
@@ -290,14 +290,12 @@ class Sweep:
             settled = await self.operations.finish(intent, work_of[step], timeout=STEP_TIMEOUT)
         return "done" if settled.sandbox.state is RESULTS[step] else "called_off"
 
-    async def _note(self, noted: Sequence[Noted]) -> None:
+    async def _note(self, noted: Sequence[Noted], before: Mapping[SandboxId, Look]) -> None:
         async with self.units.begin() as work:
-            before = await work.looks.find([one.sandbox for one in noted])
-            await work.looks.note(noted)
+            await work.looks.note([replace(one, changed=one.look != before[one.sandbox]) for one in noted])
             await work.commit()
         for one in noted:
-            former = before.get(one.sandbox)
-            if former is not None and former.look.announced != one.look.announced:
+            if before[one.sandbox].announced != one.look.announced:
                 await self.changes.announce(one.sandbox)  # who has a stream open tells it
 
     def _failed(self, candidate: Candidate, report: SweepReport, reason: str) -> Noted:

@@ -65,10 +65,13 @@ class PostgresLookRepository(LookRepository):
             if not written:
                 return
             await self._connection.execute(_LATER, _later(written))
+            changed_looks = [_values(one) for one in written if one.changed]
+            if not changed_looks:
+                return
             statement = insert(_LOOKS)
             changed = {name: statement.excluded[name] for name in _LOOK}
             statement = statement.on_conflict_do_update(index_elements=["sandbox"], set_=changed)
-            await self._connection.execute(statement, [_values(one) for one in written])
+            await self._connection.execute(statement, changed_looks)
 
     @override
     async def find(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, Candidate]:
