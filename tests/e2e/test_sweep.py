@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.ctl.errors import ApiError
 from sandboxd.v1 import sandbox_pb2 as pb
 from tests.e2e.service import Service
 from tests.eventually import eventually
@@ -61,7 +62,10 @@ async def test_a_step_of_the_sweep_is_finished_after_a_kill_and_a_use_brings_it_
     await service.start(settings=NEVER)
 
     async def rested() -> bool:
-        return await states(service) == [rest]
+        try:
+            return await states(service) == [rest]
+        except ApiError:  # it is still on its way up
+            return False
 
     await eventually(rested, within=240, every=0.2)
     workspace = service.data / ("kept" if limit == "TERMINATE" else "sandboxes")
@@ -81,16 +85,23 @@ async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(servic
     assert code == 0
     assert [one["step"] for one in plan["plans"]] == ["HIBERNATE"]
     steps: dict[str, dict[str, int]] = {}
-    for _ in range(5):  # the first one takes a reading, the next one announces
+    for _ in range(8):  # the first one takes a reading, the next one announces
         code, printed = await service.sweep(settings=quick)
-        assert code == 0
+        assert code in (0, 1), "on a loaded machine an agent may be too slow for a look, and is asked again"
         steps = json.loads(printed)["steps"]
         if steps:
             break
     assert steps == {"hibernate": {"done": 1}}
 
     await service.start(settings=NEVER)
-    assert await states(service) == [pb.SANDBOX_STATE_HIBERNATED]
+
+    async def rested() -> bool:
+        try:
+            return await states(service) == [pb.SANDBOX_STATE_HIBERNATED]
+        except ApiError:  # it is still on its way up
+            return False
+
+    await eventually(rested, within=240, every=0.2)
 
 
 async def test_a_sweep_that_cannot_reach_the_database_says_so_by_its_exit_code(service: Service) -> None:
