@@ -43,7 +43,7 @@ async def test_a_session_in_a_pod_writes_a_file_that_outlives_pause_and_resume_a
         assert stack.inside(sandbox, "cat", "/workspace/notes.txt") == "hello"
         sessions = [session async for session in client.sessions(sandbox.name)]
         assert len(sessions) == 1
-        async with client.stream(sandbox.name, session=sessions[0].name) as stream:
+        async with client.stream(sandbox.name, session=sessions[0].name, after_sequence=-1) as stream:
             again = Transcript(stream=stream)
             said = await again.turn("fake:say(text=still here)")
         assert said.stop_reason == stream_pb2.STOP_REASON_END_TURN
