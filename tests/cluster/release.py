@@ -159,6 +159,12 @@ class Release:
         found = await self.get("secret", f"{self.full}-{name}")
         return {entry: base64.b64decode(value) for entry, value in found["data"].items()}
 
+    async def run_in(self, component: str, script: str, *arguments: str) -> str:
+        """Run Python in a pod of a component."""
+        pod = (await self.pods(component))[0]["metadata"]["name"]
+        python = ("/opt/sandboxd/bin/python", "-c", script)
+        return await self.cluster.run_in(self.namespace, pod, *python, *arguments)
+
     async def open(self) -> None:
         """Make ready what a caller needs: trust, a signing key, and a way to the Service from here."""
         keys = KeyFiles(home=self.home)

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.ctl.connection import new_request_id
 from sandboxd.ctl.session_stream import SessionStream
 from sandboxd.model.cluster import INSTANCE_LABEL
+from sandboxd.v1 import key_pb2, key_pb2_grpc
 from tests.chart.helm import NO_HELM, find_helm
 from tests.cluster.release import API_KEY, Images, Release, read_images, settled
 from tests.eventually import eventually
@@ -113,13 +115,65 @@ async def test_an_installation_ends_with_a_stream_that_works(release: Release) -
         history = [event async for event in caller.history(stream.session)]
     assert any("42" in str(event) for event in history)
 
-    # The key is in the gateway's Secret and nowhere in the sandbox.
+    await _the_key_is_not_in_the_sandbox(release)
+    await _a_new_key_arrives_without_a_restart(release)
+    await _others_in_the_namespace_reach_the_api_alone(release)
+    await _the_sweep_passes(release)
+
+
+async def _the_key_is_not_in_the_sandbox(release: Release) -> None:
     found = await release.cluster.get("sandboxes.sandboxd.dev", "-A", "-l", f"{INSTANCE_LABEL}={release.instance}")
     where = found["items"][0]["metadata"]
-    inside = await release.cluster.run_in(
-        where["namespace"], f"{where['name']}-0", "sh", "-c", "env; cat /proc/*/environ"
-    )
+    place = (where["namespace"], f"{where['name']}-0")
+    inside = await release.cluster.run_in(*place, "sh", "-c", "env; cat /proc/*/environ | tr '\\0' '\\n'")
+
+    assert "HOME=" in inside
     assert API_KEY not in inside
+
+
+async def _a_new_key_arrives_without_a_restart(release: Release) -> None:
+    async with release.client("acme") as caller:
+        stub = key_pb2_grpc.KeyServiceStub(caller.connection.channel)
+        name = "clients/acme/keys/gemini"
+        request = key_pb2.SetKeyRequest(request_id=new_request_id(), name=name, key="another-key-of-acme")
+        await caller.connection.call(stub.SetKey, request)
+    before = (await release.pods("gateway"))[0]
+
+    async def arrived() -> bool:
+        entries = await release.run_in("gateway", "import os; print(os.listdir('/etc/sandboxd/api-keys'))")
+        return "'acme'" in entries
+
+    await eventually(arrived, within=180, every=2)
+    after = (await release.pods("gateway"))[0]
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+async def _others_in_the_namespace_reach_the_api_alone(release: Release) -> None:
+    doors = {"serve": 50051, "gateway": 8443, "postgresql": 5432}
+    script = (
+        "import socket, sys\n"
+        "for host, port in zip(sys.argv[1::2], sys.argv[2::2]):\n"
+        "    try:\n        socket.create_connection((host, int(port)), 3).close()\n        print(host)\n"
+        "    except OSError: pass\n"
+    )
+    named = [word for component, port in doors.items() for word in (f"{release.full}-{component}", str(port))]
+
+    from_a_stranger = await release.cluster.run_in(release.namespace, "deploy/practice", "python", "-c", script, *named)
+    from_serve = await release.run_in("serve", script, *named)
+
+    assert from_a_stranger.split() == [f"{release.full}-serve"]
+    assert from_serve.split() == [f"{release.full}-postgresql"]  # the database has a door, and not for strangers
+
+
+async def _the_sweep_passes(release: Release) -> None:
+    place = ("-n", release.namespace)
+    await release.cluster.kubectl("create", "job", "now", f"--from=cronjob/{release.full}-sweep", *place)
+    await release.cluster.kubectl("wait", "job/now", "--for=condition=Complete", "--timeout=90s", *place, within=100)
+
+    report = json.loads((await release.cluster.kubectl("logs", "job/now", *place)).splitlines()[-1])
+
+    assert (report["looked"], report["failed"]) == (1, 0)
 
 
 async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keeps_what_is_peoples(
