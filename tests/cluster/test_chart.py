@@ -211,7 +211,7 @@ async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keep
     assert await _claims(release) == claims
     assert len(claims) == 4
     assert (await release.secret("signing")) == keys["signing"]
-    assert (await release.get("pods", "-l", "app.kubernetes.io/component=serve"))["items"] == []
+    assert await release.pods("serve") == []
 
 
 async def _kill_the_leading_operator(release: Release) -> None:
