@@ -22,6 +22,8 @@ from sandboxd.operator.kinds import Kind
 
 RENEWALS: Final = 5
 """A leader renews so many times in a duration."""
+REQUEST_SHARE: Final = 0.4
+"""Share of the duration that one request may take: a slow API server is no reason to give up before the fence."""
 FENCED_SHARE: Final = 0.6
 """Share of the duration after which a leader that could not renew stops writing."""
 
@@ -83,7 +85,7 @@ class Leadership:
         step = self._settings.duration.total_seconds() / RENEWALS
         try:
             while True:
-                await self._try(timedelta(seconds=step * 2))
+                await self._try(self._settings.duration * REQUEST_SHARE)
                 if self._leading and not self.leads:
                     self._lose()
                 await asyncio.sleep(step)

@@ -24,6 +24,7 @@ from sandboxd.operator.writing import Writer
 
 WORKERS: Final = 16
 """So many keys are worked on at once; each pass is a few requests."""
+NOT_LEADING_SECONDS: Final = 0.2
 
 log = structlog.get_logger(__name__)
 
@@ -53,7 +54,8 @@ class Operator:
         metrics: OperatorMetrics,
     ) -> None:
         self._metrics = metrics
-        self._leading = False
+        self._leading = asyncio.Event()
+        self._has_led = False
         self._queue: WorkQueue[WorkKey] = WorkQueue()
         instance = settings.plan.instance
         self.mirrors = Mirrors(api, instance=instance, wake=self._wake)
@@ -94,27 +96,30 @@ class Operator:
             tasks.create_task(self.leadership.run(), name="leadership")
 
     def _wake(self, key: WorkKey) -> None:
-        if self._leading:
+        if self._has_led:
             self._queue.add(key)
 
     def _leads(self, leads: bool) -> None:
-        self._leading = leads
         self._metrics.lead(leads)
-        self._queue.clear()
-        if leads:
-            for key in self.mirrors.everything():
-                self._queue.add(key)
+        if not leads:
+            self._leading.clear()
+            return
+        # Keys that still wait stay in front: leadership that comes and goes must not begin anew each time.
+        self._has_led = True
+        for key in self.mirrors.everything():
+            self._queue.add(key)
+        self._leading.set()
 
     async def _work(self) -> None:
         while True:
+            await self._leading.wait()
             key = await self._queue.take()
             began = time.perf_counter()
             outcome = "failed"
             try:
                 outcome = await self._pass(key)
             except NotLeaderError:
-                if self._leading:
-                    self._queue.retry(key)  # the Lease may still be renewed in time
+                self._queue.add_later(key, NOT_LEADING_SECONDS)  # for when it leads again
             except Exception:
                 log.exception("operator.pass_failed", namespace=key.namespace, sandbox=key.sandbox)
                 self._queue.retry(key)
