@@ -31,6 +31,7 @@ from sandboxd.model.cluster import INSTANCE_LABEL
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId, make_id
 from sandboxd.model.processes import ProcessId, ProcessSpec
 from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Tier
+from sandboxd.operator.pod_shape import agent_python
 from tests.bench.figures import percentile
 from tests.installation import ClusterInstallation, built_images
 from tests.kube import find_cluster
@@ -120,8 +121,7 @@ class Bench:
         labels = {INSTANCE_LABEL: self.installation.instance, "bench": "bare", "name": name}
         agent = {"name": "agent", "image": {"reference": self.installation.images["agent"]}}
         root = "/opt/agent"
-        libraries = f"{root}/usr/lib/x86_64-linux-gnu:{root}/lib/x86_64-linux-gnu"
-        python = [f"{root}/lib64/ld-linux-x86-64.so.2", "--library-path", libraries, f"{root}/usr/bin/python3"]
+        python = list(agent_python(root))
         mounts = [{"name": "agent", "mountPath": root}]
         claims = []
         if volumes:

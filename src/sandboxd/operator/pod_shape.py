@@ -34,14 +34,22 @@ USER_ID: Final = 1000
 """User and group of what the freelancer runs: `gemini` of the sandbox image."""
 TERMINATION_SECONDS: Final = 15
 """More than the agent takes to end what runs in the sandbox."""
-_LOADER: Final = f"{AGENT_ROOT}/lib64/ld-linux-x86-64.so.2"
-_LIBRARIES: Final = f"{AGENT_ROOT}/usr/lib/x86_64-linux-gnu:{AGENT_ROOT}/lib/x86_64-linux-gnu"
+LIBRARIES: Final = "/usr/lib/x86_64-linux-gnu"
+"""Where the agent's image has its libraries."""
+
+
+def agent_python(root: str) -> tuple[str, ...]:
+    """How the agent's own Python is run from where its file system is, so that nothing of the sandbox's is looked up.
+
+    Its own loader and no cache of another's libraries; no environment and no `site` (docs/adr/0024). To be followed by
+    `-m` and a module.
+    """
+    loader = f"{root}/lib64/ld-linux-x86-64.so.2"
+    return (loader, "--inhibit-cache", "--library-path", f"{root}{LIBRARIES}", f"{root}/usr/bin/python3", "-I", "-S")
+
+
 AGENT_COMMAND: Final = (
-    _LOADER,
-    "--library-path",
-    _LIBRARIES,
-    f"{AGENT_ROOT}/usr/bin/python3",
-    "-s",
+    *agent_python(AGENT_ROOT),
     "-m",
     "sandboxd.agent",
     "--config",
@@ -134,6 +142,8 @@ def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:
         "image": spec.image or template.image,
         "imagePullPolicy": "IfNotPresent",
         "command": list(AGENT_COMMAND),
+        # Or the agent's libraries would read the sandbox's own configuration of them.
+        "env": [{"name": "OPENSSL_CONF", "value": "/dev/null"}],
         "workingDir": "/",
         "ports": [{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
         "resources": resources_of(spec.resources, template, mode=Mode.RUNNING),
@@ -172,7 +182,7 @@ def _copy_container(template: Template) -> dict[str, Any]:
         "image": template.agent_image,
         "imagePullPolicy": "IfNotPresent",
         # Its image has no shell and no cp.
-        "command": ["/usr/bin/python3", "-s", "-m", "sandboxd.agent.deliver", "/copy"],
+        "command": [*agent_python(""), "-m", "sandboxd.agent.deliver", "/copy"],
         "resources": {"limits": limits, "requests": {"cpu": "10m", "memory": "32M"}},
         "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [{"name": AGENT_VOLUME, "mountPath": "/copy"}],
