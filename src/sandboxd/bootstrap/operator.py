@@ -63,7 +63,7 @@ async def operator(settings: Settings) -> None:
     with stop_signals() as stop:
         log.info("role.settings", **redact(settings))
         try:
-            async with KubeClient() as api:
+            async with KubeClient(settings.kubeconfig) as api:
                 made = Operator(
                     api,
                     settings=shape,
