@@ -280,6 +280,35 @@ async def test_another_tier_for_what_does_not_run_is_for_its_next_start(world: B
     await world.backend.resize(a_spec(), an_incarnation(), timeout=TIMEOUT)
 
 
+async def test_what_is_shrunk_and_grown_again_goes_on_as_the_same_life(world: BackendWorld) -> None:
+    spec, life = a_spec(), an_incarnation()
+    endpoint = await world.backend.start(spec, life, timeout=TIMEOUT)
+
+    for _ in range(2):
+        await world.backend.shrink(spec.sandbox, life, timeout=TIMEOUT)
+    small = await world.backend.observe(spec.sandbox)
+    answered = await answers(world, endpoint)
+    for _ in range(2):
+        await world.backend.grow(spec.sandbox, life, timeout=TIMEOUT)
+    grown = await world.backend.observe(spec.sandbox)
+
+    assert (small.shrunk, grown.shrunk) in ((True, False), (None, None))
+    assert [one.incarnation for one in (*small.running, *grown.running)] == [life, life]
+    assert answered == life == await answers(world, endpoint)
+
+
+async def test_what_was_stopped_is_neither_shrunk_nor_brought_back_by_growing(world: BackendWorld) -> None:
+    spec, life = a_spec(), an_incarnation()
+    await world.backend.start(spec, life, timeout=TIMEOUT)
+    await world.backend.stop(spec.sandbox, life, grace=GRACE, timeout=TIMEOUT)
+
+    await world.backend.shrink(spec.sandbox, life, timeout=TIMEOUT)
+    await world.backend.grow(spec.sandbox, life, timeout=TIMEOUT)
+
+    seen = await world.backend.observe(spec.sandbox)
+    assert (seen.shrunk or False, list(seen.running)) == (False, [])
+
+
 async def test_remove_ends_what_runs_and_answers_the_same_when_repeated(world: BackendWorld) -> None:
     spec = a_spec()
     await world.backend.start(spec, an_incarnation(), timeout=TIMEOUT)

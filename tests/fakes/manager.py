@@ -544,6 +544,8 @@ class FakeBackend(Backend):
         self.keeps_root = True
         self.tiers: dict[SandboxId, Tier] = {}
         """What each was last asked to have."""
+        self.shrunk: set[SandboxId] = set()
+        """Those that were asked to take as little as they can."""
         self._ports = count(10_001)
 
     @override
@@ -563,6 +565,7 @@ class FakeBackend(Backend):
         lives = self.running.setdefault(spec.sandbox, {})
         self.files.add(spec.sandbox)
         self.tiers[spec.sandbox] = spec.tier
+        self.shrunk.discard(spec.sandbox)
         for other in [life for life in lives if life != incarnation]:
             self.kill(spec.sandbox, other)
         if incarnation not in lives:
@@ -596,6 +599,18 @@ class FakeBackend(Backend):
             self.tiers[spec.sandbox] = spec.tier
 
     @override
+    async def shrink(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        await self._weather()
+        if incarnation in self.running.get(sandbox, {}):
+            self.shrunk.add(sandbox)
+
+    @override
+    async def grow(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        await self._weather()
+        if incarnation in self.running.get(sandbox, {}):
+            self.shrunk.discard(sandbox)
+
+    @override
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
         await self._weather()
         for incarnation in list(self.running.get(sandbox, {})):
@@ -619,7 +634,11 @@ class FakeBackend(Backend):
     async def observe(self, sandbox: SandboxId) -> Observation:
         running = [RunningIncarnation(incarnation=i, endpoint=e) for i, e in self.running.get(sandbox, {}).items()]
         return Observation(
-            sandbox=sandbox, present=sandbox in self.files, tier=self.tiers.get(sandbox), running=running
+            sandbox=sandbox,
+            present=sandbox in self.files,
+            tier=self.tiers.get(sandbox),
+            shrunk=sandbox in self.shrunk,
+            running=running,
         )
 
     @override

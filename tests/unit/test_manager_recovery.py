@@ -271,3 +271,13 @@ async def test_a_healthy_world_has_no_orphans(world: ManagerWorld) -> None:
     orphans = await world.manager.recovery.inspect()
 
     assert orphans.sandboxes | orphans.incarnations | orphans.missing == frozenset()
+
+
+async def test_sizes_that_were_missed_while_the_world_was_away_are_made_good(world: ManagerWorld) -> None:
+    frozen, awake = await world.given_active(), await world.given_active()
+    await world.manager.hibernate(frozen.id, timeout=SOON)
+    world.backend.shrunk.symmetric_difference_update({frozen.id, awake.id})
+
+    await world.manager.recovery.inspect()
+
+    assert world.backend.shrunk == {frozen.id}

@@ -14,6 +14,7 @@ from sandboxd.model.errors import (
     OpenTurnsError,
     SandboxNotFoundError,
     SandboxPausedError,
+    UnavailableError,
 )
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.processes import FreezeResult
@@ -177,6 +178,26 @@ async def test_hibernate_freezes_and_any_use_thaws_with_a_fresh_token(world: Man
     assert (active.sandbox.state, agent.frozen) == (S.ACTIVE, False)
     assert active.incarnation.number == 1
     assert agent.model_endpoint["token"] != token
+
+
+async def test_a_frozen_sandbox_gives_back_what_it_does_not_need_and_a_use_asks_for_it(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+
+    await world.manager.hibernate(sandbox.id, timeout=SOON)
+    frozen = set(world.backend.shrunk)
+    await world.use.use(sandbox.id, timeout=SOON)
+
+    assert (frozen, world.backend.shrunk) == ({sandbox.id}, set())
+
+
+async def test_a_world_that_does_not_size_keeps_nobody_from_freezing_and_waking(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+    world.backend.error = UnavailableError("The cluster is away.")
+
+    frozen = await world.manager.hibernate(sandbox.id, timeout=SOON)
+    active = await world.use.use(sandbox.id, timeout=SOON)
+
+    assert (frozen.state, active.sandbox.state, active.incarnation.number) == (S.HIBERNATED, S.ACTIVE, 1)
 
 
 async def test_a_sandbox_with_an_open_turn_is_not_hibernated(world: ManagerWorld) -> None:

@@ -47,6 +47,8 @@ class Observation:
     """True while its files are in their place; False before the first start and after `remove`."""
     tier: Tier | None = None
     """Whose resources it was asked to have; None where the backend does not keep that."""
+    shrunk: bool | None = None
+    """Whether it was asked to take as little as it can, see `Backend.shrink`; None where the backend knows no such."""
     running: Sequence[RunningIncarnation] = ()
     """Normally none or one; more are leftovers of a crash."""
 
@@ -124,6 +126,17 @@ class Backend(Protocol):
 
         Volumes grow where the world can, and never shrink. What does not run is success: its next start takes the spec.
         """
+        ...
+
+    async def shrink(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        """Give back what a frozen sandbox does not need, in place: its processes, memory and limits stay.
+
+        Does not wait until it has happened. Absent is success, and so are another incarnation and one that is stopped.
+        """
+        ...
+
+    async def grow(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        """Ask back what `shrink` gave; the world may need a while for it, in which the sandbox works. Else as that."""
         ...
 
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
+
+import structlog
 
 from sandboxd.manager.agents import visit
 from sandboxd.manager.backend_port import Backend
@@ -14,7 +18,7 @@ from sandboxd.manager.operations import Settled
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.tokens import TokenKeeper
-from sandboxd.model.errors import AgentUnavailableError, DeadlineError
+from sandboxd.model.errors import AgentUnavailableError, DeadlineError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock
@@ -22,6 +26,11 @@ from sandboxd.stream.agent_port import AgentConnector
 
 FREEZE_TIMEOUT: Final = timedelta(seconds=10)
 THAW_TIMEOUT: Final = timedelta(seconds=10)
+SHRINK_TIMEOUT: Final = timedelta(seconds=5)
+GROW_TIMEOUT: Final = timedelta(milliseconds=500)
+"""How long a wake waits at most for the request to grow back, which goes out beside the thaw. Recovery repeats it."""
+
+log = structlog.get_logger(__name__)
 
 
 class Freezing:
@@ -65,6 +74,8 @@ class Freezing:
                 endpoint = None
         failpoint("hibernate.after_freeze")
         gone = endpoint is None
+        if incarnation is not None and not gone:
+            await self._size(incarnation, self._backend.shrink, within=SHRINK_TIMEOUT)
         settled = await self._intents.settle(intent, lambda work, before: self._hibernated(work, before, gone=gone))
         return Settled(sandbox=settled)
 
@@ -77,16 +88,22 @@ class Freezing:
         failpoint("wake.after_commit")
         incarnation, endpoint = await self._present(intent.sandbox)
         if incarnation is not None and endpoint is not None:
+            growing = asyncio.create_task(
+                self._size(incarnation, self._backend.grow, within=GROW_TIMEOUT), name=f"grow-{incarnation.id}"
+            )
             try:
                 await self._tokens.give(intent.sandbox, incarnation.id, endpoint)
                 async with visit(self._connector, endpoint) as agent:
                     await agent.thaw(timeout=THAW_TIMEOUT)
+                await growing
             except (AgentUnavailableError, DeadlineError):
                 if await self._runs(incarnation):
                     raise
             else:
                 failpoint("wake.after_thaw")
                 return Settled(sandbox=await self._intents.settle(intent, self._active))
+            finally:
+                growing.cancel()
         anew = await self._intents.advance(
             intent, lambda work, now: self._startup.plan(work, now, SandboxState.STARTING, lost=AGENT_LOST)
         )
@@ -96,6 +113,14 @@ class Freezing:
         async with self._units.begin() as work:
             incarnation = await work.incarnations.current(sandbox.id)
         return incarnation, None if incarnation is None else incarnation.endpoint
+
+    async def _size(self, life: Incarnation, change: Callable[..., Awaitable[None]], *, within: timedelta) -> None:
+        """Make a request about size: that it fails changes what a sandbox costs, and nothing that it does."""
+        try:
+            async with asyncio.timeout(within.total_seconds()):
+                await change(life.sandbox, life.id, timeout=within)
+        except (SandboxdError, TimeoutError) as error:
+            log.warning("sandbox.not_sized", error=str(error) or "not in time")
 
     async def _runs(self, incarnation: Incarnation | None) -> bool:
         if incarnation is None:

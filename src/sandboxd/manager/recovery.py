@@ -187,13 +187,18 @@ class Recovery:
         return orphans
 
     async def _resize(self, rows: Mapping[SandboxId, Sandbox], seen: Mapping[SandboxId, Observation]) -> None:
-        """Give what runs the tier that is wanted, where a crash came between the two."""
+        """Give what runs the size that is wanted, where a crash or the world's absence came between the two."""
         for sandbox, found in seen.items():
             row = rows.get(sandbox)
-            if row is None or row.incarnation is None or row.state not in RUNNING or found.tier in (None, row.tier):
+            if row is None or row.incarnation is None or row.state not in RUNNING:
                 continue
+            frozen = row.state is SandboxState.HIBERNATED
             try:
-                await self.backend.resize(spec_of(row), row.incarnation, timeout=RESIZE_TIMEOUT)
+                if found.tier not in (None, row.tier):
+                    await self.backend.resize(spec_of(row), row.incarnation, timeout=RESIZE_TIMEOUT)
+                if found.running and found.shrunk not in (None, frozen):
+                    change = self.backend.shrink if frozen else self.backend.grow
+                    await change(sandbox, row.incarnation, timeout=RESIZE_TIMEOUT)
             except SandboxdError as error:
                 log.warning("recovery.not_resized", sandbox=sandbox, error=error.message)
 

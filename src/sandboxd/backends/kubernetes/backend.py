@@ -169,6 +169,24 @@ class KubernetesBackend(Backend):
             await self._objects.change(placed, {name: changes[name] for name in ("tier", "resources")})
 
     @override
+    async def shrink(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        await self._switch(sandbox, incarnation, Mode.RUNNING, Mode.HIBERNATED, timeout=timeout)
+
+    @override
+    async def grow(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        await self._switch(sandbox, incarnation, Mode.HIBERNATED, Mode.RUNNING, timeout=timeout)
+
+    async def _switch(
+        self, sandbox: SandboxId, incarnation: IncarnationId, before: Mode, after: Mode, *, timeout: timedelta
+    ) -> None:
+        async with self._asking(sandbox, "cannot be resized"), asyncio.timeout(timeout.total_seconds()):
+            placed = await self._find(sandbox)
+            if placed is None or placed.leaving or (placed.spec.incarnation, placed.spec.mode) != (incarnation, before):
+                return
+            # Only from that mode: one that is being stopped meanwhile must not come back.
+            await self._objects.change(placed, {"mode": after.value}, unless_changed=("mode",))
+
+    @override
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
         deadline = self._clock.monotonic() + timeout.total_seconds()
         async with self._asking(sandbox, "cannot be removed"):
@@ -256,4 +274,10 @@ def _observation(placed: Placed) -> Observation:
     running = []
     if placed.alive():
         running = [RunningIncarnation(incarnation=IncarnationId(placed.status.incarnation), endpoint=placed.endpoint)]
-    return Observation(sandbox=placed.sandbox, present=not placed.leaving, tier=placed.spec.tier, running=running)
+    return Observation(
+        sandbox=placed.sandbox,
+        present=not placed.leaving,
+        tier=placed.spec.tier,
+        shrunk=placed.spec.mode is Mode.HIBERNATED,
+        running=running,
+    )

@@ -91,15 +91,20 @@ class SandboxObjects:
         placed: Placed,
         changes: Mapping[str, Any],  # Any: JSON
         *,
+        unless_changed: Sequence[str] = (),
         timeout: timedelta | None = None,
     ) -> Placed:
         """Set fields of the spec, provided that nobody has given the sandbox another incarnation meanwhile.
+
+        Nor changed any of the other fields that are named.
 
         Raises:
             KubeConflictError: Somebody has.
         """
         steps: list[Json] = [{"op": "test", "path": "/metadata/uid", "value": placed.uid}]
-        steps.append({"op": "test", "path": "/spec/incarnation", "value": placed.spec.incarnation})
+        seen = placed.spec.as_mapping()
+        same = ("incarnation", *unless_changed)
+        steps += [{"op": "test", "path": f"/spec/{name}", "value": seen[name]} for name in same]
         steps += [{"op": "add", "path": f"/spec/{name}", "value": value} for name, value in changes.items()]
         path = _path(placed.namespace, placed.sandbox)
         try:

@@ -148,6 +148,14 @@ class LocalBackend(Backend):
         return
 
     @override
+    async def shrink(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        return  # nothing was set aside for it
+
+    @override
+    async def grow(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> None:
+        return
+
+    @override
     async def remove(self, sandbox: SandboxId, *, timeout: timedelta) -> str:
         if self._layout.sandbox(sandbox).directory.is_dir():
             async with self._locked(sandbox, self._clock.monotonic() + timeout.total_seconds()):
