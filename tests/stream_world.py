@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from sandboxd.model.caller import Caller, Role
-from sandboxd.model.errors import SandboxNotFoundError, SandboxPausedError
+from sandboxd.model.errors import SandboxNotFoundError, SandboxPausedError, UnavailableError
 from sandboxd.model.events import EventBody, SessionEvent, TurnCompleted
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, SessionId, TurnId, make_id
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
@@ -81,6 +81,8 @@ class FakeSandboxes:
     sandbox: Sandbox
     lives: int = 1
     touched: int = 0
+    ending: bool = False
+    """The present life is about to end, and only who asks for it learns that."""
     connector: FakeAgentConnector = field(default_factory=FakeAgentConnector)
 
     def __post_init__(self) -> None:
@@ -119,12 +121,17 @@ class FakeSandboxes:
         return ActiveSandbox(sandbox=self.sandbox, incarnation=self.incarnation)
 
     async def incarnation_lost(self, sandbox: SandboxId, incarnation: IncarnationId) -> bool:
+        if self.ending:
+            self.ending = False
+            self.new_life()
         return incarnation != self.incarnation.id
 
     async def touch(self, sandbox: SandboxId) -> None:
         self.touched += 1
 
     async def place(self, active: ActiveSandbox) -> CliPlace:
+        if self.ending:
+            raise UnavailableError("The sandbox is not running.")
         return CliPlace(
             node="node",
             entry="gemini.js",

@@ -264,6 +264,17 @@ async def test_a_cli_that_never_comes_up_in_acp_is_run_once_per_prompt_instead()
     assert client.sequences == list(range(1, len(client.seen) + 1))
 
 
+async def test_a_prompt_in_the_moment_in_which_a_life_ends_is_answered_by_the_next_one() -> None:
+    world = StreamWorld()
+    world.sandboxes.ending = True
+    async with world.replica() as replica:
+        client = await replica.open()
+
+        completed = await client.turn("say hello")
+
+    assert (completed.stop_reason, world.sandboxes.lives) == (StopReason.END_TURN, 2)
+
+
 async def test_a_lost_incarnation_ends_the_turn_and_the_next_prompt_uses_the_next_life() -> None:
     world = StreamWorld()
     async with world.replica() as replica:

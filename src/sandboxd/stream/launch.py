@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 STDOUT_SPOOL_BYTES: Final = 64 << 20
 """Output that the CLI may be ahead of the journal; then it blocks. Four times the longest line that is understood."""
 STDERR_SPOOL_BYTES: Final = 1 << 20
+REACH_TIMEOUT: Final = timedelta(seconds=10)
 KILL_TIMEOUT: Final = timedelta(seconds=5)
 _SIGKILL: Final = 9
 
@@ -122,6 +123,15 @@ class CliLauncher:
     async def workspace(self, active: ActiveSandbox) -> str:
         """The workspace as the sandbox sees it."""
         return (await self._sandboxes.place(active)).workspace
+
+    async def reach(self, active: ActiveSandbox) -> None:
+        """Make sure that this life is there and its agent answers.
+
+        Raises:
+            UnavailableError: It is not, or it does not.
+        """
+        await self._sandboxes.place(active)
+        await (await self._agent(active)).describe(timeout=REACH_TIMEOUT)
 
     async def close(self) -> None:
         """Let go of all connections to agents."""

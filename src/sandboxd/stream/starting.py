@@ -26,6 +26,10 @@ log = structlog.get_logger(__name__)
 
 START_TIMEOUT: Final = timedelta(seconds=60)
 """From the wish to a running process, the sandbox's own start included."""
+LIVES_TRIED: Final = 3
+"""How many lives of a sandbox one start looks at, where one after the other is found over."""
+DOUBT_SECONDS: Final = 5.0
+"""How long an agent that does not answer is asked about: a cluster tells of a container's end a second or two after."""
 FIRST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 2.0
 
@@ -54,6 +58,14 @@ class Launcher(Machines, Protocol):
 
     async def workspace(self, active: ActiveSandbox) -> str:
         """The workspace as the sandbox sees it."""
+        ...
+
+    async def reach(self, active: ActiveSandbox) -> None:
+        """Make sure that this life is there and its agent answers.
+
+        Raises:
+            UnavailableError: It is not, or it does not.
+        """
         ...
 
 
@@ -155,7 +167,17 @@ class CliStarter:
         before = await self._sandboxes.get(self._sandbox)
         if before.state is not SandboxState.ACTIVE:
             await self._put(Waking(from_state=before.state.value))
-        return await self._sandboxes.use(self._sandbox, timeout=START_TIMEOUT)
+        for _ in range(LIVES_TRIED):
+            active = await self._sandboxes.use(self._sandbox, timeout=START_TIMEOUT)
+            try:
+                await self._launcher.reach(active)
+            except UnavailableError:
+                # A life that is just ending, a pod that is being deleted for example, and nobody has noted it yet.
+                if not await self._ends(active.incarnation.id):
+                    raise
+            else:
+                return active
+        raise UnavailableError("The sandbox ends as soon as it is started. Try again.", sandbox=self._sandbox)
 
     async def reattach(self, row: Conversation) -> Found | None:
         """The process that the journal names, with its unwritten records; None where it is gone for good."""
@@ -184,6 +206,14 @@ class CliStarter:
         )
         cli.write(records, close_stdin=row.dialect == HEADLESS)
         return Found(cli=cli, workspace=await self._launcher.workspace(active))
+
+    async def _ends(self, incarnation: IncarnationId) -> bool:
+        end = asyncio.get_running_loop().time() + DOUBT_SECONDS
+        while not await self._life_is_over(incarnation):
+            if asyncio.get_running_loop().time() >= end:
+                return False
+            await asyncio.sleep(FIRST_RETRY_SECONDS)
+        return True
 
     async def _life_is_over(self, incarnation: IncarnationId) -> bool:
         try:
