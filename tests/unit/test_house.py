@@ -1,5 +1,6 @@
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -124,3 +125,10 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert [
         path for path in tracked("src/**/*.py") if path.stem in {"utils", "util", "helpers", "common", "misc"}
     ] == []
+
+
+def test_no_file_beside_a_script_of_the_bench_hides_a_module_of_the_standard_library() -> None:
+    # The stand-in for the CLI is run as a script, so its directory comes first where modules are looked for.
+    names = {path.stem for path in (REPOSITORY / "tests" / "bench").glob("*.py")}
+
+    assert not names & (sys.stdlib_module_names - {"__main__"})

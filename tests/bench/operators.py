@@ -1,6 +1,6 @@
 """What the operator adds to a start, and what it costs to know many sandboxes. Needs a cluster that is up.
 
-`python -m tests.bench.operator --hops 30 --sandboxes 1000`: for each hop a `Sandbox` is created and the time is taken
+`python -m tests.bench.operators --hops 30 --sandboxes 1000`: for each hop a `Sandbox` is created and the time is taken
 until a watch shows its StatefulSet, beside a StatefulSet that is created directly; then so many stopped sandboxes are
 made, and the operator's processor time and memory are read while they rest.
 """
