@@ -166,7 +166,7 @@ async def test_a_dimension_that_the_contract_does_not_know_is_refused(world: Wor
 
 async def test_an_update_of_fields_that_cannot_change_is_refused_field_by_field(world: World) -> None:
     request = pb.UpdateRequest(request_id="request-1", sandbox=pb.Sandbox(name="sandboxes/sbx-1"))
-    request.update_mask.paths.extend(["tier", "model", "state"])
+    request.update_mask.paths.extend(["create_time", "model", "state"])
 
     error = await refused(world.sandboxes.Update(request, metadata=world.metadata()))
 
