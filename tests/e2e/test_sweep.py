@@ -87,7 +87,7 @@ async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(servic
     steps: dict[str, dict[str, int]] = {}
     for _ in range(8):  # the first one takes a reading, the next one announces
         code, printed = await service.sweep(settings=quick)
-        assert code in (0, 1), "on a loaded machine an agent may be too slow for a look, and is asked again"
+        assert code == 0, printed
         steps = json.loads(printed)["steps"]
         if steps:
             break
