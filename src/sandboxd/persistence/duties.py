@@ -11,14 +11,21 @@ from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.liveness import is_living
 
-_TAKE: Final = f"""
-    INSERT INTO duties AS d (duty, holder, epoch, lease_until) VALUES ($1, $2, 1, clock_timestamp() + $3::interval)
-    ON CONFLICT (duty) DO UPDATE SET
-        epoch = d.epoch + CASE WHEN d.holder = excluded.holder THEN 0 ELSE 1 END,
-        holder = excluded.holder, lease_until = excluded.lease_until
-    WHERE d.holder = excluded.holder OR d.lease_until < clock_timestamp() OR NOT {is_living("d.holder")}
-    RETURNING epoch
-"""  # noqa: S608  constant text
+
+def taking(duty: str, *, holder: str, lease: str) -> str:
+    """The statement that takes or keeps a duty, with what its caller's driver calls parameters. No row: it is taken."""
+    return f"""
+        INSERT INTO duties AS d (duty, holder, epoch, lease_until)
+        VALUES ({duty}, {holder}, 1, clock_timestamp() + {lease})
+        ON CONFLICT (duty) DO UPDATE SET
+            epoch = d.epoch + CASE WHEN d.holder = excluded.holder THEN 0 ELSE 1 END,
+            holder = excluded.holder, lease_until = excluded.lease_until
+        WHERE d.holder = excluded.holder OR d.lease_until < clock_timestamp() OR NOT {is_living("d.holder")}
+        RETURNING epoch
+    """  # noqa: S608  constant text
+
+
+_TAKE: Final = taking("$1", holder="$2", lease="$3::interval")
 _DONE: Final = "UPDATE duties SET done_time = clock_timestamp() WHERE duty = $1"
 
 

@@ -28,8 +28,8 @@ from sandboxd.model.pool import (
 from sandboxd.model.pool_errors import PoolExistsError, PoolNotFoundError, StalePoolEtagError
 from sandboxd.model.sandbox import AgentEndpoint, Tier
 from sandboxd.model.startup import MissReason
+from sandboxd.persistence.duties import taking
 from sandboxd.persistence.errors import translated
-from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.sandbox_rows import Row, Values
 from sandboxd.persistence.tables import ClientRow, PoolMemberRow, PoolRow
 from sandboxd.persistence.tables.base import table
@@ -64,14 +64,7 @@ _CLAIM: Final = """
         ) AS filling
     FROM pool LEFT JOIN taken ON true
 """
-_LEAD: Final = f"""
-    INSERT INTO duties AS d (duty, holder, epoch, lease_until)
-    VALUES ('{DUTY}', :replica, 1, clock_timestamp() + :lease)
-    ON CONFLICT (duty) DO UPDATE SET
-        epoch = d.epoch + CASE WHEN d.holder = excluded.holder THEN 0 ELSE 1 END,
-        holder = excluded.holder, lease_until = excluded.lease_until
-    WHERE d.holder = excluded.holder OR d.lease_until < clock_timestamp() OR NOT {is_living("d.holder")}
-"""  # noqa: S608  constant text
+_LEAD: Final = taking(f"'{DUTY}'", holder=":replica", lease=":lease")
 
 
 class PostgresPoolRepository(PoolRepository):
