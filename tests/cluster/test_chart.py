@@ -109,11 +109,13 @@ async def test_an_installation_ends_with_a_stream_that_works(release: Release) -
 
         async with caller.stream(sandbox.name) as stream:
             talk = Talk(stream=stream)
-            await talk.say("run: echo $((6*7)) > answer && cat answer && id -un")
+            await talk.say("run: printf 'the answer is %d' 0x2a > answer && cat answer && id -un")
 
         assert (talk.turns, talk.failures) == (1, [])
         history = [event async for event in caller.history(stream.session)]
-    assert any("42" in str(event) for event in history)
+    told = "\n".join(str(event) for event in history)
+    assert "the answer is 42" in told, told
+    assert "gemini" in told.rpartition("the answer is 42")[2], told
 
     await _the_key_is_not_in_the_sandbox(release)
     await _a_new_key_arrives_without_a_restart(release)

@@ -25,21 +25,23 @@ BUSY = timedelta(seconds=2)
 async def answers_of_a_busy_server(world: World) -> Counter[str]:
     """Make calls from another thread while the server's event loop stands still, and count how they ended."""
     found: Counter[str] = Counter()
-    sent = threading.Event()
+    connected, standing = threading.Event(), threading.Event()
 
     def call() -> None:
         with grpc.insecure_channel(f"127.0.0.1:{world.port}") as channel:
             method = sandbox_pb2_grpc.SandboxServiceStub(channel).List
-            method(sandbox_pb2.ListRequest(), metadata=world.metadata(), timeout=60)  # the connection is there
+            method(sandbox_pb2.ListRequest(), metadata=world.metadata(), timeout=60)
+            connected.set()
+            standing.wait()
             calls = [
                 method.future(sandbox_pb2.ListRequest(), metadata=world.metadata(), timeout=60) for _ in range(CALLS)
             ]
-            sent.set()
             found.update(one.code().name for one in calls)
 
     caller = threading.Thread(target=call)
     caller.start()
-    await eventually(sent.is_set)
+    await eventually(connected.is_set)
+    standing.set()
     time.sleep(BUSY.total_seconds())  # noqa: ASYNC251  the loop is what must stand still
     await asyncio.to_thread(caller.join)
     return found
