@@ -93,6 +93,8 @@ def _controllers(places: Places) -> list[Component]:
     manager += ["--service-account-private-key-file", str(places.pki / "sa.key"), "--use-service-account-credentials"]
     manager += ["--root-ca-file", str(places.pki / "ca.crt"), "--controllers", "*,-nodeipam"]
     manager += ["--enable-hostpath-provisioner"]
+    # A claim that missed its event is looked at again after 15 s, and 20 requests a second are the default's bound.
+    manager += ["--pvclaimbinder-sync-period", "1s", "--kube-api-qps", "300", "--kube-api-burst", "600"]
     scheduler = ["--kubeconfig", str(places.etc / "scheduler.kubeconfig"), "--leader-elect=false"]
     flags = {"kube-controller-manager": (10257, manager), "kube-scheduler": (10259, scheduler)}
     return [
@@ -193,6 +195,8 @@ def _kubelet(places: Places) -> Component:
             "podPidsLimit": 4096,
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
             "serializeImagePulls": False,
+            "kubeAPIQPS": 300,
+            "kubeAPIBurst": 600,
         }
     )
     path = places.etc / "kubelet.yaml"
