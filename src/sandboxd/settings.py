@@ -23,26 +23,19 @@ from pydantic_settings import (
 )
 from typing_extensions import override
 
-from sandboxd.model.lifecycle import LONGEST, LifecyclePolicy
 from sandboxd.model.pool import RefillLimits, StartLimits
-from sandboxd.settings_rules import ADDRESS, PREFIX, check_key_url, problems_between, split_names
+from sandboxd.settings_kubernetes import KubernetesSettings
+from sandboxd.settings_lifecycle import LifecycleSettings
+from sandboxd.settings_rules import PREFIX, Address, check_key_url, problems_between, split_names
 from sandboxd.settings_sources import SecretFiles
 
 NOT_SETTINGS: Final = frozenset({"SANDBOXD_CONFIG", "SANDBOXD_CACHE_DIR", "SANDBOXD_FAILPOINTS"})
 """Variables with our prefix that are read elsewhere."""
-MAX_LIMIT: Final = LONGEST.total_seconds()
 DEFAULT_GEMINI_URL: Final = "https://generativelanguage.googleapis.com"
 
 
 class SettingsError(Exception):
     """Settings that cannot be used; the text lists every problem."""
-
-
-def _check_address(text: str) -> str:
-    found = ADDRESS.fullmatch(text)
-    if found is None or int(found["port"]) > 65535:
-        raise ValueError("must be host:port, for example 127.0.0.1:50051 (port 0 takes a free one)")
-    return text
 
 
 def _check_url(text: str) -> str:
@@ -56,14 +49,13 @@ def _check_names(text: str) -> str:
     return text
 
 
-Address = Annotated[str, AfterValidator(_check_address)]
 KeyUrl = Annotated[str, AfterValidator(check_key_url)]
 Names = Annotated[str, AfterValidator(_check_names)]
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
-class Settings(BaseSettings):
-    """All settings. A role reads those that it needs."""
+class Settings(KubernetesSettings, LifecycleSettings):
+    """All settings. A role reads those that it needs. Groups of them stand in modules of their own."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -191,30 +183,6 @@ class Settings(BaseSettings):
     gemini_keys_dir: Path | None = None
     """Directory with one file for each client, named by it, that holds its API key. Read again when it changes."""
 
-    hibernate_after_seconds: float = Field(default=900, ge=0, le=MAX_LIMIT)
-    """A sandbox that is idle for so long is frozen in place; any use wakes it. 0 is never. Clients and sandboxes may
-    wish otherwise, here and below."""
-    stop_after_seconds: float = Field(default=3600, ge=0, le=MAX_LIMIT)
-    """One that is idle for so long gives its compute back; any use starts it. 0 is never."""
-    terminate_after_seconds: float = Field(default=86_400, ge=0, le=MAX_LIMIT)
-    """One that is idle for so long is terminated; its files are kept. 0 is never."""
-    terminate_paused_after_seconds: float = Field(default=2_592_000, ge=0, le=MAX_LIMIT)
-    """One that was paused so long ago is terminated; its files are kept. 0 is never."""
-    announce_seconds: float = Field(default=60, ge=0, le=3600)
-    """How long before it such a step is announced on open streams; a quarter of its limit where that is shorter."""
-    sweep_seconds: float = Field(default=10, ge=0, le=3600)
-    """How often one replica of `serve` looks for sandboxes whose time has come. 0 leaves it to `sandboxd sweep`."""
-
-    backend: Literal["local", "kubernetes"] = "local"
-    """Where sandboxes are placed: as processes of this machine, for development, or as pods of a cluster."""
-    kubeconfig: Path | None = None
-    """How the cluster is reached. If empty: the pod's own service account, else KUBECONFIG, else `~/.kube/config`."""
-    kubernetes_template: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    """`SandboxTemplate` of new pods."""
-    gemini_keys_secret: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")
-    """Secret in `kubernetes_namespace` where `serve` keeps the clients' API keys; the gateway mounts it as its
-    `gemini_keys_dir`. If empty, `serve` writes files into that directory."""
-
     sandbox_token_key_file: Path | None = None
     """PEM file with the Ed25519 key that signs sandbox tokens, the same for all replicas; made at the first start if
     empty, as `keys/sandbox-tokens.pem` in the data directory."""
@@ -234,23 +202,6 @@ class Settings(BaseSettings):
     """Entry script of the Gemini CLI in the local backend. `sandboxd dev` installs the pinned one if empty."""
     cli_dialect: Literal["acp", "headless"] = "acp"
     """How the CLI is driven: one `--acp` process per sandbox, or one `-p … -o stream-json` run per prompt."""
-
-    kubernetes_instance: str = Field(default="sandboxd", pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
-    """Name of this installation, on a label of everything it makes in a cluster. Several can share one cluster."""
-    kubernetes_namespace: str = Field(default="sandboxd-system", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    """sandboxd's own namespace: its parts, and the Lease of its operators."""
-    kubernetes_namespace_prefix: str = Field(default="client-", pattern=r"^[a-z][-a-z0-9]{0,29}$")
-    """A client's namespace is named by this and the client."""
-    kubernetes_blocked_ranges: str = Field(default="", pattern=r"^[0-9a-fA-F.:/, ]*$")
-    """Address ranges with commas between them that sandboxes must not reach, beside the private ones: the public
-    addresses of the cluster's machines and of its API server."""
-    kubernetes_allowed_addresses: str = Field(default="", pattern=r"^([0-9a-fA-F.:/]+/[0-9]+:[0-9]+[, ]*)*$")
-    """Addresses `range:port` with commas between them that sandboxes may reach although they are private, for example
-    a DNS server that is no pod: `10.0.0.10/32:53`."""
-    operator_web_listen: Address = "127.0.0.1:8084"
-    """Where the operator's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
-    operator_lease_seconds: float = Field(default=10, ge=1, le=300)
-    """An operator without a sign of life for so long is replaced by another one. One that ends by itself at once."""
 
     otlp_endpoint: Url | None = None
     """Collector that takes traces by OTLP over HTTP, for example `http://127.0.0.1:4318`; no traces if empty. The
@@ -302,21 +253,6 @@ class Settings(BaseSettings):
     def lease(self) -> timedelta:
         """How long a frozen replica keeps what it owns."""
         return timedelta(seconds=self.lease_seconds)
-
-    @property
-    def lifecycle(self) -> LifecyclePolicy:
-        """When sandboxes rest whose clients do not wish otherwise."""
-
-        def limit(seconds: float) -> timedelta | None:
-            return timedelta(seconds=seconds) if seconds else None
-
-        return LifecyclePolicy(
-            hibernate_after=limit(self.hibernate_after_seconds),
-            stop_after=limit(self.stop_after_seconds),
-            terminate_after=limit(self.terminate_after_seconds),
-            terminate_paused_after=limit(self.terminate_paused_after_seconds),
-            lead=timedelta(seconds=self.announce_seconds),
-        )
 
     @property
     def home(self) -> Path:

@@ -9,8 +9,10 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
 
 PREFIX: Final = "SANDBOXD_"
 ADDRESS: Final = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
@@ -25,6 +27,16 @@ _LISTENERS: Final = {
 }
 """Where a role listens, and the settings of its certificate. What is not on loopback needs one."""
 
+
+def _check_address(text: str) -> str:
+    found = ADDRESS.fullmatch(text)
+    if found is None or int(found["port"]) > 65535:
+        raise ValueError("must be host:port, for example 127.0.0.1:50051 (port 0 takes a free one)")
+    return text
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+"""Where somebody listens, `host:port`."""
 Given = Mapping[str, Any]
 """Settings as they were given, with the defaults beneath. Any: not typed yet."""
 
