@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
-import grpc
-
-from sandboxd.ctl.backoff import Backoff, RetryPolicy
+from sandboxd.ctl.backoff import RetryPolicy
 from sandboxd.ctl.connection import Connection
-from sandboxd.ctl.errors import ApiError, from_rpc_error
+from sandboxd.ctl.staying import stay
 from sandboxd.v1 import usage_pb2, usage_pb2_grpc
-
-_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 
 
 async def watch_usage(
@@ -25,27 +21,8 @@ async def watch_usage(
     """
     method = usage_pb2_grpc.UsageServiceStub(connection.channel).WatchUsage
     request = usage_pb2.WatchUsageRequest(filter=wanted, cursor=cursor)
-    backoff, first = Backoff(patience), True
-    while True:
-        call = method(request, metadata=connection.metadata())
-        try:
-            async for response in call:
-                request.cursor, first = response.cursor, False
-                backoff.reset()
-                yield response
-            error = ApiError(code=grpc.StatusCode.UNAVAILABLE, message="The service ended the watch.")
-        except grpc.aio.AioRpcError as failure:
-            error = from_rpc_error(failure)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # grpc.aio tells in this way, too, of a call that the service cancelled.
-            error = ApiError(code=grpc.StatusCode.CANCELLED, message="The service cancelled the watch.")
-        finally:
-            call.cancel()
-        # Before the first answer there is nobody to be patient for: a wrong address is told at once.
-        delay = backoff.next_delay(at_least=error.retry_after) if error.code in _AWAY and not first else None
-        if delay is None:
-            raise error
-        await asyncio.sleep(delay)
+    answers = stay(lambda: method(request, metadata=connection.metadata()), arrived=lambda _: True, patience=patience)
+    async with aclosing(answers):
+        async for response in answers:
+            request.cursor = response.cursor
+            yield response

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import grpc
 
-from sandboxd.ctl.backoff import Backoff, RetryPolicy
+from sandboxd.ctl.backoff import RetryPolicy
 from sandboxd.ctl.connection import Connection
-from sandboxd.ctl.errors import ApiError, from_rpc_error
+from sandboxd.ctl.staying import stay
 from sandboxd.v1 import sandbox_pb2, sandbox_pb2_grpc
 
-_AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+_Call = grpc.aio.UnaryStreamCall[sandbox_pb2.WatchRequest, sandbox_pb2.WatchResponse]
 
 
 async def watch(
@@ -25,33 +25,23 @@ async def watch(
     """
     method = sandbox_pb2_grpc.SandboxServiceStub(connection.channel).Watch
     known: dict[str, sandbox_pb2.Sandbox] = {}
-    backoff, first = Backoff(patience), True
-    while True:
-        seen = set[str]()
-        call = method(request, metadata=connection.metadata())
-        try:
-            async for response in call:
-                for news in _news(response, known, seen, first=first):
-                    yield news
-                if response.change == sandbox_pb2.WatchResponse.CHANGE_SYNCED:
-                    first = False
-                    backoff.reset()
-            error = ApiError(code=grpc.StatusCode.UNAVAILABLE, message="The service ended the watch.")
-        except grpc.aio.AioRpcError as failure:
-            error = from_rpc_error(failure)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # grpc.aio tells in this way, too, of a call that the service cancelled.
-            error = ApiError(code=grpc.StatusCode.CANCELLED, message="The service cancelled the watch.")
-        finally:
-            call.cancel()
-        # Before the first full set there is nobody to be patient for: a wrong address is told at once.
-        delay = backoff.next_delay(at_least=error.retry_after) if error.code in _AWAY and not first else None
-        if delay is None:
-            raise error
-        await asyncio.sleep(delay)
+    seen = set[str]()
+    first = True
+
+    def call_again() -> _Call:
+        seen.clear()
+        return method(request, metadata=connection.metadata())
+
+    answers = stay(call_again, arrived=_is_synced, patience=patience)
+    async with aclosing(answers):
+        async for response in answers:
+            for news in _news(response, known, seen, first=first):
+                yield news
+            first = first and not _is_synced(response)
+
+
+def _is_synced(response: sandbox_pb2.WatchResponse) -> bool:
+    return response.change == sandbox_pb2.WatchResponse.CHANGE_SYNCED
 
 
 def _news(
