@@ -9,6 +9,9 @@ BENCH_ARGS ?=
 LIMITS_ARGS ?=
 IMAGES_ARGS ?=
 
+# Hundreds of processes start here; without kept bytecode each compiles everything anew. `make clean` removes it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup gen demo run test lint format bench audit lock clean cluster-up cluster-down test-cluster soak images
 

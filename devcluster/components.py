@@ -195,6 +195,7 @@ def _kubelet(places: Places) -> Component:
             "podPidsLimit": 4096,
             "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1Gi", "imagefs.available": "1Gi"},
             "serializeImagePulls": False,
+            "syncFrequency": "10s",  # a changed Secret is in the pods' files after this, and not after a minute
             "kubeAPIQPS": 300,
             "kubeAPIBurst": 600,
         }

@@ -12,7 +12,11 @@ from tests.kube import cluster, instance  # noqa: F401  fixtures
 from tests.postgres import database, postgres_server, postgres_url  # noqa: F401  fixtures
 from tools.grpcurl import ensure_grpcurl
 
+HERE = Path(__file__).parent
 KEPT = ("SANDBOXD_CACHE_DIR",)
+ORDER = ("unit", "chart", "contract", "integration", "cluster", "e2e")
+"""What is quick and finds most comes first, what wants the machine for itself last: CI's lane for the cluster has ended
+by then. Other directories come before these."""
 
 
 def pytest_configure() -> None:
@@ -25,10 +29,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a cluster, wherever it stands."""
+    """Mark what needs a cluster, wherever it stands, and put the directories into their order."""
     for item in items:
         if "cluster" in getattr(item, "fixturenames", ()):
             item.add_marker("cluster")
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    inside = item.path.relative_to(HERE).parts
+    return ORDER.index(inside[0]) if inside[0] in ORDER else -1
 
 
 @pytest.fixture(autouse=True)

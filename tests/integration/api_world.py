@@ -192,30 +192,32 @@ async def a_world(
     )
     port = server.listen("127.0.0.1:0", tls=None)
     tls_port = server.listen("localhost:0", tls=tls) if tls else 0
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield World(
-            server=server,
-            port=port,
-            tls_port=tls_port,
-            channel=channel,
-            issuer=issuer,
-            registry=registry,
-            manager=manager,
-            hub=hub,
-            directory=directory,
-            ledger=ledger,
-            installation=installation,
-            units=units,
-            wakeups=wakeups,
-            trail=trail,
-            core=core_world,
-            key_store=key_store,
-            token=issuer.token(),
-        )
-    erasing.cancel()
-    await asyncio.gather(erasing, return_exceptions=True)
-    await server.stop()
+    try:
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield World(
+                server=server,
+                port=port,
+                tls_port=tls_port,
+                channel=channel,
+                issuer=issuer,
+                registry=registry,
+                manager=manager,
+                hub=hub,
+                directory=directory,
+                ledger=ledger,
+                installation=installation,
+                units=units,
+                wakeups=wakeups,
+                trail=trail,
+                core=core_world,
+                key_store=key_store,
+                token=issuer.token(),
+            )
+    finally:  # a server that runs on when its loop is gone hangs whoever frees gRPC's last object, a test later
+        erasing.cancel()
+        await asyncio.gather(erasing, return_exceptions=True)
+        await server.stop()
 
 
 @dataclass(kw_only=True)

@@ -110,9 +110,11 @@ class ErasureWorld:
     async def running(self) -> AsyncIterator[None]:
         """The eraser runs, as it does in a service."""
         task = asyncio.create_task(self.tenancy.eraser.run())
-        yield
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def given_things(self, client: ClientId, freelancer: FreelancerId) -> Sandbox:
         """An active sandbox with a session, a turn, events, requests, and a call in the ledger."""

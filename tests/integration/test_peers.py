@@ -132,8 +132,10 @@ class Pair:
     @asynccontextmanager
     async def peers(self, issued: Identity | None = None) -> AsyncIterator[GrpcPeers]:
         peers = GrpcPeers(self.identity(issued or self.authority.issue_replica()))
-        yield peers
-        await peers.close()
+        try:
+            yield peers
+        finally:
+            await peers.close()
 
     async def ask(self, errand: Errand, *, acquire: bool = False, timeout: timedelta = PATIENT) -> Accepted:
         async with self.peers() as peers:

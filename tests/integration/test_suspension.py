@@ -31,9 +31,11 @@ def given(units: FakeUnits, *, client: AccountState, freelancer: AccountState = 
 async def enforced(replica: Replica, accounts: AccountCache) -> AsyncIterator[None]:
     loop = Suspensions(custody=replica.custody, standings=accounts, look_every=FAR).run()
     task = asyncio.create_task(loop)
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_the_running_turns_of_a_suspended_client_are_cancelled_at_once() -> None:

@@ -90,9 +90,11 @@ def world() -> CacheWorld:
 async def running(cache: AccountCache) -> AsyncIterator[None]:
     task = asyncio.create_task(cache.run())
     await asyncio.sleep(0)
-    yield
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_an_answer_is_kept_for_five_seconds(world: CacheWorld) -> None:

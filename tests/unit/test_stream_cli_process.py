@@ -79,9 +79,11 @@ async def followed(agent: CountingAgent, *, chunks: int, ack_after: timedelta) -
     )
     running = asyncio.create_task(cli.run())
     await eventually(lambda: committed and committed[-1] == chunks * CHUNK)
-    yield committed
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    try:
+        yield committed
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_output_is_not_acknowledged_chunk_by_chunk() -> None:
