@@ -7,6 +7,7 @@ of one test alone, whose objects are gone afterwards.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import secrets
@@ -24,6 +25,7 @@ from sandboxd.model.cluster import INSTANCE_LABEL
 
 HOW = "no cluster is up: `make cluster-up` starts one here (docs/devcluster.md), or let KUBECONFIG name one"
 PROBE_SECONDS = 5
+CRDS = Path(__file__).resolve().parents[1] / "helm" / "sandboxd" / "crds"
 OWN_KUBECONFIG = os.environ.get("KUBECONFIG", "")
 """As the person who runs the tests gave it."""
 
@@ -130,7 +132,20 @@ def cluster() -> Cluster:
         if "CI" in os.environ:
             pytest.fail(HOW)
         pytest.skip(HOW)
+    _define_resources(found)
     return found
+
+
+def _define_resources(cluster: Cluster) -> None:
+    """Let the cluster know the resources as this checkout defines them; a cluster that has just come up knows none.
+
+    Each checkout applies by a name of its own: tests of two may run beside each other.
+    """
+    manager = f"sandboxd-tests-{hashlib.sha256(str(CRDS).encode()).hexdigest()[:8]}"
+    apply = [cluster.kubectl_binary, f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side"]
+    made = [*apply, "--force-conflicts", f"--field-manager={manager}", "-f", str(CRDS)]
+    done = subprocess.run(made, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.fixture
