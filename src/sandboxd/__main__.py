@@ -212,7 +212,7 @@ def _run_role(name: str, *, with_parent: bool = False, options: Mapping[str, Any
     try:
         settings = load_settings()
         configure_logging(role=name, style=settings.log_format, level=settings.log_level)
-        guard_failpoints(settings)
+        guard_failpoints(settings, role=name)
         # After the settings: a bad one is told at once, and not after seconds of imports.
         role: Callable[..., Coroutine[Any, Any, object]] = getattr(import_module(f"sandboxd.bootstrap.{name}"), name)
         uvloop = import_module("uvloop")

@@ -157,9 +157,9 @@ class Stack:
     # ------------------------------------------------------------------ as a client
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Client]:
+    async def client(self, *, retry: RetryPolicy = PATIENT) -> AsyncIterator[Client]:
         async with connect(
-            f"127.0.0.1:{self.ports['grpc']}", token=self.token, retry=PATIENT, reconnect=PATIENT
+            f"127.0.0.1:{self.ports['grpc']}", token=self.token, retry=retry, reconnect=PATIENT
         ) as client:
             yield client
 

@@ -1,12 +1,15 @@
 import asyncio
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandboxd.bootstrap.operator import operator_settings
 from sandboxd.kubeapi.errors import KubeUnavailableError
 from sandboxd.kubeapi.ports import Json
 from sandboxd.operator.leader import Leadership, LeaseSettings, NotLeaderError
+from sandboxd.settings import Settings
 from tests.eventually import eventually
 from tests.fakes.kube import FakeKube
 from tests.fakes.manager import FakeClock
@@ -132,3 +135,12 @@ async def test_a_leader_whose_lease_was_taken_stops_at_once(kube: FakeKube) -> N
     await eventually(lambda: one.heard == [True, False])
     assert lease(kube)["spec"]["holderIdentity"] == "two"
     await one.withdraw()
+
+
+def test_two_operators_of_one_name_are_still_two(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, replica="same")
+
+    one, two = operator_settings(settings), operator_settings(settings)
+
+    assert one.identity != two.identity
+    assert one.identity.startswith("same-")

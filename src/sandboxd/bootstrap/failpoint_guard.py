@@ -11,16 +11,23 @@ from sandboxd.settings_rules import is_loopback
 log = structlog.get_logger("sandboxd.bootstrap")
 
 
-def guard_failpoints(settings: Settings) -> None:
+def guard_failpoints(settings: Settings, *, role: str) -> None:
     """Say loudly that failpoints are armed, where they are.
 
     Raises:
-        SettingsError: They are, and an address of this installation can be reached from other machines.
+        SettingsError: They are, and an address of this process can be reached from other machines.
     """
     names = armed()
     if not names:
         return
-    if not all(is_loopback(address) for address in (settings.grpc_listen, settings.gateway_listen)):
+    own = {
+        "gateway": [settings.gateway_listen],
+        "operator": [settings.operator_web_listen],
+        "serve": [settings.grpc_listen],
+    }
+    # A role without addresses of its own, such as `sweep`, belongs to an installation that may have them all.
+    addresses = own.get(role) or [settings.grpc_listen, settings.gateway_listen]
+    if not all(is_loopback(address) for address in addresses):
         raise SettingsError(
             f"The settings cannot be used:\n  {VARIABLE}: failpoints break this process on purpose, "
             "and it can be reached from other machines"

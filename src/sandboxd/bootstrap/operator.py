@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from datetime import timedelta
 
 import structlog
@@ -15,7 +16,8 @@ from sandboxd.backends.certificates import CertificateAuthority
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
-from sandboxd.kubeapi.client import KubeClient, KubeConfigError
+from sandboxd.kubeapi.access import KubeConfigError
+from sandboxd.kubeapi.client import KubeClient
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import IncarnationId
 from sandboxd.monitor.process_metrics import ProcessMetrics
@@ -94,7 +96,8 @@ def operator_settings(settings: Settings) -> OperatorSettings:
     return OperatorSettings(
         plan=PlanSettings(instance=settings.kubernetes_instance, network=network),
         namespace=settings.kubernetes_namespace,
-        identity=settings.replica,
+        # Names may be given, and twice: whoever holds the Lease must be this very process.
+        identity=f"{settings.replica}-{secrets.token_hex(4)}",
         lease=timedelta(seconds=settings.operator_lease_seconds),
     )
 

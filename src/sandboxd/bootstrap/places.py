@@ -20,7 +20,8 @@ from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.gateway.key_store import DirectoryKeyStore
-from sandboxd.kubeapi.client import KubeClient, KubeConfigError
+from sandboxd.kubeapi.access import KubeConfigError
+from sandboxd.kubeapi.client import KubeClient
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.key_ports import KeyStore
 from sandboxd.model.trace import NO_TRACES, Tracer

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from sandboxd.dev.home import write_private
-from sandboxd.kubeapi.client import KubeClient, KubeConfigError
+from sandboxd.kubeapi.access import KubeConfigError
+from sandboxd.kubeapi.client import KubeClient
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json
 from sandboxd.model.cluster import API_VERSION, INSTANCE_LABEL, SERVE_MANAGER, TEMPLATES

@@ -1,92 +1,31 @@
 """Requests to the Kubernetes API, on raw JSON.
 
 The library's typed models are not used: decoding them was more than half of a hub's processor time at 2,000 servers
-(KubeSpawner's experience). Its configuration is: kubeconfig with its exec plugins, in-cluster tokens and their renewal.
+(KubeSpawner's experience).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 from urllib.parse import quote
 
 import aiohttp
 from typing_extensions import override
 
+from sandboxd.kubeapi.access import Access, KubeConfigError, load_access
 from sandboxd.kubeapi.errors import KubeError, KubeUnavailableError, error_of
 from sandboxd.kubeapi.ports import MERGE_PATCH, Json, KubeApi
 
 DEFAULT_TIMEOUT: Final = timedelta(seconds=10)
 CONNECTIONS: Final = 64
-SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 LONGEST_LINE: Final = 1 << 22
 """Longest line of a watch: etcd keeps objects up to 1.5 MiB."""
-
-
-class KubeConfigError(Exception):
-    """There is no usable configuration of a cluster; the text says where it was looked for."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """How a cluster is reached."""
-
-    host: str
-    ssl: ssl.SSLContext
-    headers: Callable[[], Awaitable[Mapping[str, str]]]
-    """Prove who asks; asked for at each request, as tokens are renewed."""
-
-
-async def load_access(kubeconfig: Path | None) -> Access:
-    """Read how to reach the cluster: this kubeconfig, else the pod's service account, else KUBECONFIG or its default.
-
-    Raises:
-        KubeConfigError: None of them can be used.
-    """
-    if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-        return _of_service_account(SERVICE_ACCOUNT)
-    # All its typed models are imported with it, which takes seconds: not before it is needed, and beside the loop.
-    kube_config = await asyncio.to_thread(import_module, "kubernetes_asyncio.config")
-    client = import_module("kubernetes_asyncio.client")
-    configuration = client.Configuration()
-    try:
-        await kube_config.load_kube_config(
-            config_file=None if kubeconfig is None else str(kubeconfig), client_configuration=configuration
-        )
-    except (kube_config.ConfigException, OSError) as error:
-        where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
-        raise KubeConfigError(f"the cluster's configuration in {where} cannot be used: {error}") from error
-
-    async def headers() -> Mapping[str, str]:
-        return {one["key"]: one["value"] for one in (await configuration.auth_settings()).values()}
-
-    return Access(host=str(configuration.host).rstrip("/"), ssl=_ssl_context(configuration), headers=headers)
-
-
-def _of_service_account(directory: Path) -> Access:
-    host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    token = directory / "token"
-    try:
-        context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
-        token.read_text()
-    except OSError as error:
-        raise KubeConfigError(f"the service account in {directory} cannot be used: {error}") from error
-    # Authorities made by older tools lack what Python 3.13 demands; the cluster has chosen it.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-
-    async def headers() -> Mapping[str, str]:
-        return {"authorization": f"Bearer {token.read_text().strip()}"}  # the kubelet renews the file
-
-    return Access(host=f"https://{f'[{host}]' if ':' in host else host}:{port}", ssl=context, headers=headers)
 
 
 class KubeClient(KubeApi):
@@ -271,18 +210,6 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:
     async for line in response.content:
         if line.strip():
             yield json.loads(line)
-
-
-def _ssl_context(configuration: Any) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-    # Authorities made by older tools lack what Python 3.13 demands; they are trusted by the person's own choice.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 def _refusal(status: int, payload: bytes) -> KubeError:
