@@ -59,6 +59,8 @@ class ClusterInstallation:
     """Address of the node as its pods see it."""
     gateway_port: int = field(default_factory=free_port)
     extra: dict[str, str] = field(default_factory=dict)
+    prepull: bool = False
+    """Whether the operator pulls templates' images in advance: it costs most tests a pod that they do not need."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -89,13 +91,13 @@ class ClusterInstallation:
         assert not check or ran.returncode == 0, ran.stderr.decode()
         return ran.stdout.decode()
 
-    def apply_template(self, name: str = "", **changes: object) -> None:
-        """Write a template; the installation's own if no name is given."""
+    def apply_template(self, name: str = "", *, owner: str = "", **changes: object) -> None:
+        """Write a template; the installation's own if no name is given, for its operator if no other instance is."""
         spec = {"image": self.images["sandbox"], "agentImage": self.images["agent"], **changes}
         body = {
             "apiVersion": API_VERSION,
             "kind": "SandboxTemplate",
-            "metadata": {"name": name or self.instance, "labels": {INSTANCE_LABEL: self.instance}},
+            "metadata": {"name": name or self.instance, "labels": {INSTANCE_LABEL: owner or self.instance}},
             "spec": spec,
         }
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(body))
@@ -144,6 +146,7 @@ class ClusterInstallation:
         host = self.gateway_host
         variables = {
             "SANDBOXD_OPERATOR_WEB_LISTEN": address,
+            "SANDBOXD_KUBERNETES_PREPULL": str(self.prepull),
             "SANDBOXD_KUBERNETES_ALLOWED_ADDRESSES": f"{host}/32:{self.gateway_port},{host}/32:53",
         }
         with (self.home / "operator.log").open("ab") as log:

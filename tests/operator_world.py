@@ -87,7 +87,7 @@ def namespace_parts() -> Mapping[Kind, Mapping[str, Json]]:
     return {kind: {one["metadata"]["name"]: seen(one) for one in objects} for kind, objects in built.items()}
 
 
-def a_set(*, replicas: int = 1, incarnation: IncarnationId = FIRST, **metadata: Any) -> Json:
+def a_set(*, replicas: int = 1, incarnation: IncarnationId = FIRST, last_node: str = "", **metadata: Any) -> Json:
     built = stateful_set(
         SANDBOX,
         a_spec(incarnation=incarnation),
@@ -96,6 +96,7 @@ def a_set(*, replicas: int = 1, incarnation: IncarnationId = FIRST, **metadata: 
         uid=UID,
         instance=INSTANCE,
         replicas=replicas,
+        last_node=last_node,
     )
     made = seen(built, uid=SET_UID, **metadata)
     made["status"] = {"observedGeneration": 1, "updateRevision": "revision-1"}

@@ -38,6 +38,9 @@ class KubernetesSettings(BaseSettings):
     kubernetes_allowed_addresses: str = Field(default="", pattern=r"^([0-9a-fA-F.:/]+/[0-9]+:[0-9]+[, ]*)*$")
     """Addresses `range:port` with commas between them that sandboxes may reach although they are private, for example
     a DNS server that is no pod: `10.0.0.10/32:53`."""
+    kubernetes_prepull: bool = True
+    """Keep the images of this installation's `SandboxTemplate`s on every node that fits them, by a DaemonSet of the
+    operator for each."""
     operator_web_listen: Address = "127.0.0.1:8084"
     """Where the operator's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
     operator_lease_seconds: float = Field(default=10, ge=1, le=300)

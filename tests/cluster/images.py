@@ -37,18 +37,43 @@ async def push(registry: str, name: str, files: Mapping[str, bytes]) -> str:
     ).encode()
     async with aiohttp.ClientSession(f"http://{registry}") as session:
         for _, blob in blobs:
-            async with session.post(f"/v2/{name}/blobs/uploads/") as begun:
-                begun.raise_for_status()
-                location = begun.headers["Location"]
-            mark = "&" if "?" in location else "?"
-            async with session.put(f"{location}{mark}digest={_digest(blob)}", data=blob) as done:
-                done.raise_for_status()
-        tag = _digest(manifest)
-        async with session.put(
-            f"/v2/{name}/manifests/{tag}", data=manifest, headers={"Content-Type": _MANIFEST}
-        ) as put:
-            put.raise_for_status()
+            await _push_blob(session, name, blob)
+        tag = await _push_manifest(session, name, manifest)
     return f"localhost:{registry.rpartition(':')[2]}/{name}@{tag}"
+
+
+async def push_variant(registry: str, reference: str, word: str) -> str:
+    """Push an image of the same layers that no node knows; answers its name in pods, by digest."""
+    name, _, tag = reference.partition("/")[2].rpartition("@")
+    async with aiohttp.ClientSession(f"http://{registry}") as session:
+        async with session.get(f"/v2/{name}/manifests/{tag}", headers={"Accept": _MANIFEST}) as got:
+            got.raise_for_status()
+            manifest = json.loads(await got.read())
+        async with session.get(f"/v2/{name}/blobs/{manifest['config']['digest']}") as found:
+            found.raise_for_status()
+            config = json.loads(await found.read())
+        config.setdefault("config", {}).setdefault("Labels", {})["sandboxd.test"] = word
+        blob = json.dumps(config).encode()
+        await _push_blob(session, name, blob)
+        manifest["config"] |= {"digest": _digest(blob), "size": len(blob)}
+        made = await _push_manifest(session, name, json.dumps(manifest).encode())
+    return f"localhost:{registry.rpartition(':')[2]}/{name}@{made}"
+
+
+async def _push_blob(session: aiohttp.ClientSession, name: str, blob: bytes) -> None:
+    async with session.post(f"/v2/{name}/blobs/uploads/") as begun:
+        begun.raise_for_status()
+        location = begun.headers["Location"]
+    mark = "&" if "?" in location else "?"
+    async with session.put(f"{location}{mark}digest={_digest(blob)}", data=blob) as done:
+        done.raise_for_status()
+
+
+async def _push_manifest(session: aiohttp.ClientSession, name: str, manifest: bytes) -> str:
+    tag = _digest(manifest)
+    async with session.put(f"/v2/{name}/manifests/{tag}", data=manifest, headers={"Content-Type": _MANIFEST}) as put:
+        put.raise_for_status()
+    return tag
 
 
 async def push_stand_in_agent(registry: str) -> str:

@@ -63,6 +63,7 @@ class Stage:
             "SANDBOXD_DATA_DIR": str(self.home / "data"),
             "SANDBOXD_OPERATOR_WEB_LISTEN": f"127.0.0.1:{port}",
             "SANDBOXD_OPERATOR_LEASE_SECONDS": "3",
+            "SANDBOXD_KUBERNETES_PREPULL": "false",
             **settings,
         }
         url = f"http://127.0.0.1:{port}"

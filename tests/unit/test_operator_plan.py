@@ -92,7 +92,7 @@ TABLE = {
     "a former pod that is ending is waited for": (
         a_desired(incarnation=SECOND, status=bound()),
         running(
-            stateful_set=a_set(incarnation=SECOND),
+            stateful_set=a_set(incarnation=SECOND, last_node="node1"),
             secret=a_secret(incarnation=SECOND),
             pod=a_pod(deletionTimestamp=NOW),
         ),

@@ -94,7 +94,7 @@ def operator_settings(settings: Settings) -> OperatorSettings:
         allowed=read_allowed(settings.kubernetes_allowed_addresses),
     )
     return OperatorSettings(
-        plan=PlanSettings(instance=settings.kubernetes_instance, network=network),
+        plan=PlanSettings(instance=settings.kubernetes_instance, network=network, prepull=settings.kubernetes_prepull),
         namespace=settings.kubernetes_namespace,
         # Names may be given, and twice: whoever holds the Lease must be this very process.
         identity=f"{settings.replica}-{secrets.token_hex(4)}",

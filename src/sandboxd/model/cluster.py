@@ -311,6 +311,9 @@ class PlacedStatus:
     pod_ip: str = ""
     pod_name: str = ""
     node: str = ""
+    """Where the pod is, or was last."""
+    last_node: str = ""
+    """Where the incarnation before this one was: this one prefers it, as its volumes and image may be there."""
     agent_port: int = AGENT_PORT
     start_time: str = ""
     """When the pod's container started, RFC 3339."""
@@ -333,6 +336,7 @@ class PlacedStatus:
             "podIP": self.pod_ip,
             "podName": self.pod_name,
             "node": self.node,
+            "lastNode": self.last_node,
             "agentPort": self.agent_port,
             "startTime": self.start_time,
             "restarts": self.restarts,
@@ -352,6 +356,7 @@ class PlacedStatus:
             pod_ip=given.get("podIP", ""),
             pod_name=given.get("podName", ""),
             node=given.get("node", ""),
+            last_node=given.get("lastNode", ""),
             agent_port=int(given.get("agentPort", AGENT_PORT)),
             start_time=given.get("startTime", ""),
             restarts=int(given.get("restarts", 0)),

@@ -22,7 +22,7 @@ from sandboxd.model.cluster import (
     agent_secret_of,
 )
 from sandboxd.model.ids import IncarnationId, SandboxId
-from sandboxd.operator.pod_shape import agent_config, pod_template
+from sandboxd.operator.pod_shape import OPTIONAL_PARTS, agent_config, pod_template
 from sandboxd.operator.ports import AgentIdentity
 from sandboxd.operator.template import Template
 
@@ -60,6 +60,7 @@ def stateful_set(
     uid: str,
     instance: str,
     replicas: int,
+    last_node: str = "",
 ) -> Json:
     """The StatefulSet of one: it keeps the pod's name and its claims, and lets nothing replace a living pod."""
     labels = labels_of(sandbox, instance=instance)
@@ -82,7 +83,7 @@ def stateful_set(
             "updateStrategy": {"type": "OnDelete"},
             "revisionHistoryLimit": 1,
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
-            "template": pod_template(sandbox, spec, template, labels=labels),
+            "template": pod_template(sandbox, spec, template, labels=labels, last_node=last_node),
             "volumeClaimTemplates": [
                 _claim_template(volume, size, template, labels=labels) for volume, size in sizes.items()
             ],
@@ -96,10 +97,13 @@ def stateful_set(
 def wanted_of(built: Mapping[str, Any]) -> Json:
     """What of a built StatefulSet can be changed later, to be compared and repaired."""
     metadata, spec = built["metadata"], built["spec"]
-    return {
-        "metadata": {"labels": metadata["labels"], "annotations": metadata["annotations"]},
-        "spec": {name: spec[name] for name in (*_CHANGEABLE, "replicas")},
-    }
+    wanted = {name: spec[name] for name in (*_CHANGEABLE, "replicas")}
+    # What is wanted no more is named as gone: a merge would leave it.
+    pod = {**dict.fromkeys(OPTIONAL_PARTS), **wanted["template"]["spec"]}
+    if pod["affinity"]:
+        pod["affinity"] = {**dict.fromkeys(("nodeAffinity", "podAffinity")), **pod["affinity"]}
+    wanted["template"] = {**wanted["template"], "spec": pod}
+    return {"metadata": {"labels": metadata["labels"], "annotations": metadata["annotations"]}, "spec": wanted}
 
 
 def mark_of(obj: Mapping[str, Any]) -> str:

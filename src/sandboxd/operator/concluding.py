@@ -32,6 +32,7 @@ from sandboxd.operator.observed import (
     incarnation_of,
     is_started,
     is_terminating,
+    last_node_of,
 )
 from sandboxd.operator.plan import PlanSettings, sizes
 
@@ -67,6 +68,7 @@ def _with_pod(desired: Desired, observed: Observed) -> PlacedStatus:
         PlacedStatus(),
         incarnation=spec.incarnation,
         node=before.node,
+        last_node=last_node_of(desired),
         pod_uid=before.pod_uid if is_bound(desired) else "",
         start_time=before.start_time if is_bound(desired) else "",
         restarts=before.restarts if is_bound(desired) else 0,

@@ -16,6 +16,7 @@ class Kind(enum.Enum):
     SANDBOX = (_OURS, SANDBOXES)
     TEMPLATE = (_OURS, TEMPLATES)
     STATEFUL_SET = ("/apis/apps/v1", "statefulsets")
+    DAEMON_SET = ("/apis/apps/v1", "daemonsets")
     POD = ("/api/v1", "pods")
     SECRET = ("/api/v1", "secrets")
     CLAIM = ("/api/v1", "persistentvolumeclaims")

@@ -20,6 +20,7 @@ from sandboxd.model.cluster import INSTANCE_LABEL, pod_of
 from sandboxd.model.ids import SandboxId
 from sandboxd.operator.builders import AGENT_SECRET_TYPE
 from sandboxd.operator.kinds import Kind
+from sandboxd.operator.prepull import images_name, template_of
 
 SILENCE: Final = timedelta(seconds=150)
 """Bookmarks come about every minute: a watch that is silent for longer is dead. Of Events there are no bookmarks."""
@@ -41,21 +42,30 @@ _OURS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkKey:
-    """What is reconciled as one: a sandbox, or a client's namespace."""
+    """What is reconciled as one: a sandbox, a client's namespace, or a template's images."""
 
-    namespace: str
+    namespace: str = ""
     sandbox: str = ""
     """Empty for the namespace itself."""
+    template: str = ""
+    """Empty for what is in a namespace."""
+
+    @property
+    def subject(self) -> str:
+        """What it is, for metrics."""
+        return "template" if self.template else "sandbox" if self.sandbox else "namespace"
 
 
 class Mirrors:
     """All mirrors of one operator. `run` must run beside them."""
 
-    def __init__(self, api: KubeApi, *, instance: str, wake: Callable[[WorkKey], None]) -> None:
-        """Say what is mirrored, and who is woken."""
+    def __init__(self, api: KubeApi, *, instance: str, namespace: str, wake: Callable[[WorkKey], None]) -> None:
+        """Say what is mirrored, sandboxd's own namespace, and who is woken."""
         self._wake = wake
         selector = f"{INSTANCE_LABEL}={instance}"
         self._mirrors = {kind: self._mirror(api, kind, selector) for kind in _OURS}
+        own = Kind.DAEMON_SET.within(namespace)
+        self._mirrors[Kind.DAEMON_SET] = Reflector(api, own, label_selector=selector, silence=SILENCE)
         for kind in (Kind.TEMPLATE, Kind.STORAGE_CLASS, Kind.NODE, Kind.EVENT):
             fields = "involvedObject.kind=StatefulSet,reason=FailedCreate" if kind is Kind.EVENT else ""
             silence = EVENTS_SILENCE if kind is Kind.EVENT else SILENCE
@@ -125,6 +135,9 @@ class Mirrors:
             yield WorkKey(namespace=namespace["metadata"]["name"])
         for sandbox in self._mirrors[Kind.SANDBOX]:
             yield WorkKey(namespace=sandbox["metadata"]["namespace"], sandbox=sandbox["metadata"]["name"])
+        templates = {one["metadata"]["name"] for one in self._mirrors[Kind.TEMPLATE]}
+        for name in templates | {template_of(one) for one in self._mirrors[Kind.DAEMON_SET]} - {""}:
+            yield WorkKey(template=name)
 
     def failure(self, namespace: str, name: str) -> Json | None:
         """The last Event that says why a StatefulSet has no pod."""
@@ -148,8 +161,12 @@ class Mirrors:
         match kind:
             case Kind.SANDBOX | Kind.STATEFUL_SET:
                 yield WorkKey(namespace=namespace, sandbox=name)
+            case Kind.POD if obj is not None and template_of(obj):
+                yield WorkKey(template=template_of(obj))
             case Kind.POD:
                 yield WorkKey(namespace=namespace, sandbox=name.removesuffix("-0"))
+            case Kind.DAEMON_SET:
+                yield from self._templates_of(name)
             case Kind.SECRET:
                 yield WorkKey(namespace=namespace, sandbox=name.removesuffix("-agent"))
             case Kind.CLAIM:
@@ -161,6 +178,7 @@ class Mirrors:
             case Kind.QUOTA | Kind.LIMITS | Kind.POLICY:
                 yield WorkKey(namespace=namespace)
             case Kind.TEMPLATE:
+                yield WorkKey(template=name)
                 yield from self._sandboxes(lambda one: one["spec"].get("template") == name)
             case Kind.NODE:
                 yield from self._node(name, obj)
@@ -168,6 +186,12 @@ class Mirrors:
                 yield from self._failed_create(obj)
             case Kind.STORAGE_CLASS | Kind.LEASE:
                 return
+
+    def _templates_of(self, daemon_set: str) -> Iterator[WorkKey]:
+        """Also one that is gone wakes its template, to be made again."""
+        for one in self._mirrors[Kind.TEMPLATE]:
+            if images_name(one["metadata"]["name"]) == daemon_set:
+                yield WorkKey(template=one["metadata"]["name"])
 
     def _sandboxes(self, matches: Callable[[Json], bool]) -> Iterator[WorkKey]:
         for one in self._mirrors[Kind.SANDBOX]:

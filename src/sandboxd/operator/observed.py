@@ -88,6 +88,15 @@ class Observed:
     refusals: Sequence[Refusal] = ()
 
 
+def last_node_of(desired: Desired) -> str:
+    """The node of the incarnation before the wanted one; empty for the first.
+
+    It stays the same for as long as an incarnation does, or its pod would be outdated the moment it has a node.
+    """
+    status = desired.status
+    return status.last_node if status.incarnation == desired.spec.incarnation else status.node
+
+
 def is_ours(obj: Mapping[str, Any] | None, *, instance: str, owner: str = "") -> bool:
     """Tell whether an object carries our label and, where one is named, our owner."""
     if obj is None:

@@ -31,6 +31,7 @@ from sandboxd.operator.observed import (
     is_ours,
     is_started,
     is_terminating,
+    last_node_of,
 )
 from sandboxd.operator.pod_shape import resources_of
 from sandboxd.operator.template import Template
@@ -106,6 +107,8 @@ class PlanSettings:
 
     instance: str
     network: Network
+    prepull: bool = True
+    """Whether templates' images are pulled to every node that fits them."""
 
 
 def plan(desired: Desired, observed: Observed, settings: PlanSettings) -> Sequence[Wave]:
@@ -163,6 +166,7 @@ def _place(desired: Desired, observed: Observed, settings: PlanSettings) -> Iter
         uid=desired.uid,
         instance=settings.instance,
         replicas=1,
+        last_node=last_node_of(desired),
     )
     if found is None:
         yield Create(

@@ -15,6 +15,7 @@ from sandboxd.model.cluster import (
     INCARNATION_ANNOTATION,
     MODEL_PORT,
     RUN_DIRECTORY,
+    SANDBOX_LABEL,
     WORKSPACE_DIRECTORY,
     WORKSPACE_VOLUME,
     Mode,
@@ -24,7 +25,7 @@ from sandboxd.model.cluster import (
 )
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.quantity import scale_bytes, scale_cpu
-from sandboxd.operator.template import AgentDelivery, Template
+from sandboxd.operator.template import AgentDelivery, Packing, Template
 
 AGENT_VOLUME: Final = "agent"
 IDENTITY_VOLUME: Final = "identity"
@@ -36,6 +37,22 @@ TERMINATION_SECONDS: Final = 15
 """More than the agent takes to end what runs in the sandbox."""
 LIBRARIES: Final = "/usr/lib/x86_64-linux-gnu"
 """Where the agent's image has its libraries."""
+DEFAULT_SCHEDULER: Final = "default-scheduler"
+"""Said in words, as the API server does: or a scheduler that was named before would stay."""
+OPTIONAL_PARTS: Final = (
+    "initContainers",
+    "runtimeClassName",
+    "nodeSelector",
+    "tolerations",
+    "priorityClassName",
+    "affinity",
+    "topologySpreadConstraints",
+    "imagePullSecrets",
+)
+"""Parts of a pod that a template may leave out."""
+LAST_NODE_WEIGHT: Final = 100
+"""The node that has image and volumes outweighs everything else that is preferred."""
+PACKING_WEIGHT: Final = 50
 
 
 def agent_python(root: str) -> tuple[str, ...]:
@@ -102,9 +119,9 @@ def resources_of(resources: PlacedResources, template: Template, *, mode: Mode) 
 
 
 def pod_template(
-    sandbox: SandboxId, spec: PlacedSpec, template: Template, *, labels: dict[str, str]
+    sandbox: SandboxId, spec: PlacedSpec, template: Template, *, labels: dict[str, str], last_node: str = ""
 ) -> dict[str, Any]:  # Any: JSON
-    """The pod template of one incarnation."""
+    """The pod template of one incarnation, which prefers the node of the one before it."""
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -125,6 +142,8 @@ def pod_template(
         "nodeSelector": dict(template.node_selector),
         "tolerations": [dict(one) for one in template.tolerations],
         "priorityClassName": template.priority_class,
+        "schedulerName": template.scheduler or DEFAULT_SCHEDULER,
+        "affinity": _affinity(template, last_node),
         "topologySpreadConstraints": [dict(one) for one in template.topology_spread],
         "imagePullSecrets": [{"name": name} for name in template.image_pull_secrets],
     }
@@ -133,6 +152,31 @@ def pod_template(
         "metadata": {"labels": labels, "annotations": {INCARNATION_ANNOTATION: spec.incarnation}},
         "spec": pod,
     }
+
+
+def _affinity(template: Template, last_node: str) -> dict[str, Any]:
+    """What is preferred; nothing is required, so that a node that is full or gone keeps nobody from starting."""
+    made: dict[str, Any] = {}
+    if last_node:
+        itself = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [last_node]}]}
+        made["nodeAffinity"] = {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": LAST_NODE_WEIGHT, "preference": itself}]
+        }
+    match template.packing:
+        case Packing.PACK:
+            beside = {
+                "topologyKey": "kubernetes.io/hostname",
+                "namespaceSelector": {},
+                "labelSelector": {"matchExpressions": [{"key": SANDBOX_LABEL, "operator": "Exists"}]},
+            }
+            made["podAffinity"] = {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {"weight": PACKING_WEIGHT, "podAffinityTerm": beside}
+                ]
+            }
+        case Packing.DEFAULT:
+            pass
+    return made
 
 
 def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:

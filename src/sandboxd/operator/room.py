@@ -18,6 +18,7 @@ from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.mirrors import Mirrors, WorkKey
 from sandboxd.operator.plan import PlanSettings
 from sandboxd.operator.ports import AgentIdentities
+from sandboxd.operator.prepuller import Prepuller
 from sandboxd.operator.queue import WorkQueue
 from sandboxd.operator.reconciler import Reconciler
 from sandboxd.operator.writing import Writer
@@ -58,7 +59,7 @@ class Operator:
         self._has_led = False
         self._queue: WorkQueue[WorkKey] = WorkQueue()
         instance = settings.plan.instance
-        self.mirrors = Mirrors(api, instance=instance, wake=self._wake)
+        self.mirrors = Mirrors(api, instance=instance, namespace=settings.namespace, wake=self._wake)
         lease = LeaseSettings(
             namespace=settings.namespace, instance=instance, identity=settings.identity, duration=settings.lease
         )
@@ -80,6 +81,7 @@ class Operator:
             reporter=settings.identity,
             later=self._queue.add_later,
         )
+        self._prepuller = Prepuller(mirrors=self.mirrors, writer=writer, settings=settings.plan, clock=clock)
         metrics.watch_depth(lambda: len(self._queue))
         metrics.watches.problems = self.mirrors.problems
         metrics.watches.states = self._reconciler.states
@@ -121,17 +123,20 @@ class Operator:
             except NotLeaderError:
                 self._queue.add_later(key, NOT_LEADING_SECONDS)  # for when it leads again
             except Exception:
-                log.exception("operator.pass_failed", namespace=key.namespace, sandbox=key.sandbox)
+                log.exception(
+                    "operator.pass_failed", namespace=key.namespace, sandbox=key.sandbox, template=key.template
+                )
                 self._queue.retry(key)
             finally:
                 self._queue.done(key)
-                self._metrics.reconciled(
-                    "sandbox" if key.sandbox else "namespace", outcome=outcome, seconds=time.perf_counter() - began
-                )
+                self._metrics.reconciled(key.subject, outcome=outcome, seconds=time.perf_counter() - began)
 
     async def _pass(self, key: WorkKey) -> str:
         try:
-            refusals = await self._reconciler.reconcile(key)
+            if key.template:
+                refusals = await self._prepuller.reconcile(key.template)
+            else:
+                refusals = await self._reconciler.reconcile(key)
         except KubeConflictError:
             self._queue.retry(key)  # the watch brings what has changed
             return "conflict"

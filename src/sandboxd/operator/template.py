@@ -14,6 +14,15 @@ DEFAULT_HIBERNATED_MEMORY: Final = "32M"
 DEFAULT_GPU: Final = "nvidia.com/gpu"
 
 
+class Packing(enum.Enum):
+    """Which node a pod prefers, among those that the scheduler finds equal otherwise."""
+
+    DEFAULT = "Default"
+    """The scheduler's own preference."""
+    PACK = "Pack"
+    """One where sandboxes are already, so that other nodes can be emptied."""
+
+
 class AgentDelivery(enum.Enum):
     """How the agent's file system comes into the pod."""
 
@@ -34,6 +43,8 @@ class Template:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()  # Any: JSON
     priority_class: str = ""
+    scheduler: str = ""
+    packing: Packing = Packing.DEFAULT
     topology_spread: Sequence[Mapping[str, Any]] = ()  # Any: JSON
     storage_class: str = ""
     host_users: bool = False
@@ -56,6 +67,8 @@ class Template:
             node_selector=spec.get("nodeSelector", {}),
             tolerations=tuple(spec.get("tolerations", ())),
             priority_class=spec.get("priorityClassName", ""),
+            scheduler=spec.get("schedulerName", ""),
+            packing=Packing(spec.get("packing", Packing.DEFAULT.value)),
             topology_spread=tuple(spec.get("topologySpreadConstraints", ())),
             storage_class=spec.get("storageClassName", ""),
             host_users=spec.get("hostUsers", False),

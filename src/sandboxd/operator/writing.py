@@ -75,6 +75,14 @@ class Writer:
         written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
         self._mirrors.remember(Kind.SANDBOX, written)
 
+    async def patch_template_status(self, name: str, status: Json, resource_version: str) -> None:
+        """Write the status of a template, of this very version."""
+        self._leadership.check()
+        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
+        path = f"{Kind.TEMPLATE.path('', name)}/status"
+        written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
+        self._mirrors.remember(Kind.TEMPLATE, written)
+
     async def post_event(self, event: Json) -> None:
         """Write an Event; one that cannot be written is let go."""
         try:
