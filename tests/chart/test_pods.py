@@ -16,7 +16,8 @@ EVERYTHING: Mapping[str, Any] = {
     "sweep": {"enabled": True},
     "callers": {"platformAuthority": "platform"},
     "serve": {"autoscaling": {"enabled": True}},
-    "sandboxTemplates": {"default": {}},
+    "sandboxTemplates": {"default": {"image": "sandbox@sha256:1"}},
+    "headroom": {"basic": {"replicas": 2}, "premium": {"replicas": 1}},
     "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
 }
 WITH_TOKEN = {"serve", "operator", "sweep", "prepare"}
