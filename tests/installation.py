@@ -91,7 +91,7 @@ class ClusterInstallation:
         assert not check or ran.returncode == 0, ran.stderr.decode()
         return ran.stdout.decode()
 
-    def apply_template(self, name: str = "", *, owner: str = "", **changes: object) -> None:
+    def apply_template(self, name: str = "", owner: str = "", /, **changes: object) -> None:
         """Write a template; the installation's own if no name is given, for its operator if no other instance is."""
         spec = {"image": self.images["sandbox"], "agentImage": self.images["agent"], **changes}
         body = {

@@ -81,7 +81,7 @@ async def test_without_that_the_first_sandbox_of_a_template_pulls_them(stack: Cl
     installation = stack.installation
     name = f"{installation.instance}-late"
     images = await unknown_images(installation, "late")
-    installation.apply_template(name, owner=f"{installation.instance}-other", **images)
+    installation.apply_template(name, f"{installation.instance}-other", **images)
     try:
         stack.settings["SANDBOXD_KUBERNETES_TEMPLATE"] = name
         await asyncio.gather(stack.start("gateway"), stack.start("serve"))
