@@ -46,6 +46,17 @@ def parts(places: Places) -> list[Found]:
     return [found for found in ours(places) if found.program != SHIM]
 
 
+def taken(port: int) -> socket.socket:
+    """Listen where a process that was just killed did: its socket goes a moment after it."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_server(("0.0.0.0", port), reuse_port=False)
+        except OSError:
+            assert time.monotonic() < deadline, f"port {port} is not let go"
+            time.sleep(0.05)
+
+
 def test_running_pods_outlive_the_death_of_every_component(places: Places) -> None:
     before = {one.pid for one in contained()}
     kill(parts(places))
@@ -79,7 +90,7 @@ def test_a_start_that_was_killed_is_finished_by_the_next(places: Places) -> None
 
 def test_a_port_of_somebody_else_is_named_and_nobody_is_ended(places: Places) -> None:
     kill([found for found in parts(places) if name_of(found) == "kubelet"])
-    with socket.create_server(("0.0.0.0", KUBELET_PORT), reuse_port=False):
+    with taken(KUBELET_PORT):
         done = devcluster("up")
 
     assert done.returncode == 1

@@ -223,6 +223,13 @@ async def test_an_api_server_that_is_away_is_unavailable_and_nothing_is_lost(wor
     assert [life.incarnation for life in (await world.backend.observe(spec.sandbox)).running] == [incarnation]
 
 
+async def test_where_the_cli_is_needs_no_api_server(world: World) -> None:
+    """A service that has just started knows the sandbox from its row, and nothing of the cluster yet."""
+    world.kube.away = KubeUnavailableError("connection refused")
+
+    assert await world.backend.place(a_spec().sandbox, an_incarnation()) is POD_PLACE
+
+
 async def test_a_short_absence_of_the_api_server_does_not_fail_a_start(world: World) -> None:
     failures = iter([KubeUnavailableError("away")])
     world.kube.refuse = lambda method, _: next(failures, None) if method == "POST" else None

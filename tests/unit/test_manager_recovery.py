@@ -245,6 +245,23 @@ async def test_orphans_of_both_kinds_are_reported_and_not_touched(world: Manager
     assert world.backend.running[gone.id]
 
 
+async def test_a_start_that_was_given_up_and_came_up_afterwards_is_ended(world: ManagerWorld) -> None:
+    late, good = await world.given_active(), await world.given_active()
+    row = world.row(late.id)
+    world.units.rows.sandboxes[late.id] = replace(row, state=S.FAILED, state_reason="It could not be started.")
+    (life,) = world.lives(late.id)
+    world.units.rows.incarnations[life.id] = replace(life, end_time=life.start_time, end_reason="START_FAILED")
+    assert world.backend.running[late.id]
+
+    await world.manager.recovery.inspect()
+    orphans = await world.manager.recovery.inspect()
+
+    assert not world.backend.running[late.id]
+    assert world.backend.running[good.id]
+    assert orphans.incarnations == frozenset()
+    assert world.row(late.id).state is S.FAILED
+
+
 async def test_what_nobody_mends_does_not_cost_a_transaction_for_each_of_them(world: ManagerWorld) -> None:
     lost = [await world.given_paused() for _ in range(50)]
     for sandbox in lost:

@@ -39,6 +39,7 @@ FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 60.0
 """Seconds between attempts at a sandbox whose work keeps failing; doubled each time."""
 RESIZE_TIMEOUT: Final = timedelta(seconds=10)
+END_TIMEOUT: Final = timedelta(seconds=10)
 PAGE: Final = 500
 CONCURRENCY: Final = 8
 TRANSIENT: Final = frozenset(state for state in SandboxState if state.transient)
@@ -182,6 +183,7 @@ class Recovery:
             if found is None and life.incarnation.ready_time is not None:
                 await self.losses.check(life.sandbox.id, life.incarnation.id)  # which asks again
         await self._resize(rows, seen)
+        await self._end_failed(rows, seen)
         orphans = await self._orphans(rows, seen)
         self._report(orphans)
         return orphans
@@ -201,6 +203,21 @@ class Recovery:
                     await change(sandbox, row.incarnation, timeout=RESIZE_TIMEOUT)
             except SandboxdError as error:
                 log.warning("recovery.not_resized", sandbox=sandbox, error=error.message)
+
+    async def _end_failed(self, rows: Mapping[SandboxId, Sandbox], seen: Mapping[SandboxId, Observation]) -> None:
+        """End what came up after its start was given up: a world that was away may have kept the wish."""
+        for sandbox, found in seen.items():
+            row = rows.get(sandbox)
+            if row is None or row.state is not SandboxState.FAILED or row.incarnation is None:
+                continue
+            if found.find(row.incarnation) is None:
+                continue
+            log.warning("recovery.failed_start_ended", sandbox=sandbox, incarnation=row.incarnation)
+            try:
+                # It names that life alone: a Resume that begins meanwhile has another one.
+                await self.backend.stop(sandbox, row.incarnation, grace=timedelta(0), timeout=END_TIMEOUT)
+            except SandboxdError as error:
+                log.warning("recovery.not_ended", sandbox=sandbox, error=error.message)
 
     async def _note_living(self, lives: Sequence[Life], seen: Mapping[SandboxId, Observation]) -> None:
         """Write which incarnations were found alive, now and then: one that dies unseen is paid for until then."""

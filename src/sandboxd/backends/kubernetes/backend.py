@@ -21,7 +21,7 @@ from sandboxd.backends.kubernetes.figures import Figures
 from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import Installation, SandboxObjects, lost_pod
 from sandboxd.backends.kubernetes.placed import Placed, quantities
-from sandboxd.backends.kubernetes.refusals import translated
+from sandboxd.backends.kubernetes.refusals import ClusterUnavailableError, translated
 from sandboxd.backends.kubernetes.removal import Removal
 from sandboxd.backends.kubernetes.starting import Starting
 from sandboxd.kubeapi.errors import KubeError, KubeUnavailableError
@@ -239,8 +239,13 @@ class KubernetesBackend(Backend):
     async def place(self, sandbox: SandboxId, incarnation: IncarnationId) -> CliPlace:
         placed = self._mirror.get(sandbox)
         if placed is None or not placed.alive(incarnation):
-            async with self._asking(sandbox, "cannot be found"):
-                placed = await self._find(sandbox)
+            try:
+                async with self._asking(sandbox, "cannot be found"):
+                    placed = await self._find(sandbox)
+            except ClusterUnavailableError:
+                return (
+                    self._place
+                )  # the same in every pod; whether it runs, its agent tells: sessions need no API server
         if placed is None or not placed.alive(incarnation):
             raise UnavailableError(f"Sandbox {sandbox} is not running.", sandbox=sandbox, incarnation=incarnation)
         return self._place
