@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 from typing_extensions import override
 
 from sandboxd.manager.account_ports import AccountFilter, ClientRepository, FreelancerRepository, QuotaRepository
-from sandboxd.model.client import AccountState, Client, Freelancer
+from sandboxd.model.client import AccountState, Client, Freelancer, Standing
 from sandboxd.model.client_errors import AccountExistsError, ClientNotFoundError, FreelancerNotFoundError
 from sandboxd.model.errors import ConflictError, FieldViolation, InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId
@@ -66,6 +66,12 @@ class FakeClientRepository(ClientRepository):
         if found is None:
             raise ClientNotFoundError(client)
         return found
+
+    @override
+    async def standing(self, client: ClientId, freelancer: FreelancerId) -> Standing:
+        rows = await self.work.write()
+        found = rows.clients.get(client)
+        return Standing(client=found, freelancer=rows.freelancers.get((client, freelancer)))
 
     @override
     async def add(self, client: Client) -> None:

@@ -349,6 +349,14 @@ class _Sandboxes(_Repository, SandboxRepository):
         rows.look_times[sandbox.id] = sandbox.update_time
 
     @override
+    async def create(self, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord) -> bool:
+        if await self.work.requests.claim(record) is not None:
+            return False
+        await self.add(sandbox)
+        await self.work.incarnations.add(incarnation)
+        return True
+
+    @override
     async def save(self, sandbox: Sandbox) -> None:
         rows = await self.work.write()
         before = rows.sandboxes.get(sandbox.id)

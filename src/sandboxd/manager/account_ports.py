@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sandboxd.model.client import AccountState, Client, Freelancer
+from sandboxd.model.client import AccountState, Client, Freelancer, Standing
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SessionId
 from sandboxd.model.paging import Page
 from sandboxd.model.quota import SandboxesInUse
@@ -33,6 +33,10 @@ class ClientRepository(Protocol):
         Raises:
             ClientNotFoundError: There is none.
         """
+        ...
+
+    async def standing(self, client: ClientId, freelancer: FreelancerId) -> Standing:
+        """A client, locked until the end of the unit of work, and one of its freelancers; None for what is absent."""
         ...
 
     async def add(self, client: Client) -> None:

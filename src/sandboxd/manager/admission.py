@@ -40,13 +40,12 @@ class Admission:
             (f"clients/{client}", standing.policy.quotas, None),
             (f"clients/{client}/freelancers/{freelancer}", standing.freelancer_quotas, freelancer),
         )
-        violations = [
-            violation
-            for subject, quotas, whose in limits
-            for violation in check_sandbox(
-                subject, quotas, await work.quotas.sandboxes(client, freelancer=whose), tier=tier
-            )
-        ]
+        violations: list[QuotaViolation] = []
+        for subject, quotas, whose in limits:
+            # Counting what has no limit would only prolong the client's lock.
+            counts = quotas.sandboxes is not None or quotas.storage_bytes is not None
+            present = await work.quotas.sandboxes(client, freelancer=whose) if counts else SandboxesInUse()
+            violations += check_sandbox(subject, quotas, present, tier=tier)
         if violations:
             raise QuotaExceededError(violations)
 
@@ -74,14 +73,10 @@ class Admission:
 
     async def _known(self, work: UnitOfWork, client: ClientId, freelancer: FreelancerId, *, at: datetime) -> Standing:
         # The lock of the client's row is what makes the counts true until the commit.
-        found = await work.clients.find(client, for_update=True)
-        person = None if found is None else await work.freelancers.find(client, freelancer)
-        if found is not None and person is not None:
-            return Standing(client=found, freelancer=person)
+        found = await work.clients.standing(client, freelancer)
+        if found.client is not None and found.freelancer is not None:
+            return found
         if self._explicit:
-            raise ClientUnknownError(client) if found is None else FreelancerUnknownError(client, freelancer)
+            raise ClientUnknownError(client) if found.client is None else FreelancerUnknownError(client, freelancer)
         await work.freelancers.ensure(client, freelancer, at=at)
-        return Standing(
-            client=await work.clients.get(client, for_update=True),
-            freelancer=await work.freelancers.get(client, freelancer),
-        )
+        return await work.clients.standing(client, freelancer)

@@ -30,10 +30,16 @@ CONCURRENCY: Final = 4
 """Adoptions at once: nobody waits for them, and claims must not wait behind them."""
 QUIET_SECONDS: Final = 0.25
 """So long after a claim the refill still holds back: claims come in bursts."""
+HOLDS: Final = 4
+"""So many times that an adoption holds back at most while claims go on: nobody waits for it, and callers for claims."""
 NOTE_SECONDS: Final = 30.0
 """How often the use of a pool is written at most."""
 
 log = structlog.get_logger(__name__)
+
+
+async def _nothing() -> None:
+    """What comes first where nothing does."""
 
 
 class PoolClaims:
@@ -70,7 +76,7 @@ class PoolClaims:
         """Do what follows a Create that is durable: announce it, adopt it, note the use of its pool."""
         self.on_claim()
         if claim.member is not None:
-            self._begin(sandbox.id, lambda: self._settle(claim, sandbox))
+            self._begin(sandbox.id, lambda: self._settle(claim), first=lambda: self._tell(sandbox.id))
         elif claim.pool is not None:
             self._begin(sandbox.id, lambda: self._note_use(claim.pool))
 
@@ -98,9 +104,16 @@ class PoolClaims:
         if self._tasks:
             await asyncio.wait(set(self._tasks.values()), timeout=ADOPT_TIMEOUT.total_seconds())
 
-    def _begin(self, sandbox: SandboxId, work: Callable[[], Awaitable[None]]) -> None:
+    def _begin(
+        self,
+        sandbox: SandboxId,
+        work: Callable[[], Awaitable[None]],
+        *,
+        first: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
         async def guarded() -> None:
             try:
+                await first()
                 async with self._gate:
                     await work()
             except SandboxdError as error:
@@ -112,8 +125,15 @@ class PoolClaims:
 
         self._tasks[sandbox] = asyncio.create_task(guarded(), name=f"adopt-{sandbox}")
 
-    async def _settle(self, claim: Claim, sandbox: Sandbox) -> None:
-        await self._changes.announce(sandbox.id)
+    async def _tell(self, sandbox: SandboxId) -> None:
+        """Announce a sandbox that was claimed, then wait until claims pause."""
+        await self._changes.announce(sandbox)
+        for _ in range(HOLDS):
+            if not self.busy:
+                break
+            await asyncio.sleep(QUIET_SECONDS)
+
+    async def _settle(self, claim: Claim) -> None:
         if claim.member is not None:
             await self.adopt(claim.member.sandbox, claim.member.incarnation)
         await self._note_use(claim.pool)

@@ -171,20 +171,14 @@ class Creation:
             keep_awake_until=wish.keep_awake_until,
         )
 
-    async def _plan(self, work: UnitOfWork, attempt: _Attempt) -> Sandbox | None:
+    async def _plan(self, work: UnitOfWork, attempt: _Attempt) -> tuple[Sandbox, Incarnation] | None:
         """In the one transaction of a Create: quotas, then a member of the pool, or else a first life of its own."""
         base, now = attempt.base, self._clock.now()
         await self._admission.admit(work, base.client, base.freelancer, tier=base.tier, at=now)
         attempt.claim = await self._claims.take(work, base.client, base.tier)
         if attempt.claim.member is not None:
-            sandbox, incarnation = _taken_over(base, attempt.claim.member, at=now)
-        elif attempt.cold:
-            sandbox, incarnation = self._startup.new_life(base)
-        else:
-            return None
-        await work.sandboxes.add(sandbox)
-        await work.incarnations.add(incarnation)
-        return sandbox
+            return _taken_over(base, attempt.claim.member, at=now)
+        return self._startup.new_life(base) if attempt.cold else None
 
     def _claimed(self, attempt: _Attempt, sandbox: Sandbox) -> None:
         failpoint("claim.after_commit")

@@ -21,7 +21,7 @@ from sandboxd.model.client_errors import QuotaExceededError
 from sandboxd.model.errors import ConflictError, SandboxdError, StaleOwnerError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
 
 LEASE: Final = timedelta(seconds=15)
@@ -39,8 +39,8 @@ METHODS: Final = {
 Plan = Callable[[UnitOfWork, Sandbox], Awaitable[Sandbox]]
 """Answers the sandbox as it shall be, and writes what goes with it; raises where the state does not allow it."""
 
-CreatePlan = Callable[[UnitOfWork], Awaitable[Sandbox | None]]
-"""Inserts a new sandbox and answers it; None where it cannot be made now."""
+CreatePlan = Callable[[UnitOfWork], Awaitable[tuple[Sandbox, Incarnation] | None]]
+"""Answers a new sandbox with its first life, which are to be inserted; None where it cannot be made now."""
 
 log = structlog.get_logger(__name__)
 
@@ -109,20 +109,20 @@ class Intents:
             if earlier is not None and not _expired(earlier, claim):
                 return earlier
             try:
-                planned = await plan(work)
+                made = await plan(work)
             except QuotaExceededError:
                 # Its own twin may have taken the last place while this one waited for the client's lock.
                 earlier = await work.requests.get(claim.client, claim.request_id)
                 if earlier is not None and not _expired(earlier, claim):
                     return earlier
                 raise
-            if planned is None:
+            if made is None:
                 return None
+            planned, life = made
             done = planned.state is SandboxState.ACTIVE
             record = replace(claim, sandbox=planned.id, outcome=RequestOutcome(sandbox=planned) if done else None)
-            earlier = await work.requests.claim(record)
-            if earlier is not None:
-                return earlier
+            if not await work.sandboxes.create(planned, life, record):
+                return await work.requests.get(claim.client, claim.request_id)
             if done:
                 failpoint("claim.before_commit")
                 await work.commit()

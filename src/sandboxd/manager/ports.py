@@ -143,6 +143,16 @@ class SandboxRepository(Protocol):
         """
         ...
 
+    async def create(self, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord) -> bool:
+        """Insert a sandbox, its first incarnation and the request that makes it, in one statement.
+
+        False: the request was made before, as `RequestRepository.claim` has it, and nothing was inserted.
+
+        Raises:
+            AlreadyExistsError: The id is taken.
+        """
+        ...
+
     async def save(self, sandbox: Sandbox) -> None:
         """Write a changed sandbox over the row of version `sandbox.version - 1`; `last_use_time` never goes back.
 

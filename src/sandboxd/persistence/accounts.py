@@ -6,14 +6,14 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Select, Table, select, tuple_, update
+from sqlalchemy import Select, Table, Text, and_, bindparam, select, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
 
 from sandboxd.manager.account_ports import AccountFilter, ClientRepository, FreelancerRepository
 from sandboxd.manager.ports import MAX_PAGE_SIZE
-from sandboxd.model.client import AccountState, Client, Freelancer
+from sandboxd.model.client import AccountState, Client, Freelancer, Standing
 from sandboxd.model.client_errors import AccountExistsError, ClientNotFoundError, FreelancerNotFoundError
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId
@@ -27,6 +27,18 @@ from sandboxd.persistence.tables.base import table
 
 _CLIENTS: Final = table(ClientRow)
 _FREELANCERS: Final = table(FreelancerRow)
+# Made once: it stands in the way of every Create.
+_STANDING: Final = (
+    select(*_CLIENTS.c, *_FREELANCERS.c)
+    .select_from(
+        _CLIENTS.outerjoin(
+            _FREELANCERS,
+            and_(_FREELANCERS.c.client == _CLIENTS.c.id, _FREELANCERS.c.id == bindparam("who", type_=Text())),
+        )
+    )
+    .where(_CLIENTS.c.id == bindparam("of", type_=Text()))
+    .with_for_update(key_share=True, of=_CLIENTS)
+)
 
 Item = TypeVar("Item", Client, Freelancer)
 
@@ -49,6 +61,17 @@ class PostgresClientRepository(ClientRepository):
         if found is None:
             raise ClientNotFoundError(client)
         return found
+
+    @override
+    async def standing(self, client: ClientId, freelancer: FreelancerId) -> Standing:
+        with translated():
+            found = await self._connection.execute(_STANDING, {"of": client, "who": freelancer})
+        row = found.one_or_none()
+        if row is None:
+            return Standing()
+        mine = dict(zip(_CLIENTS.c.keys(), row, strict=False))
+        person = dict(zip(_FREELANCERS.c.keys(), row[len(mine) :], strict=True))
+        return Standing(client=read_client(mine), freelancer=None if person["id"] is None else read_freelancer(person))
 
     @override
     async def add(self, client: Client) -> None:

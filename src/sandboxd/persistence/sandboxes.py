@@ -15,6 +15,7 @@ from sandboxd.manager.ports import (
     MAX_PAGE_SIZE,
     IncarnationRepository,
     Life,
+    RequestRecord,
     SandboxFilter,
     SandboxOrder,
     SandboxRepository,
@@ -23,6 +24,7 @@ from sandboxd.model.errors import AlreadyExistsError, ConflictError, SandboxNotF
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
+from sandboxd.persistence.births import insert_new
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import incarnation_values, read_incarnation, read_sandbox, sandbox_values
@@ -59,6 +61,14 @@ class PostgresSandboxRepository(SandboxRepository):
             result = await self._connection.execute(statement)
         if result.rowcount == 0:
             raise AlreadyExistsError(f"Sandbox {sandbox.id} exists already.", sandbox=sandbox.id)
+
+    @override
+    async def create(self, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord) -> bool:
+        with translated():
+            claimed, made = await insert_new(self._connection, sandbox, incarnation, record)
+        if claimed and not made:
+            raise AlreadyExistsError(f"Sandbox {sandbox.id} exists already.", sandbox=sandbox.id)
+        return claimed
 
     @override
     async def save(self, sandbox: Sandbox) -> None:

@@ -24,6 +24,7 @@ from sandboxd.manager.ports import (
 )
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
 from sandboxd.persistence.accounts import PostgresClientRepository, PostgresFreelancerRepository
+from sandboxd.persistence.births import claiming
 from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.erasures import PostgresErasureRepository
@@ -51,20 +52,8 @@ class PostgresRequestRepository(RequestRepository):
 
     @override
     async def claim(self, record: RequestRecord) -> RequestRecord | None:
-        values = request_values(record)
-        replaced = {name: value for name, value in values.items() if name not in {"client", "request_id"}}
-        # Waits for a transaction that has inserted the same key and has not ended.
-        statement = (
-            insert(_REQUESTS)
-            .values(values)
-            .on_conflict_do_update(
-                index_elements=["client", "request_id"],
-                set_=replaced,
-                where=_REQUESTS.c.expire_time <= record.create_time,
-            )
-        )
         with translated():
-            result = await self._connection.execute(statement)
+            result = await self._connection.execute(claiming(request_values(record)))
         return None if result.rowcount else await self.get(record.client, record.request_id)
 
     @override
