@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 
 from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_pool import PlacedPool, pool_resource
+from sandboxd.model.ids import ClientId
+from sandboxd.model.pool import PoolId
+from sandboxd.model.sandbox import Tier
 from tests.chart.helm import NO_HELM, TRIAL, find_helm, render
 from tests.cluster.operator_stage import Stage, a_stage
 from tests.eventually import eventually
@@ -29,7 +33,7 @@ async def stage(cluster: Cluster, instance: str, tmp_path: Path) -> Any:
         for one in render(values={**TRIAL, "instance": instance}, release=instance, namespace=f"{instance}-system")
         if one["kind"].startswith("ValidatingAdmission")
     ]
-    assert len(objects) == 6
+    assert len(objects) == 8
     await cluster.apply(objects)
     yield stage
     await cluster.kubectl("delete", POLICIES, f"--selector=sandboxd.dev/instance={instance}")
@@ -68,6 +72,42 @@ async def test_serve_alone_writes_the_spec_and_the_operator_alone_the_status(sta
         with pytest.raises(KubectlError, match=r"sandboxd\.v1\.SandboxService"):
             await stage.kubectl(*words, *account(stage, who))
     await stage.kubectl("annotate", "sbx", sandbox, "somebody.example/note=fine")
+
+
+async def test_a_pool_is_changed_by_serve_alone_and_kubectl_scale_names_the_call(stage: Stage) -> None:
+    name = "pol-01jd0000000000000000000000"
+    placed = PlacedPool(
+        pool=PoolId(name),
+        client=ClientId("acme"),
+        template=stage.instance,
+        tier=Tier.BASIC,
+        min=0,
+        target=1,
+        max=5,
+        wanted=1,
+    )
+    made = pool_resource(placed, namespace=stage.namespace, instance=stage.instance)
+    create = ("create", "-f", "-", *account(stage, "serve"))
+    await stage.cluster.kubectl(*create, stdin=json.dumps(made))
+    to_scale = ("scale", "sbxp", name, "--replicas=3")
+
+    async def refused() -> bool:
+        try:
+            await stage.kubectl(*to_scale)
+        except KubectlError as error:
+            return "sandboxd.v1.PoolService" in str(error)
+        await stage.kubectl("scale", "sbxp", name, "--replicas=1")
+        return False
+
+    await eventually(refused, within=30, every=0.5, what="the policies are in force")
+    to_grow = ("patch", "sbxp", name, "--type=merge", '-p={"spec":{"target":2}}')
+    to_lie = ("patch", "sbxp", name, "--subresource=status", "--type=merge", '-p={"status":{"ready":9}}')
+    for words, who in ((to_grow, "operator"), (("delete", "sbxp", name), "operator"), (to_lie, "serve")):
+        with pytest.raises(KubectlError, match=r"sandboxd\.v1\.PoolService"):
+            await stage.kubectl(*words, *account(stage, who))
+    await stage.kubectl(*to_grow, *account(stage, "serve"))
+    await stage.kubectl(*to_lie, *account(stage, "operator"))
+    assert (await stage.get("sbxp", name))["spec"]["target"] == 2
 
 
 async def test_a_pod_without_a_user_namespace_is_refused_in_a_client_s_namespace_and_told_of(stage: Stage) -> None:

@@ -57,7 +57,7 @@ async def stack(running: ClusterStack) -> AsyncIterator[ClusterStack]:
             await client.terminate(sandbox.name)
 
         async def none_left() -> bool:
-            return not await client.pools.list()
+            return not await client.pools.list() and not running.kubectl("get", "sbxp", "-o", "name")
 
         await eventually(none_left, within=60, every=0.2)
 
@@ -101,6 +101,18 @@ def volumes(stack: ClusterStack, sandbox: str) -> Sequence[tuple[str, str]]:
     return [(claim["status"]["phase"], claim["metadata"]["uid"]) for claim in claims]
 
 
+def shown(stack: ClusterStack) -> Json:
+    """The pool as the cluster shows it, by its short name."""
+    (found,) = json.loads(stack.kubectl("get", "sbxp", "-o", "json"))["items"]
+    return dict(found)
+
+
+def told(stack: ClusterStack) -> tuple[Any, ...]:
+    """What its status counts, and its reason."""
+    status = shown(stack).get("status", {})
+    return tuple(status.get(name) for name in ("replicas", "ready", "claimed", "outdated", "reason"))
+
+
 async def figures(stack: ClusterStack, name: str) -> Counter[str]:
     """The figures of one metric of `serve`, by their label."""
     url = f"http://127.0.0.1:{stack.ports['web']}/metrics"
@@ -125,6 +137,9 @@ async def test_a_create_takes_a_member_with_its_pod_and_volumes_and_its_freelanc
             claims[member] = volumes(stack, member)
             assert [phase for phase, _ in claims[member]] == ["Bound", "Bound"]
 
+        assert shown(stack)["spec"] | {"client": "dev", "tier": "basic", "target": 2, "max": 3} == shown(stack)["spec"]
+        await eventually(lambda: told(stack) == (2, 2, 0, 0, "Full"), within=30, every=0.2)
+
         answer = await create(client)
         sandbox, taken = answer.sandbox, sandbox_id(answer.sandbox)
 
@@ -142,6 +157,7 @@ async def test_a_create_takes_a_member_with_its_pod_and_volumes_and_its_freelanc
         refilled = members(stack)
         assert len(refilled) == 2
         assert taken not in refilled
+        await eventually(lambda: told(stack) == (2, 2, 1, 0, "Full"), within=30, every=0.2)
 
         await client.pause(sandbox.name)
         assert not stack.pod(sandbox)
@@ -216,3 +232,35 @@ async def test_an_idle_pool_is_drained_and_nothing_of_its_members_is_left(
         assert answer.startup.path != WARM
         pool = await full(client)
         assert pool.ready == 2, "the miss has woken it"
+
+
+async def test_a_changed_template_replaces_what_waits_one_by_one_and_nothing_that_was_claimed(
+    stack: ClusterStack,
+) -> None:
+    before = await figures(stack, ENDS)
+    async with stack.client() as client:
+        await given_pool(client, 2, most=3)
+        sandbox = (await create(client)).sandbox
+        await full(client)
+        old, pod = set(members(stack)), stack.pod(sandbox)["metadata"]["uid"]
+
+        stack.installation.apply_template(hibernated={"cpu": "7m"})
+        try:
+            least = 2
+
+            async def replaced() -> bool:
+                nonlocal least
+                (pool,) = await client.pools.list()
+                least = min(least, pool.ready)
+                return (pool.ready, pool.starting, pool.ending) == (2, 0, 0) and not old & set(members(stack))
+
+            await eventually(replaced, within=90, every=0.1)
+        finally:
+            stack.installation.apply_template()
+        assert least >= 1, "there was always one to take"
+        events = stack.kubectl("get", "events", "--field-selector=involvedObject.kind=SandboxPool", "-o", "name")
+        assert events, "that members were replaced is told"
+        assert stack.pod(sandbox)["metadata"]["uid"] == pod
+        assert (await create(client)).startup.path == WARM
+        # Two went with the change; one more may have gone already, as the template is what it was.
+        assert (await figures(stack, ENDS) - before)["stale"] >= 2

@@ -15,6 +15,7 @@ from sandboxd.backends.kubernetes.backend import KubernetesBackend
 from sandboxd.backends.kubernetes.key_store import SecretKeyStore
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.pod_place import POD_PLACE
+from sandboxd.backends.kubernetes.pool_board import KubernetesPoolBoard
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
@@ -24,6 +25,7 @@ from sandboxd.kubeapi.access import KubeConfigError
 from sandboxd.kubeapi.client import KubeClient
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.key_ports import KeyStore
+from sandboxd.manager.pool_ports import PoolBoard
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
 from sandboxd.settings_rules import is_loopback
@@ -43,6 +45,8 @@ class Placement:
     run: Callable[[], Coroutine[None, None, None]] | None = None
     """Runs until cancelled."""
     close: Callable[[], Awaitable[None]]
+    pool_board: PoolBoard | None = None
+    """Where people look at pools, where sandboxes are placed in a cluster."""
     cluster: KubeClient | None = None
     """The API server of the cluster, where sandboxes are placed in one."""
 
@@ -93,17 +97,20 @@ def make_placement(
         return Placement(backend=local, open=nothing, close=nothing)
     _require_reachable_gateway(settings)
     client = KubeClient(settings.kubeconfig)
-    backend = KubernetesBackend(
-        api=client,
-        installation=Installation(
-            instance=settings.kubernetes_instance,
-            namespace_prefix=settings.kubernetes_namespace_prefix,
-            template=settings.kubernetes_template,
-        ),
-        place=POD_PLACE,
-        connector=connector,
-        clock=clock,
+    installation = Installation(
+        instance=settings.kubernetes_instance,
+        namespace_prefix=settings.kubernetes_namespace_prefix,
+        template=settings.kubernetes_template,
     )
+    backend = KubernetesBackend(
+        api=client, installation=installation, place=POD_PLACE, connector=connector, clock=clock
+    )
+    board = KubernetesPoolBoard(client, installation)
+
+    async def run() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(backend.run(), name="backend")
+            tasks.create_task(board.run(), name="pool-board")
 
     async def connect() -> None:
         try:
@@ -111,7 +118,7 @@ def make_placement(
         except KubeConfigError as error:
             raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_KUBECONFIG: {error}") from error
 
-    return Placement(backend=backend, open=connect, run=backend.run, close=client.close, cluster=client)
+    return Placement(backend=backend, open=connect, run=run, close=client.close, pool_board=board, cluster=client)
 
 
 def _require_reachable_gateway(settings: Settings) -> None:

@@ -115,6 +115,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             starts=settings.start_limits,
             refill=settings.refill_limits,
             pool_members_per_client=settings.pool_members_per_client,
+            pool_board=placement.pool_board,
             clock=clock,
             ids=ids,
             explicit_registration=settings.registration == "explicit",

@@ -27,6 +27,10 @@ class SandboxSpec:
     resources: Resources
     tier: Tier = Tier.BASIC
     """The name of these resources."""
+    pool: str = ""
+    """The pool that it is started for; empty for a sandbox of somebody's."""
+    recipe: str = ""
+    """The backend's own word for what it is made from, where it is started for a pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class BackendDescription:
     """What operators must be told at start; empty where there is nothing."""
     recipe: str = ""
     """What a sandbox would be made from now, in the backend's own words: members of pools made from another are
-    replaced."""
+    replaced. Empty while the backend does not know: pools make nothing then, and replace nothing for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

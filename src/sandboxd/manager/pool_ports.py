@@ -32,6 +32,27 @@ class PoolWork:
     """Whether its client is active."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPool:
+    """One pool as people are shown it."""
+
+    pool: Pool
+    wanted: int
+    """How many should wait now."""
+
+
+class PoolBoard(Protocol):
+    """Where people look at pools beside the API: in a cluster, by its own tools."""
+
+    async def show(self, pools: Sequence[ShownPool], *, recipe: str) -> None:
+        """Show exactly these; what is as it should be costs nothing. `recipe`: what members are made from now.
+
+        Raises:
+            UnavailableError: Some could not be shown.
+        """
+        ...
+
+
 class PoolRepository(Protocol):
     """The rows of pools and members."""
 

@@ -21,7 +21,7 @@ from sandboxd.manager.claims import PoolClaims
 from sandboxd.manager.cold_starts import ColdStarts
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.pool_metrics import PoolMetrics
-from sandboxd.manager.pool_ports import PoolWork
+from sandboxd.manager.pool_ports import PoolBoard, PoolWork, ShownPool
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.model.errors import SandboxdError
@@ -70,6 +70,8 @@ class Refill:
     replica: str
     limits: RefillLimits = field(default_factory=RefillLimits)
     deeds: OwnDeeds = UNRECORDED
+    board: PoolBoard | None = None
+    """Where people look at pools beside the API."""
     _asked: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _starting: dict[SandboxId, asyncio.Task[None]] = field(default_factory=dict, init=False)
     _ending: dict[SandboxId, asyncio.Task[None]] = field(default_factory=dict, init=False)
@@ -82,6 +84,7 @@ class Refill:
     _inspect_at: float = field(default=0.0, init=False)
     _held_since: float | None = field(default=None, init=False)
     _leading: bool = field(default=False, init=False)
+    _showing: asyncio.Task[None] | None = field(default=None, init=False)
 
     def wake(self) -> None:
         """Look at once: a member was claimed, or a pool was changed."""
@@ -101,7 +104,7 @@ class Refill:
                     log.exception("pool.look_broken")
                 await self._pause()
         finally:
-            tasks = [*self._starting.values(), *self._ending.values()]
+            tasks = [*self._starting.values(), *self._ending.values(), *filter(None, [self._showing])]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -124,11 +127,29 @@ class Refill:
         await self._repair(pools)
         wishes = [wish for one in pools if (wish := await self._plan(one))]
         await self._begin_starts(wishes)
+        self._show(pools)
 
     async def settle(self) -> None:
         """Wait for everything that was begun; for tests, and for whoever stops."""
         while tasks := [*self._starting.values(), *self._ending.values()]:
             await asyncio.wait(tasks)
+
+    def _show(self, pools: Sequence[PoolWork]) -> None:
+        """Show the pools as they are to whoever looks elsewhere; nothing waits for it."""
+        if self.board is None or (self._showing is not None and not self._showing.done()):
+            return
+        now, recipe, board = self.clock.now(), self.backend.describe().recipe, self.board
+        shown = [ShownPool(pool=one.pool, wanted=one.pool.wanted(now) if one.may_act else 0) for one in pools]
+
+        async def show() -> None:
+            try:
+                await board.show(shown, recipe=recipe)
+            except SandboxdError as error:
+                log.warning("pool.not_shown", error=error.message)
+            except Exception:  # a task guard: the next look shows them
+                log.exception("pool.showing_broken")
+
+        self._showing = asyncio.create_task(show(), name="pools-show")
 
     async def _pause(self) -> None:
         try:
@@ -299,6 +320,8 @@ def _spec(member: Member) -> SandboxSpec:
         freelancer=POOLED,
         resources=TIER_RESOURCES[member.tier],
         tier=member.tier,
+        pool=member.pool,
+        recipe=member.recipe,
     )
 
 

@@ -30,6 +30,7 @@ from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.pool_metrics import PoolMetrics
+from sandboxd.manager.pool_ports import PoolBoard
 from sandboxd.manager.pools import MEMBERS_PER_CLIENT
 from sandboxd.manager.ports import Conversations, ModelTokens, SandboxOrder, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
@@ -94,6 +95,8 @@ class ManagerTools:
     """How fast pools are filled."""
     pool_members_per_client: int = MEMBERS_PER_CLIENT
     """How large the pools of a client may be together."""
+    pool_board: PoolBoard | None = None
+    """Where people look at pools beside the API."""
 
 
 class ManagerCore:
@@ -228,6 +231,7 @@ class SandboxManager:
             replica=tools.replica,
             limits=tools.refill,
             deeds=tools.deeds,
+            board=tools.pool_board,
         )
         self.claims.on_claim = self.refill.wake
         self._creation = Creation(

@@ -40,7 +40,7 @@ SANDBOX_LABEL: Final = f"{GROUP}/sandbox"
 KEPT_LABEL: Final = f"{GROUP}/kept"
 """`true` on claims whose sandbox was terminated: nobody but `erase` may remove them."""
 POOL_LABEL: Final = f"{GROUP}/pool"
-"""Name of the pool that a sandbox was made for."""
+"""Id of the pool that a sandbox was made for."""
 INCARNATION_ANNOTATION: Final = f"{GROUP}/incarnation"
 CLIENT_ANNOTATION: Final = f"{GROUP}/client"
 """The client's name: names may hold what labels may not."""
@@ -228,6 +228,10 @@ class PlacedSpec:
     """By digest; empty takes the template's."""
     kept: bool = True
     """True: when the resource goes, its claims are labelled as kept. The operator never deletes claims itself."""
+    pool: str = ""
+    """The pool that it was made for; stays when it is claimed."""
+    recipe: str = ""
+    """What a member of a pool was made from."""
 
     def as_mapping(self) -> dict[str, Any]:  # Any: JSON
         """Return it as the resource has it."""
@@ -241,6 +245,8 @@ class PlacedSpec:
             "image": self.image,
             "resources": self.resources.as_mapping(),
             "kept": self.kept,
+            "pool": self.pool,
+            "recipe": self.recipe,
         }
 
     @classmethod
@@ -260,6 +266,8 @@ class PlacedSpec:
             template=given.get("template", DEFAULT_TEMPLATE),
             image=given.get("image", ""),
             kept=bool(given.get("kept", True)),
+            pool=given.get("pool", ""),
+            recipe=given.get("recipe", ""),
         )
 
 
@@ -368,13 +376,14 @@ class PlacedStatus:
 
 def sandbox_resource(sandbox: SandboxId, spec: PlacedSpec, *, namespace: str, instance: str) -> dict[str, Any]:
     """Return the `Sandbox` resource that `serve` writes. Any: JSON."""
+    of_pool = {POOL_LABEL: spec.pool} if spec.pool else {}
     return {
         "apiVersion": API_VERSION,
         "kind": "Sandbox",
         "metadata": {
             "name": sandbox,
             "namespace": namespace,
-            "labels": {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox},
+            "labels": {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox, **of_pool},
             "finalizers": [SANDBOX_FINALIZER],
         },
         "spec": spec.as_mapping(),
@@ -383,12 +392,6 @@ def sandbox_resource(sandbox: SandboxId, spec: PlacedSpec, *, namespace: str, in
 
 def namespace_resource(client: ClientId, *, prefix: str, instance: str) -> dict[str, Any]:
     """Return a client's namespace, bare; the operator fills it with quota, limits and policies. Any: JSON."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Namespace",
-        "metadata": {
-            "name": namespace_of(client, prefix=prefix),
-            "labels": {INSTANCE_LABEL: instance, **POD_SECURITY_LABELS},
-            "annotations": {CLIENT_ANNOTATION: client},
-        },
-    }
+    labels, annotations = {INSTANCE_LABEL: instance, **POD_SECURITY_LABELS}, {CLIENT_ANNOTATION: client}
+    metadata = {"name": namespace_of(client, prefix=prefix), "labels": labels, "annotations": annotations}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata}

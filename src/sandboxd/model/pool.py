@@ -204,7 +204,7 @@ def plan_pool(pool: Pool, members: Sequence[Member], *, recipe: str, may_act: bo
     Args:
         pool: What is wanted.
         members: All that there are of it.
-        recipe: What a member would be made from now.
+        recipe: What a member would be made from now; empty while that is not known, and nothing is made.
         may_act: Whether its client may act: a suspended one keeps nothing warm.
         at: Now.
     """
@@ -226,12 +226,12 @@ def plan_pool(pool: Pool, members: Sequence[Member], *, recipe: str, may_act: bo
     if missing > room and worn and not ending:
         replaced = max(replaced, 1)
     return PoolPlan(
-        make=min(missing, room),
+        make=min(missing, room) if recipe else 0,
         end=[*surplus, *((member, past[member.sandbox]) for member in worn[:replaced])],
     )
 
 
 def _past(pool: Pool, member: Member, recipe: str, at: datetime) -> EndReason | None:
-    if member.recipe != recipe or member.tier is not pool.tier:
+    if (recipe and member.recipe != recipe) or member.tier is not pool.tier:
         return EndReason.STALE
     return EndReason.OLD if at - member.start_time >= pool.max_age else None

@@ -144,17 +144,26 @@ def agent_secret(
 
 
 def resource_event(
-    sandbox: SandboxId, *, namespace: str, uid: str, reason: str, message: str, warning: bool, time: str, reporter: str
+    name: str,
+    *,
+    kind: str = "Sandbox",
+    namespace: str,
+    uid: str,
+    reason: str,
+    message: str,
+    warning: bool,
+    time: str,
+    reporter: str,
 ) -> Json:
-    """An Event on the resource, for `kubectl describe`."""
+    """An Event on one of our resources, for `kubectl describe`."""
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"generateName": f"{sandbox}.", "namespace": namespace},
+        "metadata": {"generateName": f"{name}.", "namespace": namespace},
         "involvedObject": {
             "apiVersion": API_VERSION,
-            "kind": "Sandbox",
-            "name": sandbox,
+            "kind": kind,
+            "name": name,
             "namespace": namespace,
             "uid": uid,
         },

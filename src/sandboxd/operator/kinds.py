@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from sandboxd.kubeapi.client import segment
-from sandboxd.model.cluster import API_VERSION, SANDBOXES, TEMPLATES
+from sandboxd.model.cluster import API_VERSION, POOLS, SANDBOXES, TEMPLATES
 
 _OURS = f"/apis/{API_VERSION}"
 
@@ -15,6 +15,7 @@ class Kind(enum.Enum):
 
     SANDBOX = (_OURS, SANDBOXES)
     TEMPLATE = (_OURS, TEMPLATES)
+    POOL = (_OURS, POOLS)
     STATEFUL_SET = ("/apis/apps/v1", "statefulsets")
     DAEMON_SET = ("/apis/apps/v1", "daemonsets")
     POD = ("/api/v1", "pods")

@@ -14,7 +14,7 @@ from sandboxd.model.cluster import PlacedState
 from sandboxd.operator.kinds import Kind
 
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-SUBJECTS: Final = ("sandbox", "namespace", "template")
+SUBJECTS: Final = ("sandbox", "namespace", "pool", "template")
 OUTCOMES: Final = ("done", "refused", "conflict", "failed")
 STEPS: Final = ("create", "patch", "resize", "delete", "writeidentity")
 
@@ -27,7 +27,7 @@ class OperatorMetrics:
         self._depth = Gauge("sandboxd_operator_queue_depth", "Keys that wait to be reconciled.", registry=registry)
         self._seconds = Histogram(
             "sandboxd_operator_reconcile_seconds",
-            "How long one pass over a sandbox, a client's namespace or a template's images takes, by how it ended.",
+            "How long one pass over a sandbox, a pool, a client's namespace or a template's images takes, and its end.",
             ("subject", "outcome"),
             buckets=_BUCKETS,
             registry=registry,

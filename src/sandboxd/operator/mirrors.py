@@ -20,6 +20,7 @@ from sandboxd.model.cluster import INSTANCE_LABEL, pod_of
 from sandboxd.model.ids import SandboxId
 from sandboxd.operator.builders import AGENT_SECRET_TYPE
 from sandboxd.operator.kinds import Kind
+from sandboxd.operator.pool_index import PoolIndex
 from sandboxd.operator.prepull import images_name, template_of
 
 SILENCE: Final = timedelta(seconds=150)
@@ -29,6 +30,7 @@ WRITTEN_SECONDS: Final = 5.0
 _CLAIM: Final = re.compile(r"(?:home|workspace)-(sbx-[0-9a-z]{26})-0")
 _OURS: Final = (
     Kind.SANDBOX,
+    Kind.POOL,
     Kind.STATEFUL_SET,
     Kind.POD,
     Kind.SECRET,
@@ -42,18 +44,20 @@ _OURS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkKey:
-    """What is reconciled as one: a sandbox, a client's namespace, or a template's images."""
+    """What is reconciled as one: a sandbox, a pool, a client's namespace, or a template's images."""
 
     namespace: str = ""
     sandbox: str = ""
     """Empty for the namespace itself."""
+    pool: str = ""
+    """A pool of the namespace."""
     template: str = ""
     """Empty for what is in a namespace."""
 
     @property
     def subject(self) -> str:
         """What it is, for metrics."""
-        return "template" if self.template else "sandbox" if self.sandbox else "namespace"
+        return "template" if self.template else "pool" if self.pool else "sandbox" if self.sandbox else "namespace"
 
 
 class Mirrors:
@@ -73,6 +77,7 @@ class Mirrors:
         self._written: dict[tuple[Kind, Key], tuple[float, Json]] = {}
         self._ready_nodes: dict[str, bool] = {}
         self._failed: dict[Key, Json] = {}
+        self.pools = PoolIndex()
         for kind, mirror in self._mirrors.items():
             mirror.listen(self._listener(kind))
 
@@ -135,6 +140,8 @@ class Mirrors:
             yield WorkKey(namespace=namespace["metadata"]["name"])
         for sandbox in self._mirrors[Kind.SANDBOX]:
             yield WorkKey(namespace=sandbox["metadata"]["namespace"], sandbox=sandbox["metadata"]["name"])
+        for pool in self._mirrors[Kind.POOL]:
+            yield WorkKey(namespace=pool["metadata"]["namespace"], pool=pool["metadata"]["name"])
         templates = {one["metadata"]["name"] for one in self._mirrors[Kind.TEMPLATE]}
         for name in templates | {template_of(one) for one in self._mirrors[Kind.DAEMON_SET]} - {""}:
             yield WorkKey(template=name)
@@ -151,7 +158,7 @@ class Mirrors:
         def changed(key: Key, obj: Json | None) -> None:
             if obj is None:
                 self._written.pop((kind, key), None)
-            for woken in self._woken(kind, key, obj):
+            for woken in (*self._woken(kind, key, obj), *self._pools_of(kind, key, obj)):
                 self._wake(woken)
 
         return changed
@@ -184,8 +191,15 @@ class Mirrors:
                 yield from self._node(name, obj)
             case Kind.EVENT:
                 yield from self._failed_create(obj)
-            case Kind.STORAGE_CLASS | Kind.LEASE:
+            case Kind.STORAGE_CLASS | Kind.LEASE | Kind.POOL:
                 return
+
+    def _pools_of(self, kind: Kind, key: Key, obj: Json | None) -> Iterator[WorkKey]:
+        if kind is Kind.POOL:
+            yield WorkKey(namespace=key[0], pool=key[1])
+        elif kind is Kind.SANDBOX:
+            for namespace, pool in self.pools.take(key, obj):
+                yield WorkKey(namespace=namespace, pool=pool)
 
     def _templates_of(self, daemon_set: str) -> Iterator[WorkKey]:
         """Also one that is gone wakes its template, to be made again."""

@@ -17,6 +17,7 @@ from sandboxd.operator.leader import Leadership, LeaseSettings, NotLeaderError
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.mirrors import Mirrors, WorkKey
 from sandboxd.operator.plan import PlanSettings
+from sandboxd.operator.pools import PoolKeeper
 from sandboxd.operator.ports import AgentIdentities
 from sandboxd.operator.prepuller import Prepuller
 from sandboxd.operator.queue import WorkQueue
@@ -82,6 +83,14 @@ class Operator:
             later=self._queue.add_later,
         )
         self._prepuller = Prepuller(mirrors=self.mirrors, writer=writer, settings=settings.plan, clock=clock)
+        self._pools = PoolKeeper(
+            mirrors=self.mirrors,
+            writer=writer,
+            instance=instance,
+            clock=clock,
+            reporter=settings.identity,
+            later=self._queue.add_later,
+        )
         metrics.watch_depth(lambda: len(self._queue))
         metrics.watches.problems = self.mirrors.problems
         metrics.watches.states = self._reconciler.states
@@ -135,6 +144,8 @@ class Operator:
         try:
             if key.template:
                 refusals = await self._prepuller.reconcile(key.template)
+            elif key.pool:
+                refusals = await self._pools.reconcile(key)
             else:
                 refusals = await self._reconciler.reconcile(key)
         except KubeConflictError:

@@ -83,6 +83,15 @@ class Writer:
         written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
         self._mirrors.remember(Kind.TEMPLATE, written)
 
+    async def patch_pool_status(self, pool: Json, status: Json) -> None:
+        """Write the status of a pool, of this very version."""
+        self._leadership.check()
+        metadata = pool["metadata"]
+        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
+        path = f"{Kind.POOL.path(metadata['namespace'], metadata['name'])}/status"
+        written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
+        self._mirrors.remember(Kind.POOL, written)
+
     async def post_event(self, event: Json) -> None:
         """Write an Event; one that cannot be written is let go."""
         try:

@@ -21,6 +21,7 @@ from sandboxd.backends.kubernetes.figures import Figures
 from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import Installation, SandboxObjects, lost_pod
 from sandboxd.backends.kubernetes.placed import Placed, quantities
+from sandboxd.backends.kubernetes.recipe import Recipe
 from sandboxd.backends.kubernetes.refusals import ClusterUnavailableError, translated
 from sandboxd.backends.kubernetes.removal import Removal
 from sandboxd.backends.kubernetes.starting import Starting
@@ -80,6 +81,7 @@ class KubernetesBackend(Backend):
         self._clock = clock
         self._objects = SandboxObjects(api, installation)
         self._mirror = Mirror(api, instance=installation.instance)
+        self._recipe = Recipe(api, template=installation.template)
         self._figures = Figures(objects=self._objects, connector=connector)
         self._removal = Removal(objects=self._objects, mirror=self._mirror, clock=clock)
         self._starting = Starting(
@@ -94,11 +96,13 @@ class KubernetesBackend(Backend):
 
     async def run(self) -> None:
         """Follow the cluster until cancelled."""
-        await self._mirror.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._mirror.run(), name="mirror-sandboxes")
+            tasks.create_task(self._recipe.run(), name="mirror-template")
 
     @override
     def describe(self) -> BackendDescription:
-        return BackendDescription(name="kubernetes", isolates=True)
+        return BackendDescription(name="kubernetes", isolates=True, recipe=self._recipe.text)
 
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
@@ -110,6 +114,8 @@ class KubernetesBackend(Backend):
             tier=spec.tier,
             resources=quantities(spec.resources),
             template=self._installation.template,
+            pool=spec.pool,
+            recipe=spec.recipe,
         )
         while True:
             try:

@@ -83,7 +83,7 @@ class SandboxObjects:
         try:
             return await self._post(namespace, body, timeout)
         except KubeNotFoundError:
-            await self._make_namespace(namespace, spec.client, timeout=timeout)
+            await self.make_namespace(spec.client, timeout=timeout)
         return await self._post(namespace, body, timeout)
 
     async def change(
@@ -177,12 +177,13 @@ class SandboxObjects:
         path = f"/apis/{API_VERSION}/namespaces/{segment(namespace)}/{SANDBOXES}"
         return Placed.of(await self._api.create(path, body, field_manager=SERVE_MANAGER, timeout=timeout))
 
-    async def _make_namespace(self, name: str, client: ClientId, *, timeout: timedelta | None) -> None:
+    async def make_namespace(self, client: ClientId, *, timeout: timedelta | None = None) -> None:
+        """Make a client's namespace. Being there is success."""
         body = {
             "apiVersion": "v1",
             "kind": "Namespace",
             "metadata": {
-                "name": name,
+                "name": self.namespace(client),
                 "labels": {INSTANCE_LABEL: self._installation.instance, **POD_SECURITY},
                 "annotations": {CLIENT_ANNOTATION: client},
             },

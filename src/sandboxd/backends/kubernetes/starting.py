@@ -122,7 +122,7 @@ class Starting:
         changes = {
             name: value
             for name, value in wanted.as_mapping().items()
-            if name not in ("client", "freelancer", "image", "kept")
+            if name not in ("client", "freelancer", "image", "kept", "pool", "recipe")
         }
         return await self._objects.change(found, changes)
 
