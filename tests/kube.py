@@ -7,7 +7,6 @@ of one test alone, whose objects are gone afterwards.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import secrets
@@ -137,13 +136,9 @@ def cluster() -> Cluster:
 
 
 def _define_resources(cluster: Cluster) -> None:
-    """Let the cluster know the resources as this checkout defines them; a cluster that has just come up knows none.
-
-    Each checkout applies by a name of its own: tests of two may run beside each other.
-    """
-    manager = f"sandboxd-tests-{hashlib.sha256(str(CRDS).encode()).hexdigest()[:8]}"
+    """Let the cluster know the resources as this checkout defines them; a cluster that has just come up knows none."""
     apply = [cluster.kubectl_binary, f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side"]
-    made = [*apply, "--force-conflicts", f"--field-manager={manager}", "-f", str(CRDS)]
+    made = [*apply, "--force-conflicts", "-f", str(CRDS)]
     done = subprocess.run(made, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
 

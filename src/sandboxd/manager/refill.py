@@ -85,6 +85,7 @@ class Refill:
     _held_since: float | None = field(default=None, init=False)
     _leading: bool = field(default=False, init=False)
     _showing: asyncio.Task[None] | None = field(default=None, init=False)
+    _unshown: str = field(default="", init=False)
 
     def wake(self) -> None:
         """Look at once: a member was claimed, or a pool was changed."""
@@ -144,8 +145,11 @@ class Refill:
         async def show() -> None:
             try:
                 await board.show(shown, recipe=recipe)
+                self._unshown = ""
             except SandboxdError as error:
-                log.warning("pool.not_shown", error=error.message)
+                if error.message != self._unshown:  # said once, not with every look
+                    log.warning("pool.not_shown", error=error.message)
+                self._unshown = error.message
             except Exception:  # a task guard: the next look shows them
                 log.exception("pool.showing_broken")
 
