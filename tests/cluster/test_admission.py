@@ -57,7 +57,7 @@ async def test_serve_alone_writes_the_spec_and_the_operator_alone_the_status(sta
             await stage.kubectl(*to_run)
         except KubectlError as error:
             return "sandboxd.v1.SandboxService" in str(error)
-        await stage.kubectl(*to_stop)
+        await stage.kubectl(*to_stop, *account(stage, "serve"))  # theirs may be in force by now
         return False
 
     await eventually(refused, within=30, every=0.5, what="the policies are in force")
@@ -96,7 +96,7 @@ async def test_a_pool_is_changed_by_serve_alone_and_kubectl_scale_names_the_call
             await stage.kubectl(*to_scale)
         except KubectlError as error:
             return "sandboxd.v1.PoolService" in str(error)
-        await stage.kubectl("scale", "sbxp", name, "--replicas=1")
+        await stage.kubectl("scale", "sbxp", name, "--replicas=1", *account(stage, "serve"))
         return False
 
     await eventually(refused, within=30, every=0.5, what="the policies are in force")
