@@ -49,6 +49,8 @@ SHUTDOWN_SPARE: Final = timedelta(seconds=3)
 """What an agent's shutdown may take beyond its grace; the pod's end follows in any case."""
 RETRY_SECONDS: Final = 0.5
 """Pause before a request is repeated that the API server did not answer."""
+PLACE_TIMEOUT: Final = timedelta(seconds=1)
+"""How long an API server that says nothing may hold a conversation up."""
 REMEMBERED_REPORTS: Final = 1_000
 
 log = structlog.get_logger(__name__)
@@ -247,20 +249,19 @@ class KubernetesBackend(Backend):
         if placed is None or not placed.alive(incarnation):
             try:
                 async with self._asking(sandbox, "cannot be found"):
-                    placed = await self._find(sandbox)
+                    placed = await self._find(sandbox, timeout=PLACE_TIMEOUT)
             except ClusterUnavailableError:
-                return (
-                    self._place
-                )  # the same in every pod; whether it runs, its agent tells: sessions need no API server
+                # The same in every pod; whether it runs, its agent tells: sessions need no API server.
+                return self._place
         if placed is None or not placed.alive(incarnation):
             raise UnavailableError(f"Sandbox {sandbox} is not running.", sandbox=sandbox, incarnation=incarnation)
         return self._place
 
-    async def _find(self, sandbox: SandboxId) -> Placed | None:
+    async def _find(self, sandbox: SandboxId, *, timeout: timedelta | None = None) -> Placed | None:
         """The resource as the API server has it now; the mirror only says where to look."""
         known = self._mirror.get(sandbox)
-        found = None if known is None else await self._objects.get(known.namespace, sandbox)
-        return found or await self._objects.search(sandbox)
+        found = None if known is None else await self._objects.get(known.namespace, sandbox, timeout=timeout)
+        return found or await self._objects.search(sandbox, timeout=timeout)
 
     async def _shut_down(self, placed: Placed, endpoint: AgentEndpoint, *, grace: timedelta) -> None:
         """Let the agent end its processes in order; the pod ends afterwards in any case."""
