@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -17,6 +18,8 @@ from sandboxd.model.errors import (
 )
 from tests.contract.test_unit_of_work import NOON, a_sandbox
 
+FULL = ExhaustedError("Full.", retry_after=timedelta(seconds=30))
+
 
 @pytest.mark.parametrize(
     "error",
@@ -24,7 +27,7 @@ from tests.contract.test_unit_of_work import NOON, a_sandbox
         SandboxNotFoundError("sbx-1"),
         AgentUnavailableError("No.", sandbox="sbx-1"),
         InvalidRequestError("Bad."),
-        ExhaustedError("Full."),
+        FULL,
     ],
     ids=lambda error: error.reason,
 )
@@ -33,6 +36,7 @@ def test_an_error_comes_back_as_its_own_class(error: SandboxdError) -> None:
 
     assert type(restored) is type(error)
     assert (restored.message, restored.metadata, str(restored)) == (error.message, error.metadata, str(error))
+    assert restored.retry_after == error.retry_after, "who repeats a request is advised as who asked first"
 
 
 def test_an_error_that_this_version_does_not_know_keeps_its_kind_and_reason() -> None:
@@ -45,7 +49,7 @@ def test_an_error_that_this_version_does_not_know_keeps_its_kind_and_reason() ->
     "outcome",
     [
         RequestOutcome(sandbox=a_sandbox(labels={"a": "b"}), kept="/there"),
-        RequestOutcome(sandbox=replace(a_sandbox(), terminate_time=NOON), error=record_error(ExhaustedError("Full."))),
+        RequestOutcome(sandbox=replace(a_sandbox(), terminate_time=NOON), error=record_error(FULL)),
     ],
     ids=["done", "failed"],
 )

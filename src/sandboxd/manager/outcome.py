@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sandboxd.manager.ports import ErrorRecord, RequestOutcome
@@ -15,7 +15,13 @@ from sandboxd.model.sandbox import ApprovalMode, Sandbox, SandboxState, Tier
 
 def record_error(error: SandboxdError) -> ErrorRecord:
     """Note an error so that a repeated request can be answered with it."""
-    return ErrorRecord(kind=error.kind, reason=error.reason, message=error.message, metadata=dict(error.metadata))
+    return ErrorRecord(
+        kind=error.kind,
+        reason=error.reason,
+        message=error.message,
+        metadata=dict(error.metadata),
+        retry_after=error.retry_after,
+    )
 
 
 def restore_error(record: ErrorRecord) -> SandboxdError:
@@ -25,7 +31,7 @@ def restore_error(record: ErrorRecord) -> SandboxdError:
         leaf = type("RecordedError", (SandboxdError,), {"kind": record.kind, "reason": record.reason})
     error = leaf.__new__(leaf, record.message)
     # The leaf's own constructor builds the message from parts that are not kept apart; the root's takes it as it is.
-    SandboxdError.__init__(error, record.message, retry_after=None, **record.metadata)
+    SandboxdError.__init__(error, record.message, retry_after=record.retry_after, **record.metadata)
     for name in ("violations",):  # what some kinds carry beside it, empty here
         if not hasattr(error, name):
             setattr(error, name, ())
@@ -46,6 +52,7 @@ def encode_outcome(outcome: RequestOutcome) -> dict[str, Any]:
             "reason": error.reason,
             "message": error.message,
             "metadata": dict(error.metadata),
+            "retry_after": None if error.retry_after is None else error.retry_after.total_seconds(),
         },
     }
 
@@ -66,6 +73,7 @@ def decode_outcome(data: Mapping[str, Any]) -> RequestOutcome:
             reason=error["reason"],
             message=error["message"],
             metadata=error.get("metadata", {}),
+            retry_after=None if error.get("retry_after") is None else timedelta(seconds=error["retry_after"]),
         ),
     )
 

@@ -75,6 +75,7 @@ class ErrorRecord:
     reason: str
     message: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    retry_after: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
