@@ -22,6 +22,9 @@ class KubernetesSettings(BaseSettings):
     """How the cluster is reached. If empty: the pod's own service account, else KUBECONFIG, else `~/.kube/config`."""
     kubernetes_template: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     """`SandboxTemplate` of new pods."""
+    kubernetes_premium_gpus: int = Field(default=0, ge=0, le=16)
+    """How many GPUs a sandbox of the tier premium has, of the resource that its template names (`gpuResource`). They
+    come and go with the next start of a sandbox."""
     gemini_keys_secret: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")
     """Secret in `kubernetes_namespace` where `serve` keeps the clients' API keys; the gateway mounts it as its
     `gemini_keys_dir`. If empty, `serve` writes files into that directory."""

@@ -224,6 +224,10 @@ async def test_a_sandbox_stops_starts_and_changes_its_incarnation_on_the_same_vo
             assert obj["metadata"]["annotations"]["sandboxd.dev/incarnation"] == replaced.incarnation
         after = [(await stage.get("pvc", name))["spec"]["volumeName"] for name in claims_of(sandbox).values()]
         assert after == volumes
+        # One node is all there is: that the scheduler takes the wish as it is meant shows in its being no demand.
+        (wish,) = pod["spec"]["affinity"]["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert wish["preference"]["matchFields"][0]["values"] == [third.last_node] == [second.node]
+        assert first.last_node == ""
 
 
 async def test_a_sandbox_shrinks_grows_and_changes_its_tier_without_a_restart(stage: Stage) -> None:

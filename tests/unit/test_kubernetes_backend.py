@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 
@@ -58,11 +58,18 @@ class World:
         spec: dict[str, object] = found["spec"]
         return spec
 
+    def gpus(self, sandbox: SandboxId) -> object:
+        resources = self.resource(sandbox)["resources"]
+        assert isinstance(resources, dict)
+        return resources.get("gpu")
 
-def _backend(kube: FakeKube, connector: FakeAgentConnector) -> KubernetesBackend:
+
+def _backend(kube: FakeKube, connector: FakeAgentConnector, *, premium_gpus: int = 0) -> KubernetesBackend:
     return KubernetesBackend(
         api=kube,
-        installation=Installation(instance="test", namespace_prefix="client-", template="default"),
+        installation=Installation(
+            instance="test", namespace_prefix="client-", template="default", premium_gpus=premium_gpus
+        ),
         place=POD_PLACE,
         connector=connector,
         clock=LoopClock(),
@@ -112,6 +119,22 @@ async def test_what_is_written_says_whose_it_is_how_large_and_which_life(world: 
     (namespace,) = world.kube.all("namespaces")
     assert obj["metadata"]["namespace"] == namespace["metadata"]["name"]
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+
+
+async def test_only_the_tier_premium_has_gpus_also_after_a_change_of_tier(world: World) -> None:
+    backend = _backend(world.kube, world.connector, premium_gpus=2)
+    spec, incarnation = a_spec(), an_incarnation()
+    premium = replace(spec, tier=Tier.PREMIUM, resources=TIER_RESOURCES[Tier.PREMIUM])
+    following = asyncio.create_task(backend.run())
+
+    await backend.start(spec, incarnation, timeout=SOON)
+    seen = [world.gpus(spec.sandbox)]
+    for changed in (premium, spec):
+        await backend.resize(changed, incarnation, timeout=SOON)
+        seen.append(world.gpus(spec.sandbox))
+    following.cancel()
+
+    assert seen == [None, 2, None]
 
 
 async def test_a_sandbox_that_comes_up_costs_two_requests_and_one_watch_serves_all(world: World) -> None:

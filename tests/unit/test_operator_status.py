@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 
 from sandboxd.model.cluster import ConditionType, Mode, PlacedState, PlacedStatus, Reason
 from sandboxd.operator.announcing import announcements, lasting
+from sandboxd.operator.builders import Json
 from sandboxd.operator.concluding import conclude
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.observed import Desired, Observed, Refusal
@@ -212,6 +214,18 @@ DEFERRED = {"type": "PodResizePending", "status": "True", "reason": "Deferred", 
 INFEASIBLE = {**DEFERRED, "reason": "Infeasible"}
 BIGGER = replace(RESOURCES, workspace="40G")
 
+
+def growing(**status: Any) -> Mapping[str, Json]:
+    """Claims of which one asks for more than its volume has."""
+    claim = a_claim("workspace", "40G")
+    claim["status"] |= {"capacity": {"storage": "8G"}, **status}
+    return {"home": a_claim("home", "2G"), "workspace": claim}
+
+
+def growth_refused(message: str) -> Refusal:
+    return Refusal(kind=Kind.CLAIM, status=403, message=message, growth=True)
+
+
 RESIZES = {
     "nothing changes": (a_desired(status=bound()), running(), None),
     "the node has no room yet": (
@@ -249,6 +263,41 @@ RESIZES = {
         running(expandable=True),
         R.RESIZE_IN_PROGRESS,
     ),
+    "nobody expands the volume": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, claims=growing()),
+        R.EXPANSION_WAITS,
+    ),
+    "its driver expands it": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, claims=growing(conditions=[{"type": "Resizing", "status": "True"}])),
+        R.RESIZE_IN_PROGRESS,
+    ),
+    "the node expands it": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, claims=growing(allocatedResourceStatuses={"storage": "NodeResizePending"})),
+        R.RESIZE_IN_PROGRESS,
+    ),
+    "its driver cannot": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, claims=growing(conditions=[{"type": "ControllerResizeError", "status": "True"}])),
+        R.EXPANSION_FAILED,
+    ),
+    "its node cannot": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, claims=growing(allocatedResourceStatuses={"storage": "NodeResizeInfeasible"})),
+        R.EXPANSION_FAILED,
+    ),
+    "the API server refuses the claim its growth": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, refusals=[growth_refused("only dynamically provisioned pvc can be resized")]),
+        R.EXPANSION_FAILED,
+    ),
+    "the quota of storage is spent": (
+        a_desired(status=bound(), resources=BIGGER),
+        running(expandable=True, refusals=[growth_refused("exceeded quota: sandboxd")]),
+        R.QUOTA_EXCEEDED,
+    ),
     "a smaller tier keeps its volumes": (
         a_desired(status=bound(), resources=replace(RESOURCES, workspace="4G")),
         running(),
@@ -260,6 +309,13 @@ RESIZES = {
         None,
     ),
 }
+
+
+def test_a_volume_that_was_refused_its_growth_keeps_no_pod_from_starting() -> None:
+    desired = a_desired(resources=BIGGER)
+    observed = running(pod=None, expandable=True, refusals=[growth_refused("exceeded quota: sandboxd")])
+
+    assert conclude(desired, observed, SETTINGS, now=NOW).reason is R.STARTING
 
 
 @pytest.mark.parametrize(("desired", "observed", "reason"), RESIZES.values(), ids=RESIZES.keys())

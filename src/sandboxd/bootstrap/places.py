@@ -101,6 +101,7 @@ def make_placement(
         instance=settings.kubernetes_instance,
         namespace_prefix=settings.kubernetes_namespace_prefix,
         template=settings.kubernetes_template,
+        premium_gpus=settings.kubernetes_premium_gpus,
     )
     backend = KubernetesBackend(
         api=client, installation=installation, place=POD_PLACE, connector=connector, clock=clock

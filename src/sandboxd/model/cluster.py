@@ -170,6 +170,9 @@ class Reason(enum.Enum):
     RESTART_NEEDED = "RestartNeeded"
     """What changed (GPU, image) takes effect with the next incarnation."""
     EXPANSION_UNSUPPORTED = "ExpansionUnsupported"
+    EXPANSION_WAITS = "ExpansionWaits"
+    """The claim asks for more, and whoever expands volumes has not begun."""
+    EXPANSION_FAILED = "ExpansionFailed"
     SHRINK_REFUSED = "ShrinkRefused"
     DRIFT_REPAIRED = "DriftRepaired"
 

@@ -10,7 +10,14 @@ from sandboxd.model.cluster import ConditionType, PlacedState, PlacedStatus, Rea
 
 _RESTING: Final = frozenset({PlacedState.RUNNING, PlacedState.HIBERNATED, PlacedState.STOPPED, PlacedState.FAILED})
 _QUIET: Final = frozenset(
-    {Reason.NOT_CREATED, Reason.STARTING, Reason.WAITING, Reason.RESIZE_IN_PROGRESS, Reason.AS_DESIRED}
+    {
+        Reason.NOT_CREATED,
+        Reason.STARTING,
+        Reason.WAITING,
+        Reason.RESIZE_IN_PROGRESS,
+        Reason.EXPANSION_WAITS,
+        Reason.AS_DESIRED,
+    }
 )
 _PASSING: Final = frozenset({Reason.UNSCHEDULABLE, Reason.VOLUME_PENDING, Reason.NAMESPACE_FOREIGN})
 """Reasons that every start may have for a moment; they are told of when they stay."""

@@ -74,8 +74,8 @@ def waiting(desired: Desired, observed: Observed, settings: PlanSettings) -> Fin
     pod = observed.pod
     if pod is not None and incarnation_of(pod) == desired.spec.incarnation:
         return _pod_waits(pod, observed)
-    if observed.refusals:
-        refusal = observed.refusals[0]
+    # A claim that was refused its growth keeps no pod from starting.
+    if refusal := next((one for one in observed.refusals if not one.growth), None):
         return found(reason_of(refusal), refusal.message)
     if pod is not None:
         return found(Reason.WAITING, "The pod of the former incarnation is ending.")
@@ -199,8 +199,28 @@ def _volume_size(desired: Desired, observed: Observed) -> Finding | None:
             text = f"The storage class cannot expand the volume {volume}."
             return Finding(status=True, reason=Reason.EXPANSION_UNSUPPORTED, message=text)
         if parse_quantity(want) > asked or (size and size < asked):
-            return Finding(status=True, reason=Reason.RESIZE_IN_PROGRESS, message=f"The volume {volume} is growing.")
+            return _growth(volume, claim, observed, asked=parse_quantity(want) <= asked)
     return None
+
+
+def _growth(volume: str, claim: Mapping[str, Any], observed: Observed, *, asked: bool) -> Finding:
+    """What has become of a volume that is to grow: nothing yet, a failure, or work in progress."""
+    refusal = next((one for one in observed.refusals if one.growth), None)
+    if refusal is not None:
+        quota = "exceeded quota" in refusal.message
+        reason = Reason.QUOTA_EXCEEDED if quota else Reason.EXPANSION_FAILED
+        return Finding(status=True, reason=reason, message=refusal.message)
+    status = claim.get("status", {})
+    told = {one["type"]: one for one in status.get("conditions", ()) if one.get("status") == "True"}
+    resizing = status.get("allocatedResourceStatuses", {}).get("storage", "")
+    for kind in ("ControllerResizeError", "NodeResizeError"):
+        if kind in told or resizing.endswith("Infeasible"):
+            text = told.get(kind, {}).get("message") or f"The storage driver says {resizing or kind}."
+            return Finding(status=True, reason=Reason.EXPANSION_FAILED, message=f"The volume {volume}: {text}")
+    if told or resizing or not asked:
+        return Finding(status=True, reason=Reason.RESIZE_IN_PROGRESS, message=f"The volume {volume} is growing.")
+    text = f"The claim of the volume {volume} asks for its new size, and the storage driver has not begun to expand it."
+    return Finding(status=True, reason=Reason.EXPANSION_WAITS, message=text)
 
 
 def degraded(desired: Desired, observed: Observed, settings: PlanSettings) -> Finding:

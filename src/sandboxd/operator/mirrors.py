@@ -76,6 +76,7 @@ class Mirrors:
             self._mirrors[kind] = Reflector(api, kind.everywhere(), field_selector=fields, silence=silence)
         self._written: dict[tuple[Kind, Key], tuple[float, Json]] = {}
         self._ready_nodes: dict[str, bool] = {}
+        self._generations: dict[str, int | None] = {}
         self._failed: dict[Key, Json] = {}
         self.pools = PoolIndex()
         for kind, mirror in self._mirrors.items():
@@ -186,7 +187,7 @@ class Mirrors:
                 yield WorkKey(namespace=namespace)
             case Kind.TEMPLATE:
                 yield WorkKey(template=name)
-                yield from self._sandboxes(lambda one: one["spec"].get("template") == name)
+                yield from self._template(name, obj)
             case Kind.NODE:
                 yield from self._node(name, obj)
             case Kind.EVENT:
@@ -200,6 +201,14 @@ class Mirrors:
         elif kind is Kind.SANDBOX:
             for namespace, pool in self.pools.take(key, obj):
                 yield WorkKey(namespace=namespace, pool=pool)
+
+    def _template(self, name: str, template: Json | None) -> Iterator[WorkKey]:
+        """Sandboxes of a template: what it says of its images is nothing to them."""
+        generation = None if template is None else int(template["metadata"].get("generation", 0))
+        if generation is not None and self._generations.get(name) == generation:
+            return
+        self._generations[name] = generation
+        yield from self._sandboxes(lambda one: one["spec"].get("template") == name)
 
     def _templates_of(self, daemon_set: str) -> Iterator[WorkKey]:
         """Also one that is gone wakes its template, to be made again."""

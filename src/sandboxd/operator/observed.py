@@ -66,6 +66,8 @@ class Refusal:
     """The API's own word; `FailedCreate` for what the StatefulSet's controller was refused."""
     resize: bool = False
     """True: of the pod's size."""
+    growth: bool = False
+    """True: of a volume's size. It keeps nothing else from being done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

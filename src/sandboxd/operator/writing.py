@@ -53,19 +53,24 @@ class Writer:
     async def carry_out(self, waves: Sequence[Wave], desired: Desired | None = None) -> Sequence[Refusal]:
         """Do the steps, wave after wave; a wave with a refusal is the last.
 
+        Not so the growth of a claim: a sandbox whose volume stays as it is goes on otherwise.
+
         Raises:
             KubeUnavailableError: The API server does not answer, or not now.
             KubeConflictError: Something was changed since the plan was made.
             NotLeaderError: Another operator leads.
         """
+        tolerated: list[Refusal] = []
         for wave in waves:
             results = await asyncio.gather(*(self._attempt(step, desired) for step in wave), return_exceptions=True)
             for result in results:
                 if isinstance(result, BaseException):
                     raise result
-            if refusals := [result for result in results if isinstance(result, Refusal)]:
-                return refusals
-        return ()
+            refusals = [result for result in results if isinstance(result, Refusal)]
+            if any(not one.growth for one in refusals):
+                return [*tolerated, *refusals]
+            tolerated += refusals
+        return tolerated
 
     async def patch_status(self, desired: Desired, status: Json, resource_version: str) -> None:
         """Write the status of a sandbox, of this very version."""
@@ -120,6 +125,7 @@ class Writer:
                 message=error.message,
                 reason=error.reason,
                 resize=isinstance(step, Resize),
+                growth=kind is Kind.CLAIM and isinstance(step, Patch) and "spec" in step.body,
             )
         self._metrics.stepped(name, outcome="refused" if refusal else "done")
         return refusal

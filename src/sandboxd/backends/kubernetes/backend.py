@@ -36,10 +36,10 @@ from sandboxd.manager.backend_port import (
     RunningIncarnation,
     SandboxSpec,
 )
-from sandboxd.model.cluster import Mode, PlacedSpec
+from sandboxd.model.cluster import Mode, PlacedResources, PlacedSpec
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
-from sandboxd.model.sandbox import AgentEndpoint
+from sandboxd.model.sandbox import AgentEndpoint, Tier
 from sandboxd.model.sources import Clock
 from sandboxd.model.startup import StartReport
 from sandboxd.stream.agent_port import AgentConnector
@@ -114,7 +114,7 @@ class KubernetesBackend(Backend):
             freelancer=spec.freelancer,
             incarnation=incarnation,
             tier=spec.tier,
-            resources=quantities(spec.resources),
+            resources=self._resources(spec),
             template=self._installation.template,
             pool=spec.pool,
             recipe=spec.recipe,
@@ -171,9 +171,9 @@ class KubernetesBackend(Backend):
             placed = await self._find(spec.sandbox)
             if placed is None or placed.leaving or placed.spec.incarnation != incarnation:
                 return  # the next start writes the whole spec
-            wanted = replace(placed.spec, tier=spec.tier, resources=quantities(spec.resources))
+            wanted = replace(placed.spec, tier=spec.tier, resources=self._resources(spec))
             changes = wanted.as_mapping()
-            # The operator resizes the pod in place, and grows the claims where their class can.
+            # The operator resizes the pod in place and grows claims where it can; GPUs wait for the next start.
             await self._objects.change(placed, {name: changes[name] for name in ("tier", "resources")})
 
     @override
@@ -256,6 +256,10 @@ class KubernetesBackend(Backend):
         if placed is None or not placed.alive(incarnation):
             raise UnavailableError(f"Sandbox {sandbox} is not running.", sandbox=sandbox, incarnation=incarnation)
         return self._place
+
+    def _resources(self, spec: SandboxSpec) -> PlacedResources:
+        gpus = self._installation.premium_gpus if spec.tier is Tier.PREMIUM else 0
+        return quantities(spec.resources, gpus=gpus)
 
     async def _find(self, sandbox: SandboxId, *, timeout: timedelta | None = None) -> Placed | None:
         """The resource as the API server has it now; the mirror only says where to look."""

@@ -42,6 +42,8 @@ class Installation:
     instance: str
     namespace_prefix: str
     template: str
+    premium_gpus: int = 0
+    """How many GPUs a sandbox of the tier premium has."""
 
 
 class SandboxObjects:

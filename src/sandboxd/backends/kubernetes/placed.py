@@ -80,7 +80,7 @@ class Placed:
         )
 
 
-def quantities(resources: Resources) -> PlacedResources:
+def quantities(resources: Resources, *, gpus: int = 0) -> PlacedResources:
     """A tier's limits as Kubernetes quantities."""
     home = int(resources.storage_bytes * HOME_SHARE)
     return PlacedResources(
@@ -89,6 +89,7 @@ def quantities(resources: Resources) -> PlacedResources:
         home=_quantity(home),
         workspace=_quantity(resources.storage_bytes - home),
         ephemeral_storage=_quantity(resources.storage_bytes),
+        gpu=gpus,
     )
 
 
