@@ -170,6 +170,11 @@ async def test_a_create_takes_a_member_with_its_pod_and_volumes_and_its_freelanc
             assert (await Transcript(stream=stream).turn("fake:say(text=again)")).stop_reason
     assert await figures(stack, CLAIMS) - before == {"hit": 1}
 
+    async def counted() -> bool:
+        return +await figures(stack, "sandboxd_pool_members") == {"READY": 2}
+
+    await eventually(counted, within=30, every=0.2)
+
 
 async def test_three_creates_at_once_take_two_members_once_each_and_the_miss_says_why(stack: ClusterStack) -> None:
     before = await figures(stack, CLAIMS)
