@@ -79,6 +79,9 @@ def operator(with_parent: WithParent = False) -> None:
 @app.command()
 def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would be done.")] = False,
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, max=3600, help="Seconds for which the database may still be away.")
+    ] = 20,
 ) -> None:
     """Put idle sandboxes to rest once, as `serve` does by itself, and print what was done as one JSON object.
 
@@ -86,16 +89,22 @@ def sweep(
 
     Example: SANDBOXD_DATABASE_URL=postgresql://… sandboxd sweep --dry-run | jq .plans
     """
-    _run_role("sweep", options={"dry_run": dry_run})
+    _run_role("sweep", options={"dry_run": dry_run, "wait_seconds": wait})
 
 
 @app.command()
-def migrate() -> None:
+def migrate(
+    wait: Annotated[
+        float, typer.Option("--wait", min=0, max=3600, help="Seconds for which the database may still be away.")
+    ] = 0,
+) -> None:
     """Bring the database to the schema of this version. Safe to repeat, and by two at once.
 
-    Example: SANDBOXD_DATABASE_URL=postgresql://… sandboxd migrate
+    Exit codes: 0 done, 2 bad settings, 3 the database cannot be used.
+
+    Example: SANDBOXD_DATABASE_URL=postgresql://… sandboxd migrate --wait 60
     """
-    _run_role("migrate")
+    _run_role("migrate", options={"wait_seconds": wait})
 
 
 @app.command()

@@ -6,9 +6,11 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
+from sandboxd.ctl.backoff import RetryPolicy
 from sandboxd.ctl.errors import ApiError
 from sandboxd.model.cluster import API_VERSION, pod_of
 from sandboxd.v1 import sandbox_pb2, stream_pb2
@@ -20,6 +22,8 @@ from tests.installation import ClusterInstallation
 pytestmark = pytest.mark.timeout(300)
 
 SLOW = "fake:slow(chunks=40; delay=0.5)"
+ONCE = RetryPolicy(budget=timedelta(0))
+"""A caller who takes the first answer: the words are the same at each."""
 ACTIVE = sandbox_pb2.SANDBOX_STATE_ACTIVE
 
 
@@ -150,8 +154,8 @@ async def test_what_keeps_a_sandbox_from_starting_is_told_with_what_to_look_at(
     cluster_installation.apply_template(name, **template)
     async with a_cluster_stack(cluster_installation, postgres_url, start=False) as stack:
         stack.settings["SANDBOXD_KUBERNETES_TEMPLATE"] = name
-        await asyncio.gather(stack.start("gateway"), stack.start("serve"))
-        async with stack.client() as client:
+        await stack.start("serve")
+        async with stack.client(retry=ONCE) as client:
             with pytest.raises(ApiError) as refused:
                 await client.create(model="gemini-2.5-flash")
             (sandbox,) = [one async for one in client.sandboxes()]

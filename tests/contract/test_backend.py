@@ -173,7 +173,7 @@ async def on_a_cluster(cluster_installation: ClusterInstallation) -> AsyncIterat
         following.cancel()
 
 
-@pytest.fixture(params=["fake", "local", "memory_cluster", "on_a_cluster"])
+@pytest.fixture(params=["fake", "local", "memory_cluster", pytest.param("on_a_cluster", marks=pytest.mark.cluster)])
 def world(request: pytest.FixtureRequest) -> BackendWorld:
     if request.param != "fake":
         made: BackendWorld = request.getfixturevalue(request.param)

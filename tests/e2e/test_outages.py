@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import grpc.aio
 import psutil
 import pytest
 
+from sandboxd.ctl.backoff import RetryPolicy
 from sandboxd.ctl.client import ApiError
 from sandboxd.dev.identity import DevIssuer
 from sandboxd.persistence.engine import plain_url
@@ -42,6 +44,8 @@ SLOW_AT_ONCE = 2 * POOL
 """Two rounds of the pool, with a few round trips each, stay within the five seconds that a call waits for a connection;
 more than that is shed with UNAVAILABLE, as it should be."""
 GROWN_BYTES = 40 << 20
+ONCE = RetryPolicy(budget=timedelta(0))
+"""A caller who takes the first answer; a patient one asks again for a minute."""
 AWAY = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
@@ -170,8 +174,9 @@ async def test_a_full_disk_under_everything_ends_turns_with_an_error_and_room_ma
 
                         disk.fill()
                         writing = await seen.turn("fake:write(path=big.txt; content=" + "x" * 200_000 + ")")
-                        with pytest.raises(ApiError) as refused:
-                            await client.create(model="gemini-2.5-flash", freelancer="two", timeout=60)
+                        async with stack.client(retry=ONCE) as impatient:
+                            with pytest.raises(ApiError) as refused:
+                                await impatient.create(model="gemini-2.5-flash", freelancer="two", timeout=60)
                         still = await client.get(sandbox.name)
                         disk.make_room()
 

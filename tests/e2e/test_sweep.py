@@ -105,6 +105,8 @@ async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(servic
 
 
 async def test_a_sweep_that_cannot_reach_the_database_says_so_by_its_exit_code(service: Service) -> None:
-    code, printed = await service.sweep(settings={"SANDBOXD_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"})
+    code, printed = await service.sweep(
+        "--wait", "1", settings={"SANDBOXD_DATABASE_URL": "postgresql://nobody@127.0.0.1:9/none"}
+    )
 
     assert (code, printed) == (3, "")

@@ -22,14 +22,14 @@ from sandboxd.settings import Settings, SettingsError
 
 SOME_FAILED: Final = 1
 """Exit code where looks or steps failed; everything else was done."""
-PATIENCE: Final = timedelta(seconds=20)
-"""How long the database may be away at the start."""
+WAIT_SECONDS: Final = 20.0
+"""How long the database may be away at the start, where nothing else is said."""
 MAX_PLANS: Final = 1000
 
 log = structlog.get_logger("sandboxd.bootstrap")
 
 
-async def sweep(settings: Settings, *, dry_run: bool = False) -> None:
+async def sweep(settings: Settings, *, dry_run: bool = False, wait_seconds: float = WAIT_SECONDS) -> None:
     """Pass once, and print a summary as one JSON object.
 
     Raises:
@@ -42,7 +42,7 @@ async def sweep(settings: Settings, *, dry_run: bool = False) -> None:
     url = settings.database_url.get_secret_value()
     rooms = build_rooms(settings, url)
     try:
-        await wait_for_schema(url, patience=PATIENCE)
+        await wait_for_schema(url, patience=timedelta(seconds=wait_seconds))
         report = await _pass(rooms, dry_run=dry_run, grace=settings.drain_grace)
     finally:
         rooms.commit.close()
