@@ -1,4 +1,4 @@
-"""`python -m tests.bench.cluster`: cold create to the first command's end, and starts, beside a bare StatefulSet.
+"""`python -m tests.bench.cluster`: cold create to the first command's end, starts and wakes, beside a bare StatefulSet.
 
 Both in one run, with the same images, one at a time and ten at once. The floor is a StatefulSet of one whose process
 listens as soon as it can: without volumes, and with the two claims and the image volume that a sandbox has. Its time
@@ -215,7 +215,7 @@ async def at_once(times: int, work: Callable[[], Awaitable[float]]) -> list[floa
     return list(await asyncio.gather(*(work() for _ in range(times))))
 
 
-async def run(bench: Bench, *, one: int, many: int) -> Mapping[str, Sequence[float]]:
+async def run(bench: Bench, *, one: int, many: Sequence[int]) -> Mapping[str, Sequence[float]]:
     """Measure everything; what is made is taken away between."""
     figures: dict[str, list[float]] = {}
     running = [asyncio.create_task(bench.pods.run()), asyncio.create_task(bench.backend.run())]
@@ -230,7 +230,10 @@ async def run(bench: Bench, *, one: int, many: int) -> Mapping[str, Sequence[flo
 
     await bench.create()  # the images come to the node, the namespace gets its policies
     await bench.forget_sandboxes()
-    for at, times, how in (("one at a time", one, repeated), (f"{many} at once", many, at_once)):
+    crowds = [(f"{number} at once", number, at_once) for number in many]
+    for at, times, how in (("one at a time", one, repeated), *crowds):
+        if not times:
+            continue
         figures[f"bare StatefulSet, no volumes, {at}"] = await how(times, lambda: bench.bare(volumes=False))
         await bench.forget_bare()
         figures[f"bare StatefulSet, a sandbox's volumes and user namespace, {at}"] = await how(
@@ -239,9 +242,11 @@ async def run(bench: Bench, *, one: int, many: int) -> Mapping[str, Sequence[flo
         await bench.forget_bare()
         figures[f"sandbox created, first command ended, {at}"] = await how(times, created)
         await bench.forget_sandboxes()
-    figures["bare StatefulSet scaled from 0 to 1, with volumes"] = await bare_restarts(bench, one)
-    figures["sandbox started from stopped, first command ended"] = await restarts(bench, one)
-    await bench.forget_sandboxes()
+    if one:
+        figures["bare StatefulSet scaled from 0 to 1, with volumes"] = await bare_restarts(bench, one)
+        figures["sandbox started from stopped, first command ended"] = await restarts(bench, one)
+        figures["sandbox woken from hibernation, first command ended"] = await wakes(bench, 3 * one)
+        await bench.forget_sandboxes()
     for task in running:
         task.cancel()
     return figures
@@ -270,16 +275,39 @@ async def restarts(bench: Bench, times: int) -> list[float]:
     return figures
 
 
+async def wakes(bench: Bench, times: int) -> list[float]:
+    """Freeze and shrink one and the same, then thaw it, with its growing asked for beside that, as a wake does."""
+    spec, incarnation = a_spec(), an_incarnation()
+    endpoint = await bench.backend.start(spec, incarnation, timeout=TIMEOUT)
+    figures = []
+    async with visit(bench.connector, endpoint) as agent:
+        # What runs in a sandbox that rests: a shell with a child.
+        idle = ProcessSpec(argv=["/bin/sh", "-c", "sleep 3600; true"], environment={"PATH": "/bin:/usr/bin"})
+        await agent.start_process(ProcessId("idle"), idle)
+        for number in range(times):
+            await agent.freeze()
+            await bench.backend.shrink(spec.sandbox, incarnation, timeout=TIMEOUT)
+            began = time.monotonic()
+            growing = asyncio.create_task(bench.backend.grow(spec.sandbox, incarnation, timeout=TIMEOUT))
+            await agent.thaw()
+            process = ProcessId(f"woken-{number}")
+            await agent.start_process(process, ProcessSpec(argv=["/bin/true"], environment={"PATH": "/bin:/usr/bin"}))
+            await agent.wait_process(process, timeout=timedelta(seconds=10))
+            figures.append(time.monotonic() - began)
+            await growing
+    return figures
+
+
 def table(figures: Mapping[str, Sequence[float]]) -> str:
     """The figures as Markdown."""
     lines = ["| What | Times | P50 (s) | P99 (s) | Mean (s) |", "| --- | ---: | ---: | ---: | ---: |"]
     for what, values in figures.items():
         p50, p99 = percentile(values, 0.5), percentile(values, 0.99)
-        lines.append(f"| {what} | {len(values)} | {p50:.2f} | {p99:.2f} | {statistics.mean(values):.2f} |")
+        lines.append(f"| {what} | {len(values)} | {p50:.3f} | {p99:.3f} | {statistics.mean(values):.3f} |")
     return "\n".join(lines)
 
 
-async def measure(installation: ClusterInstallation, *, one: int, many: int) -> Mapping[str, Sequence[float]]:
+async def measure(installation: ClusterInstallation, *, one: int, many: Sequence[int]) -> Mapping[str, Sequence[float]]:
     """Measure on an installation whose operator runs."""
     async with installation.client() as api:
         return await run(Bench(installation, api), one=one, many=many)
@@ -288,8 +316,8 @@ async def measure(installation: ClusterInstallation, *, one: int, many: int) -> 
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--one", type=int, default=10, help="how many one at a time")
-    parser.add_argument("--many", type=int, default=10, help="how many at once")
+    parser.add_argument("--one", type=int, default=10, help="how many one at a time; 0 leaves these out")
+    parser.add_argument("--many", type=int, nargs="*", default=[10], help="how many at once, one run for each number")
     options = parser.parse_args()
     cluster = find_cluster()
     if cluster is None:
