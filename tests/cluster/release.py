@@ -165,12 +165,17 @@ class Release:
         python = ("/opt/sandboxd/bin/python", "-c", script)
         return await self.cluster.run_in(self.namespace, pod, *python, *arguments)
 
-    async def open(self) -> None:
-        """Make ready what a caller needs: trust, a signing key, and a way to the Service from here."""
-        keys = KeyFiles(home=self.home)
-        keys.caller_signing_key.parent.mkdir(parents=True, exist_ok=True)
-        keys.caller_signing_key.write_bytes((await self.secret("callers"))["callers.pem"])
-        (self.home / "ca.crt").write_bytes((await self.secret("serve-tls"))["ca.crt"])
+    async def open(self, *, authority: str = "") -> None:
+        """Make ready what a caller needs: trust, a signing key, and a way to the Service from here.
+
+        With a Secret of somebody's own certificate the signing key is somebody's own, too, and there already.
+        """
+        if not authority:
+            keys = KeyFiles(home=self.home)
+            keys.caller_signing_key.parent.mkdir(parents=True, exist_ok=True)
+            keys.caller_signing_key.write_bytes((await self.secret("callers"))["callers.pem"])
+        found = await self.get("secret", authority or f"{self.full}-serve-tls")
+        (self.home / "ca.crt").write_bytes(base64.b64decode(found["data"]["ca.crt"]))
         service = await self.get("service", f"{self.full}-serve")
         # The certificate is for names, `localhost` among them; the cluster's names mean nothing to this machine.
         host, port = service["spec"]["clusterIP"], service["spec"]["ports"][0]["port"]

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from sandboxd.ctl.connection import new_request_id
 from sandboxd.ctl.session_stream import SessionStream
 from sandboxd.model.cluster import INSTANCE_LABEL
 from sandboxd.v1 import key_pb2, key_pb2_grpc
 from tests.chart.helm import NO_HELM, find_helm
-from tests.cluster.release import API_KEY, Images, Release, read_images, settled
+from tests.cluster.images import push_variant
+from tests.cluster.release import API_KEY, Release, read_images, settled
 from tests.eventually import eventually
+from tests.installation import free_port
 from tests.kube import Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,20 +32,18 @@ IMAGES = REPOSITORY / "build" / "images.json"
 TURN_SECONDS = 180
 
 pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.skipif(find_helm() is None, reason=NO_HELM),
     pytest.mark.skipif(not IMAGES.exists(), reason="there are no images: `make images` builds them"),
     pytest.mark.timeout(900),
 ]
 
 
-@pytest.fixture
-def images() -> Images:
-    return read_images(IMAGES)
-
-
-@pytest.fixture
-async def release(cluster: Cluster, instance: str, images: Images, tmp_path: Path) -> AsyncIterator[Release]:
-    made = Release(cluster=cluster, instance=instance, images=images, home=tmp_path)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Release]:
+    """One for all tests of this module, the last of which takes it away."""
+    home = tmp_path_factory.mktemp("release")
+    made = Release(cluster=cluster, instance=f"t-{secrets.token_hex(4)}", images=read_images(IMAGES), home=home)
     try:
         await made.prepare_place()
         await made.install()
@@ -175,7 +180,43 @@ async def _the_sweep_passes(release: Release) -> None:
 
     report = json.loads((await release.cluster.kubectl("logs", "job/now", *place)).splitlines()[-1])
 
-    assert (report["looked"], report["failed"]) == (1, 0)
+    assert (report["looked"], report["failed"]) == (1, 0), report
+
+
+async def test_the_commands_of_the_notes_work_as_they_are_copied(
+    release: Release, tmp_path: Path, grpcurl: Path
+) -> None:
+    notes = (await release.helm("status")).partition("NOTES:")[2]
+    programs = ("kubectl", "mkdir", "sandboxd", "sandboxctl")
+    port = free_port()
+    lines = [line.strip() for line in notes.splitlines() if line.startswith("  ") and line.split()[0] in programs]
+    assert {line.split()[0] for line in lines} == set(programs), notes
+    script = "\n".join(lines).replace(" 50051:", f" {port}:").replace("localhost:50051", f"localhost:{port}")
+    forwarded = next(line for line in script.splitlines() if line.endswith("&"))
+    listens = f"until (: < /dev/tcp/localhost/{port}) 2>/dev/null; do sleep 0.1; done"
+    script = script.replace(forwarded, f"{forwarded}\n{listens}")
+    call = f'-cacert ca.crt -H "authorization: Bearer $(cat token)" localhost:{port} sandboxd.v1.SandboxService/List'
+
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        ["bash", "-euo", "pipefail", "-c", f"trap 'kill $(jobs -p)' EXIT\n{script}\n{grpcurl} {call}"],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "KUBECONFIG": str(release.cluster.kubeconfig),
+            "PATH": os.pathsep.join(
+                [str(Path(sys.executable).parent), str(Path(release.cluster.kubectl_binary).parent), os.environ["PATH"]]
+            ),
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+    assert ran.returncode == 0, f"{script}\n{ran.stdout}\n{ran.stderr}"
+    assert '"display_name": "first"' in ran.stdout, ran.stdout
+    assert f"deployment.apps/{release.full}-serve" in ran.stdout, ran.stdout
 
 
 async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keeps_what_is_peoples(
@@ -188,12 +229,15 @@ async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keep
             await talk.say("write note.txt: to be kept")
             keys = {name: await release.secret(name) for name in ("agent-authority", "signing", "serve-tls")}
 
+            before = await _images_of(release, "serve")
             async with talking(talk):  # N -> N+1
-                await release.upgrade(log={"level": "debug"})
+                await release.upgrade(image=await _next_version(release))
                 await settled(release)
+                assert await _images_of(release, "serve") != before
             async with talking(talk):
                 await release.rollback()
                 await settled(release)
+                assert await _images_of(release, "serve") == before
             async with talking(talk):
                 await _kill_the_leading_operator(release)
             async with talking(talk):
@@ -205,15 +249,26 @@ async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keep
         assert another.name != sandbox.name
     assert {name: await release.secret(name) for name in keys} == keys
 
-    claims = await _claims(release)
-    await release.helm("uninstall", "--wait")
+    claims, sandboxes = await _claims(release), await _sandboxes(release)
+    said = await release.helm("uninstall", "--wait")
 
-    left = await release.cluster.get("sandboxes.sandboxd.dev", "-A", "-l", f"{INSTANCE_LABEL}={release.instance}")
-    assert len(left["items"]) == 2
+    assert f"[ConfigMap] {release.full}-kept" in said, said
+    assert await _sandboxes(release) == sandboxes
+    assert {sandbox.name.rpartition("/")[2], another.name.rpartition("/")[2]} <= set(sandboxes)
     assert await _claims(release) == claims
-    assert len(claims) == 4
+    assert len(claims) == 2 * len(sandboxes)
     assert (await release.secret("signing")) == keys["signing"]
     assert await release.pods("serve") == []
+
+
+async def _next_version(release: Release) -> dict[str, str]:
+    """Values of another image of the same program: what an upgrade replaces is every pod."""
+    following = await push_variant(release.cluster.registry, release.images.server, release.instance)
+    return {"digest": following.partition("@")[2]}
+
+
+async def _images_of(release: Release, component: str) -> set[str]:
+    return {pod["spec"]["containers"][0]["image"] for pod in await release.pods(component)}
 
 
 async def _kill_the_leading_operator(release: Release) -> None:
@@ -250,6 +305,11 @@ async def _kill_the_owner(release: Release) -> None:
         return owner not in {pod["metadata"]["name"] for pod in now} and len(ready) == len(pods)
 
     await eventually(replaced, within=120, every=0.5)
+
+
+async def _sandboxes(release: Release) -> list[str]:
+    found = await release.cluster.get("sandboxes.sandboxd.dev", "-A", "-l", f"{INSTANCE_LABEL}={release.instance}")
+    return sorted(one["metadata"]["name"] for one in found["items"])
 
 
 async def _claims(release: Release) -> list[str]:
