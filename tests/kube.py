@@ -13,6 +13,7 @@ import secrets
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ class Cluster:
                 continue  # the resources are not known to this cluster
             for item in found["items"]:
                 place = (f"{kind}.sandboxd.dev", item["metadata"]["name"], "-n", item["metadata"]["namespace"])
-                await self.kubectl("patch", *place, "--type=merge", '-p={"metadata":{"finalizers":null}}')
+                with suppress(KubectlError):  # it has gone meanwhile
+                    await self.kubectl("patch", *place, "--type=merge", '-p={"metadata":{"finalizers":null}}')
         await self.kubectl("delete", "namespaces", label, "--ignore-not-found", "--wait=false")
         for kind in ("sandboxtemplates.sandboxd.dev", "clusterrolebindings", "clusterroles", "priorityclasses"):
             try:
