@@ -20,7 +20,7 @@ FOREIGN = {"PodMonitor", "PrometheusRule"}
 async def test_the_api_server_takes_every_object(cluster: Cluster, instance: str, values: dict[str, object]) -> None:
     labels = {INSTANCE_LABEL: instance, "pod-security.kubernetes.io/enforce": "restricted"}
     await cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": instance, "labels": labels}}])
-    templates = {"sandboxTemplates": {instance: {"image": "a", "agentImage": "b"}}}
+    templates = {"sandboxTemplate": instance, "sandboxTemplates": {instance: {"image": "a", "agentImage": "b"}}}
     objects = render({**values, **templates}, release=instance, namespace=instance)
 
     for made in objects:
