@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.lines import Lines
 from sandboxd.manager.outcome import record_error
 from sandboxd.manager.ports import Operation, OperationId, RequestOutcome, RequestRecord, UnitOfWork, UnitsOfWork
 from sandboxd.model.client_errors import QuotaExceededError
@@ -96,6 +97,7 @@ class Intents:
         self._replica = replica
         self._changes = changes
         self._lease = lease
+        self._lines = Lines()
 
     async def create(self, plan: CreatePlan, *, claim: RequestRecord) -> Intent | Sandbox | RequestRecord | None:
         """Insert a new sandbox, or answer what an earlier request of the same id left.
@@ -104,7 +106,7 @@ class Intents:
         for the caller to announce it. None: the plan has changed nothing.
         """
         operation = self._operation()
-        async with self._units.begin() as work:
+        async with self._lines.turn(claim.client), self._units.begin() as work:
             earlier = await work.requests.get(claim.client, claim.request_id)
             if earlier is not None and not _expired(earlier, claim):
                 return earlier
