@@ -106,8 +106,8 @@ class Stage:
         sandbox = SandboxId(make_id("sbx", at=datetime.now(UTC), entropy=os.urandom(10)))
         return sandbox, replace(spec, **changes)
 
-    async def write(self, sandbox: SandboxId, spec: PlacedSpec) -> None:
-        """Write a sandbox as `serve` does."""
+    async def write(self, sandbox: SandboxId, spec: PlacedSpec, *account: str) -> None:
+        """Write a sandbox as `serve` does; `account` are kubectl's words for whom to speak as."""
         made = sandbox_resource(sandbox, spec, namespace=self.namespace, instance=self.instance)
         await self.cluster.kubectl(
             "apply",
@@ -116,6 +116,7 @@ class Stage:
             f"--field-manager={SERVE_MANAGER}",
             "-f",
             "-",
+            *account,
             stdin=json.dumps(made),
         )
 

@@ -22,6 +22,7 @@ from sandboxd.manager.ports import (
 from sandboxd.model.errors import (
     AlreadyExistsError,
     ConflictError,
+    ExhaustedError,
     InvalidRequestError,
     SandboxNotFoundError,
     UnavailableError,
@@ -453,7 +454,7 @@ async def test_an_outcome_is_written_once_and_comes_back_whole(world: UnitsWorld
     await given(world, sandbox)
     good, bad = a_record(sandbox), a_record(sandbox)
     done = RequestOutcome(sandbox=sandbox, kept="/kept/here")
-    failed = RequestOutcome(error=record_error(SandboxNotFoundError("sbx-x")))
+    failed = RequestOutcome(error=record_error(ExhaustedError("Full.", retry_after=timedelta(seconds=30))))
     async with world.units.begin() as work:
         await work.requests.claim(good)
         await work.requests.claim(bad)

@@ -1,13 +1,11 @@
-"""Outcomes as they are kept, and errors as they are raised again."""
+"""Errors of requests as they are raised again."""
 
-import json
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from sandboxd.manager.outcome import decode_outcome, encode_outcome, record_error, restore_error
-from sandboxd.manager.ports import ErrorRecord, RequestOutcome
+from sandboxd.manager.outcome import record_error, restore_error
+from sandboxd.manager.ports import ErrorRecord
 from sandboxd.model.errors import (
     AgentUnavailableError,
     ErrorKind,
@@ -16,7 +14,6 @@ from sandboxd.model.errors import (
     SandboxdError,
     SandboxNotFoundError,
 )
-from tests.contract.test_unit_of_work import NOON, a_sandbox
 
 FULL = ExhaustedError("Full.", retry_after=timedelta(seconds=30))
 
@@ -43,15 +40,3 @@ def test_an_error_that_this_version_does_not_know_keeps_its_kind_and_reason() ->
     restored = restore_error(ErrorRecord(kind=ErrorKind.CONFLICT, reason="OF_LATER", message="Later."))
 
     assert (restored.kind, restored.reason, restored.message) == (ErrorKind.CONFLICT, "OF_LATER", "Later.")
-
-
-@pytest.mark.parametrize(
-    "outcome",
-    [
-        RequestOutcome(sandbox=a_sandbox(labels={"a": "b"}), kept="/there"),
-        RequestOutcome(sandbox=replace(a_sandbox(), terminate_time=NOON), error=record_error(FULL)),
-    ],
-    ids=["done", "failed"],
-)
-def test_an_outcome_survives_json(outcome: RequestOutcome) -> None:
-    assert decode_outcome(json.loads(json.dumps(encode_outcome(outcome)))) == outcome

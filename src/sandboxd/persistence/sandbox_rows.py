@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from sandboxd.manager.ports import ErrorRecord, RequestOutcome, RequestRecord
@@ -164,6 +164,7 @@ def outcome_json(outcome: RequestOutcome) -> Values:
             "reason": outcome.error.reason,
             "message": outcome.error.message,
             "metadata": dict(outcome.error.metadata),
+            "retry_seconds": None if outcome.error.retry_after is None else outcome.error.retry_after.total_seconds(),
         }
     return written
 
@@ -173,11 +174,13 @@ def read_outcome(written: Values) -> RequestOutcome:
     sandbox, error = written.get("sandbox"), written.get("error")
     record = None
     if error is not None:
+        seconds = error.get("retry_seconds")  # an older version may have written it
         record = ErrorRecord(
             kind=ErrorKind(error["kind"]),
             reason=error["reason"],
             message=error["message"],
             metadata=error["metadata"],
+            retry_after=None if seconds is None else timedelta(seconds=seconds),
         )
     if sandbox is not None:
         moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox.get(name) else None for name in _MOMENTS}
