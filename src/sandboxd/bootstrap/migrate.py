@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
+from datetime import timedelta
 from typing import Final
 
 import structlog
 
-from sandboxd.model.errors import UnavailableError
+from sandboxd.bootstrap.schema import while_away
 from sandboxd.persistence import migrations
 from sandboxd.persistence.roles import ensure_application_role
 from sandboxd.settings import Settings, SettingsError
@@ -35,18 +34,12 @@ async def migrate(settings: Settings, *, wait_seconds: float = 0) -> str:
             "(or SANDBOXD_DATABASE_URL)"
         )
     url, role = given.get_secret_value(), settings.database_app_role
-    deadline = time.monotonic() + wait_seconds
-    told = False
-    while True:
-        try:
-            return await migrate_database(url, role=role)
-        except UnavailableError as error:
-            if time.monotonic() >= deadline:
-                raise
-            if not told:
-                log.info("migrate.waiting", message=str(error), wait_seconds=wait_seconds)
-            told = True
-        await asyncio.sleep(_AGAIN_SECONDS)
+    return await while_away(
+        lambda: migrate_database(url, role=role),
+        patience=timedelta(seconds=wait_seconds),
+        every=_AGAIN_SECONDS,
+        waiting=lambda error: log.info("migrate.waiting", message=str(error), wait_seconds=wait_seconds),
+    )
 
 
 async def migrate_database(url: str, *, role: str) -> str:

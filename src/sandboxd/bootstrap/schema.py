@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 import asyncpg
 
@@ -20,6 +20,7 @@ from sandboxd.persistence.scripts import newest_revision
 PATIENCE: Final = timedelta(seconds=60)
 _POLL_SECONDS: Final = 0.05
 _CONNECT_SECONDS: Final = 5.0
+T = TypeVar("T")
 
 
 async def wait_for_schema(url: str, *, patience: timedelta = PATIENCE) -> None:
@@ -43,8 +44,20 @@ async def wait_for_schema(url: str, *, patience: timedelta = PATIENCE) -> None:
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def while_away(work: Callable[[], Awaitable[None]], *, patience: timedelta = PATIENCE) -> None:
+async def while_away(
+    work: Callable[[], Awaitable[T]],
+    *,
+    patience: timedelta = PATIENCE,
+    every: float = _POLL_SECONDS,
+    waiting: Callable[[UnavailableError], None] | None = None,
+) -> T:
     """Do what a start needs of the database, again for as long as it does not answer: it may go away in between.
+
+    Args:
+        work: What is to be done.
+        patience: How long the database may be away.
+        every: Seconds between two tries.
+        waiting: Told once, before the second try.
 
     Raises:
         UnavailableError: It does not, within the patience.
@@ -52,13 +65,14 @@ async def while_away(work: Callable[[], Awaitable[None]], *, patience: timedelta
     deadline = time.monotonic() + patience.total_seconds()
     while True:
         try:
-            await work()
-        except UnavailableError:
+            return await work()
+        except UnavailableError as error:
             if time.monotonic() > deadline:
                 raise
-        else:
-            return
-        await asyncio.sleep(_POLL_SECONDS)
+            if waiting is not None:
+                waiting(error)
+                waiting = None
+        await asyncio.sleep(every)
 
 
 async def read_revision(url: str) -> str:
