@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandboxd.model.cluster import API_VERSION, INSTANCE_LABEL, POOL_LABEL
+from sandboxd.model.conditions import condition_mapping
 from sandboxd.model.ids import ClientId
 from sandboxd.model.pool import PoolId
 from sandboxd.model.sandbox import Tier
@@ -120,7 +121,6 @@ def pool_status(
             f"{outdated} were made from a former template." if outdated else "",
         ),
     ]
-    known = {one["type"]: one for one in before.get("conditions", ())}
     return {
         "observedGeneration": generation,
         "replicas": len(members),
@@ -132,7 +132,7 @@ def pool_status(
         "reason": reason.value,
         "message": message,
         "conditions": [
-            _condition(kind, true, why, text, known.get(kind, {}), generation=generation, now=now)
+            condition_mapping(kind, str(true), why.value, text, before=before, generation=generation, now=now)
             for kind, true, why, text in made
         ],
     }
@@ -147,17 +147,3 @@ def _reason(*, wanted: int, target: int, ready: int, trouble: str) -> tuple[Pool
         text = f"{wanted} wait instead of {target}: no Create has asked for a while, or its client is suspended."
         return PoolReason.IDLE, text
     return (PoolReason.FULL, f"{ready} wait.") if wanted else (PoolReason.OFF, "Its target is 0.")
-
-
-def _condition(
-    kind: str, true: bool, reason: PoolReason, message: str, before: Mapping[str, Any], *, generation: int, now: str
-) -> dict[str, Any]:
-    status = str(true)
-    return {
-        "type": kind,
-        "status": status,
-        "reason": reason.value,
-        "message": message,
-        "lastTransitionTime": before.get("lastTransitionTime", now) if before.get("status") == status else now,
-        "observedGeneration": generation,
-    }

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from sandboxd.model.cluster import (
@@ -141,6 +142,11 @@ def agent_secret(
         },
         "data": {name: base64.b64encode(value).decode() for name, value in content.items()},
     }
+
+
+def api_time(moment: datetime) -> str:
+    """A moment as the API server writes it (`metav1.Time`): RFC 3339 in UTC, in whole seconds."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def resource_event(

@@ -6,14 +6,14 @@ Members are started and ended by `serve`, one by one, as its database says; so n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from sandboxd.kubeapi.ports import Json
 from sandboxd.model.cluster import ConditionType, PlacedState
 from sandboxd.model.cluster_pool import PoolMember, PoolReason, pool_status
 from sandboxd.model.sources import Clock
-from sandboxd.operator.builders import resource_event
+from sandboxd.operator.builders import api_time, resource_event
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.mirrors import Mirrors, WorkKey
 from sandboxd.operator.observed import Refusal, is_ours
@@ -73,7 +73,8 @@ class PoolKeeper:
             now=self._now(),
         )
         if status != before:
-            await self._writer.patch_pool_status(pool, status)
+            version = pool["metadata"]["resourceVersion"]
+            await self._writer.patch_status(Kind.POOL, key.namespace, key.pool, status, version)
             for reason, message in _news(before, status):
                 await self._tell(pool, reason, message)
         return ()
@@ -121,7 +122,7 @@ class PoolKeeper:
         )
 
     def _now(self) -> str:
-        return self._clock.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return api_time(self._clock.now())
 
 
 def _news(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sandboxd.model.cluster import API_VERSION, GROUP, INSTANCE_LABEL, OPERATOR_MANAGER
+from sandboxd.model.conditions import condition_mapping
 from sandboxd.operator.builders import MANAGED_BY, Json
 from sandboxd.operator.comparing import says
 from sandboxd.operator.conditions import IMAGE_REASONS
@@ -189,15 +190,9 @@ def images_status(world: ImagesWorld, settings: PlanSettings, *, now: str) -> Js
     status, reason, message = _finding(world, settings)
     told = (world.daemon_set or {}).get("status", {}) if settings.prepull else {}
     generation = resource["metadata"].get("generation", 0)
-    was: Mapping[str, Any] = next((one for one in before.get("conditions", ()) if one["type"] == CONDITION), {})
-    condition = {
-        "type": CONDITION,
-        "status": status,
-        "reason": reason,
-        "message": message[:1000],
-        "lastTransitionTime": was.get("lastTransitionTime", now) if was.get("status") == status else now,
-        "observedGeneration": generation,
-    }
+    condition = condition_mapping(
+        CONDITION, status, reason, message[:1000], before=before, generation=generation, now=now
+    )
     made = {
         "observedGeneration": generation,
         "nodes": int(told.get("desiredNumberScheduled", 0)),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from datetime import UTC
 
 from sandboxd.kubeapi.errors import KubeNotFoundError
 from sandboxd.model.sources import Clock
+from sandboxd.operator.builders import api_time
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.mirrors import Mirrors
 from sandboxd.operator.observed import Refusal
@@ -35,12 +35,11 @@ class Prepuller:
         steps = plan_images(self._look(name), self._settings)
         refusals = await self._writer.carry_out([steps] if steps else [])
         world = self._look(name, refusal=refusals[0].message if refusals else "")
-        now = self._clock.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        status = images_status(world, self._settings, now=now)
+        status = images_status(world, self._settings, now=api_time(self._clock.now()))
         if status is not None and world.resource is not None:
             version = world.resource["metadata"]["resourceVersion"]
             with suppress(KubeNotFoundError):  # it went meanwhile, or the definitions are older than this operator
-                await self._writer.patch_template_status(name, status, version)
+                await self._writer.patch_status(Kind.TEMPLATE, "", name, status, version)
         return refusals
 
     def _look(self, name: str, *, refusal: str = "") -> ImagesWorld:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC
 from typing import Final
 
 import structlog
@@ -24,7 +23,7 @@ from sandboxd.model.cluster import (
 from sandboxd.model.ids import time_of_id
 from sandboxd.model.sources import Clock
 from sandboxd.operator.announcing import PATIENCE_SECONDS, Announcement, announcements, lasting
-from sandboxd.operator.builders import resource_event
+from sandboxd.operator.builders import api_time, resource_event
 from sandboxd.operator.comparing import says
 from sandboxd.operator.concluding import conclude
 from sandboxd.operator.kinds import Kind
@@ -108,7 +107,9 @@ class Reconciler:
         await self._tell_lasting(desired, status)
         if status.as_mapping() == resource.get("status"):
             return
-        await self._writer.patch_status(desired, status.as_mapping(), desired.resource_version)
+        await self._writer.patch_status(
+            Kind.SANDBOX, desired.namespace, desired.sandbox, status.as_mapping(), desired.resource_version
+        )
         await self._announce(desired, status)
 
     async def _announce(self, desired: Desired, status: PlacedStatus) -> None:
@@ -233,7 +234,7 @@ class Reconciler:
         return await self._writer.carry_out([steps] if steps else [])
 
     def _now(self) -> str:
-        return self._clock.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return api_time(self._clock.now())
 
 
 def _patch(kind: Kind, obj: Json, body: Json) -> Patch:

@@ -72,30 +72,13 @@ class Writer:
             tolerated += refusals
         return tolerated
 
-    async def patch_status(self, desired: Desired, status: Json, resource_version: str) -> None:
-        """Write the status of a sandbox, of this very version."""
+    async def patch_status(self, kind: Kind, namespace: str, name: str, status: Json, resource_version: str) -> None:
+        """Write the status of a resource of ours, of this very version."""
         self._leadership.check()
         body = {"metadata": {"resourceVersion": resource_version}, "status": status}
-        path = f"{Kind.SANDBOX.path(desired.namespace, desired.sandbox)}/status"
+        path = f"{kind.path(namespace, name)}/status"
         written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
-        self._mirrors.remember(Kind.SANDBOX, written)
-
-    async def patch_template_status(self, name: str, status: Json, resource_version: str) -> None:
-        """Write the status of a template, of this very version."""
-        self._leadership.check()
-        body = {"metadata": {"resourceVersion": resource_version}, "status": status}
-        path = f"{Kind.TEMPLATE.path('', name)}/status"
-        written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
-        self._mirrors.remember(Kind.TEMPLATE, written)
-
-    async def patch_pool_status(self, pool: Json, status: Json) -> None:
-        """Write the status of a pool, of this very version."""
-        self._leadership.check()
-        metadata = pool["metadata"]
-        body = {"metadata": {"resourceVersion": metadata["resourceVersion"]}, "status": status}
-        path = f"{Kind.POOL.path(metadata['namespace'], metadata['name'])}/status"
-        written = await self._api.patch(path, body, field_manager=OPERATOR_MANAGER, timeout=TIMEOUT)
-        self._mirrors.remember(Kind.POOL, written)
+        self._mirrors.remember(kind, written)
 
     async def post_event(self, event: Json) -> None:
         """Write an Event; one that cannot be written is let go."""
