@@ -1,0 +1,181 @@
+"""What keeping an image needs from others, and what it offers: capture, registry, build, probe.
+
+The life of a commit: `RootfsCapture` streams the difference from a sandbox that runs, an `ImageBuilder` makes it one
+layer on the base and pushes it under its generation's tag, an `ImageProbe` boots it, and only then the generation
+becomes active (`images/commit.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from typing_extensions import override
+
+from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.rootfs import BaselineEntry, CaptureFrame
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageReference:
+    """An image by digest: `registry/repository@sha256:…`."""
+
+    registry: str
+    """Host and port."""
+    repository: str
+    """Path below it, as `client-a/gemini-cli-user-b`."""
+    digest: str
+    """Of the manifest, `sha256:…`."""
+
+    @override
+    def __str__(self) -> str:
+        """As a container runtime takes it."""
+        return f"{self.registry}/{self.repository}@{self.digest}"
+
+
+class RootfsCapture(Protocol):
+    """Streams what a running sandbox's root file system has that its base has not."""
+
+    def capture(
+        self,
+        sandbox: SandboxId,
+        incarnation: IncarnationId,
+        baseline: AsyncIterator[BaselineEntry],
+        *,
+        previous: Sequence[bytes],
+        exclude: Sequence[bytes],
+        timeout: timedelta,
+    ) -> AsyncIterator[CaptureFrame]:
+        """Stream the difference; the last frame is a `CaptureEnd`, or the stream has failed.
+
+        Args:
+            sandbox: Which.
+            incarnation: Its life; another one is refused.
+            baseline: The base's entries in the order of `walk_key`.
+            previous: Paths of the present user layer, in that order: they are always sent when they are there.
+            exclude: Paths that are left out with all below, beside mounts, which always are.
+            timeout: For all of it.
+
+        Raises:
+            UnavailableError: The incarnation does not run or its agent does not answer; also in the middle.
+            DeadlineError: `timeout` is over.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLimits:
+    """What a commit may be at most; reaching a limit is not exceeding it."""
+
+    raw_bytes: int
+    """Of the layer as a tar: what it takes on each node."""
+    compressed_bytes: int
+    entries: int = 300_000
+    file_bytes: int = 8 * 1024**3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOrder:
+    """What is to be built."""
+
+    sandbox: SandboxId
+    incarnation: IncarnationId
+    base: ImageReference
+    repository: str
+    """Where it is pushed."""
+    generation: int
+    """Its tag is `g` and six digits."""
+    limits: ImageLimits
+    labels: Mapping[str, str] = field(default_factory=dict)
+    previous: ImageReference | None = None
+    """The active generation on the same base, whose digest comes out again when nothing has changed."""
+    dry_run: bool = False
+    """Capture and count, push nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildProgress:
+    """How far a build is."""
+
+    phase: str
+    """`capture`, `push` or `verify`."""
+    entries: int = 0
+    """Paths looked at."""
+    bytes: int = 0
+    """Of content captured, or of the layer pushed."""
+    total_bytes: int = 0
+    """Where known, else 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOut:
+    """What was not kept, by reason, with a few of its paths for people."""
+
+    reason: str
+    count: int
+    paths: Sequence[str] = ()
+    """At most ten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltImage:
+    """What came of a build."""
+
+    image: ImageReference | None
+    """None of a dry run."""
+    unchanged: bool
+    """The digest is the previous one's, and nothing was pushed."""
+    layer_digest: str
+    diff_id: str
+    raw_bytes: int
+    compressed_bytes: int
+    """Of the user's layer."""
+    image_bytes: int
+    """Of all layers and the configuration, compressed."""
+    layers: int
+    entries: int
+    largest: Sequence[tuple[str, int]] = ()
+    """The largest paths with their bytes, at most ten."""
+    left_out: Sequence[LeftOut] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """By phase."""
+
+
+class ImageBuilder(Protocol):
+    """Builds and pushes a candidate: capture, validate, push, verify. Nothing becomes active by it."""
+
+    async def build(
+        self, order: BuildOrder, *, timeout: timedelta, progress: Callable[[BuildProgress], None]
+    ) -> BuiltImage:
+        """Build it. Safe to repeat; a cancelled build leaves no upload open.
+
+        Raises:
+            ImageTooLargeError: A limit was exceeded; it names the largest paths.
+            UnavailableError: The sandbox or the registry does not do it now.
+            DeadlineError: `timeout` is over.
+        """
+        ...
+
+
+class ImageProbe(Protocol):
+    """Boots a candidate once, without its owner's volumes and without a network."""
+
+    async def probe(self, sandbox: SandboxId, image: ImageReference, *, timeout: timedelta) -> None:
+        """Return when it boots and answers.
+
+        Raises:
+            ImageBrokenError: It does not; the message says at which step.
+            UnavailableError: Nothing can be said of it now.
+            DeadlineError: `timeout` is over.
+        """
+        ...
+
+
+class RunningImages(Protocol):
+    """Which image a sandbox's next start takes."""
+
+    async def set_image(self, sandbox: SandboxId, image: ImageReference | None, *, timeout: timedelta) -> None:
+        """Let the next start take this image, or the base where it is None; what runs goes on."""
+        ...
