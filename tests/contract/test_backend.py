@@ -22,7 +22,7 @@ from sandboxd.backends.kubernetes.backend import KubernetesBackend
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.pod_place import POD_PLACE
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
-from sandboxd.backends.local.launching import Launcher
+from sandboxd.backends.local.launching import NICENESS, Launcher
 from sandboxd.backends.local.layout import Layout
 from sandboxd.backends.local.processes import AgentProcess, find_agents
 from sandboxd.manager.backend_port import Backend, SandboxSpec
@@ -489,6 +489,18 @@ def test_the_local_backend_says_that_it_isolates_nothing(tmp_path: Path) -> None
     assert not description.isolates
     assert "isolates nothing" in description.warning
     assert "SIGKILL" in description.warning
+
+
+async def test_sandboxes_weigh_less_on_the_processors_than_the_service(local: LocalWorld) -> None:
+    pids = await _start_sleepers(local, a_spec(), an_incarnation())
+    (agent,) = local.agents()
+
+    assert os.getpriority(os.PRIO_PROCESS, 0) == 0
+    assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in (agent.pid, *pids)] == [NICENESS] * 3
+    if Path("/proc/self/autogroup").exists():  # then niceness counts within a session only, and the group's beyond it
+        # Not the second one below: whoever leaves their session begins a group of their own, as at a shell.
+        groups = [Path(f"/proc/{pid}/autogroup").read_text() for pid in (agent.pid, pids[0])]
+        assert all(group.endswith(f" nice {NICENESS}\n") for group in groups), groups
 
 
 async def _start_sleepers(local: LocalWorld, spec: SandboxSpec, incarnation: IncarnationId) -> list[int]:

@@ -26,6 +26,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 from sandboxd.agent.config import ConfigError, load_config
 from sandboxd.agent.furnishing import StartedBeforeError
 from sandboxd.agent.logs import configure_logs
+from sandboxd.agent.niceness import spread_niceness
 from sandboxd.agent.server import run
 
 STARTED_BEFORE = 3
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     config = _config_file(sys.argv[1:] if arguments is None else arguments)
     configure_logs()
+    spread_niceness(os.getpid())
     gc.freeze()
     gc.enable()
     try:

@@ -18,6 +18,7 @@ import termios
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sandboxd.agent.niceness import spread_niceness
 from sandboxd.agent.reaper import LIBC, PR_SET_PDEATHSIG
 from sandboxd.agent.user import User, oom_score
 from sandboxd.model.processes import ProcessLimits, ProcessSpec, TerminalSize
@@ -91,6 +92,7 @@ def launch(spec: ProcessSpec, *, directory: str, environment: Mapping[str, str],
     finally:
         for descriptor in theirs:
             os.close(descriptor)
+    spread_niceness(popen.pid)
     return Launched(
         popen=popen,
         stdin=mine[0],
