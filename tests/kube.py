@@ -133,11 +133,11 @@ def cluster() -> Cluster:
         if "CI" in os.environ:
             pytest.fail(HOW)
         pytest.skip(HOW)
-    _define_resources(found)
+    define_resources(found)
     return found
 
 
-def _define_resources(cluster: Cluster) -> None:
+def define_resources(cluster: Cluster) -> None:
     """Let the cluster know the resources as this checkout defines them; a cluster that has just come up knows none."""
     apply = [cluster.kubectl_binary, f"--kubeconfig={cluster.kubeconfig}", "apply", "--server-side"]
     made = [*apply, "--force-conflicts", "-f", str(CRDS)]

@@ -34,7 +34,7 @@ from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Tier
 from sandboxd.operator.pod_shape import agent_python
 from tests.bench.figures import percentile
 from tests.installation import ClusterInstallation, built_images
-from tests.kube import find_cluster
+from tests.kube import define_resources, find_cluster
 
 TIMEOUT = timedelta(seconds=120)
 PORT = 7443
@@ -322,6 +322,7 @@ def main() -> None:
     cluster = find_cluster()
     if cluster is None:
         raise SystemExit("no cluster is up")
+    define_resources(cluster)
     with tempfile.TemporaryDirectory() as home:
         installation = ClusterInstallation(
             cluster=cluster, instance=f"b-{secrets.token_hex(4)}", home=Path(home), images=built_images()

@@ -29,7 +29,7 @@ from sandboxd.operator.kinds import Kind
 from tests.bench.figures import percentile
 from tests.cluster.operator_stage import Stage, a_stage, leads
 from tests.eventually import eventually
-from tests.kube import Cluster, find_cluster
+from tests.kube import Cluster, define_resources, find_cluster
 
 REST_SECONDS = 30.0
 
@@ -135,6 +135,7 @@ async def main(arguments: argparse.Namespace) -> None:
     cluster = find_cluster()
     if cluster is None:
         sys.exit("no cluster is up")
+    define_resources(cluster)
     os.environ["KUBECONFIG"] = str(cluster.kubeconfig)
     instance = f"b-{secrets.token_hex(4)}"
     with tempfile.TemporaryDirectory() as directory:
