@@ -1,11 +1,14 @@
 """The client against a service that loses answers, cuts streams and goes away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
+from typing_extensions import override
 
 from sandboxd.ctl.backoff import RetryPolicy
 from sandboxd.ctl.client import ApiError, Client, Link, SessionStream, connect
@@ -215,6 +218,44 @@ async def test_a_refused_opening_is_an_error_at_once(platform: FakePlatform, cli
 
     assert caught.value.reason == "SANDBOX_PAUSED"
     assert len(platform.opens) == 1
+
+
+async def test_a_refusal_that_overtakes_the_first_write_is_told_with_its_reason(
+    platform: FakePlatform,
+) -> None:
+    async with connect(platform.address, token="of nobody", retry=HASTY, reconnect=HASTY) as client:
+        # Its opening is written when the refusal has arrived in gRPC's core and the loop has not heard of it yet.
+        opening = stream_pb2.Open(sandbox=f"sandboxes/{BOX}")
+        async with _LateStream(client.connection, opening, retry=HASTY, wait=lambda: _refused(platform)) as stream:
+            with pytest.raises(ApiError) as caught:
+                await anext(stream)
+
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+    assert len(platform.calls) == 2, "the first refusal was not lost"
+
+
+class _LateStream(SessionStream):
+    """Its first call's first request comes late, and keeps the loop from hearing anything before."""
+
+    def __init__(self, *arguments: Any, wait: Callable[[], None], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._wait: Callable[[], None] | None = wait
+
+    @override
+    async def _requests(self) -> AsyncIterator[stream_pb2.StreamRequest]:
+        wait, self._wait = self._wait, None
+        if wait is not None and self._call is not None:
+            await self._call.wait_for_connection()
+            wait()
+        async for request in super()._requests():
+            yield request
+
+
+def _refused(platform: FakePlatform) -> None:
+    until = time.monotonic() + 10
+    while not platform.calls and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.3)  # it is on its way over loopback, to a thread of gRPC's that nobody can ask
 
 
 async def test_a_stream_whose_service_stays_away_gives_up(platform: FakePlatform) -> None:

@@ -40,7 +40,8 @@ _Call = grpc.aio.StreamStreamCall[stream_pb2.StreamRequest, stream_pb2.StreamRes
 
 _AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.ABORTED, grpc.StatusCode.CANCELLED})
 # What gRPC makes of a connection that broke in the middle of a message, instead of UNAVAILABLE; the last one when a
-# command was just being written.
+# command was just being written. grpc.aio's client says that, too, where a refusal overtakes its first write, and loses
+# the reason: as every command has its request id, asking again is safe, and is told.
 _CUT_WORDS = ("RST_STREAM", "Stream removed", "Socket closed", "GOAWAY", "Internal error from Core")
 
 
