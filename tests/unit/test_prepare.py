@@ -47,21 +47,21 @@ PLAN = Plan(
 
 
 @pytest.fixture
-async def cluster() -> FakeKube:
+async def kube() -> FakeKube:
     made = FakeKube()
     await made.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     return made
 
 
-def entries(cluster: FakeKube, secret: str) -> Mapping[str, bytes]:
-    found = cluster.objects["secrets", NAMESPACE, secret]
+def entries(kube: FakeKube, secret: str) -> Mapping[str, bytes]:
+    found = kube.objects["secrets", NAMESPACE, secret]
     return {name: base64.b64decode(value) for name, value in found["data"].items()}
 
 
-def mounted(cluster: FakeKube, secret: str, directory: Path) -> Path:
+def mounted(kube: FakeKube, secret: str, directory: Path) -> Path:
     """As the kubelet does it: files that nobody may write."""
     directory.mkdir()
-    for name, value in entries(cluster, secret).items():
+    for name, value in entries(kube, secret).items():
         (directory / name).write_bytes(value)
         (directory / name).chmod(0o440)
     directory.chmod(0o550)
@@ -75,38 +75,38 @@ def mounts(tmp_path: Path) -> Iterator[Path]:
         made.chmod(0o750)
 
 
-async def test_what_is_there_stays_as_it_is(cluster: FakeKube) -> None:
-    await Preparation(cluster, PLAN).run()
-    before = {key: made["data"] for key, made in cluster.objects.items() if key[0] == "secrets"}
+async def test_what_is_there_stays_as_it_is(kube: FakeKube) -> None:
+    await Preparation(kube, PLAN).run()
+    before = {key: made["data"] for key, made in kube.objects.items() if key[0] == "secrets"}
 
-    await Preparation(cluster, PLAN).run()
+    await Preparation(kube, PLAN).run()
 
-    assert {key: made["data"] for key, made in cluster.objects.items() if key[0] == "secrets"} == before
+    assert {key: made["data"] for key, made in kube.objects.items() if key[0] == "secrets"} == before
 
 
-async def test_an_entry_that_is_missing_is_added_and_the_others_stay(cluster: FakeKube) -> None:
-    await Preparation(cluster, PLAN).run()
-    whole = dict(entries(cluster, "signing"))
-    del cluster.objects["secrets", NAMESPACE, "signing"]["data"]["audit.pem"]
+async def test_an_entry_that_is_missing_is_added_and_the_others_stay(kube: FakeKube) -> None:
+    await Preparation(kube, PLAN).run()
+    whole = dict(entries(kube, "signing"))
+    del kube.objects["secrets", NAMESPACE, "signing"]["data"]["audit.pem"]
 
-    await Preparation(cluster, PLAN).run()
+    await Preparation(kube, PLAN).run()
 
-    now = entries(cluster, "signing")
+    now = entries(kube, "signing")
     assert now.keys() == whole.keys()
     assert now["audit.pem"] != whole["audit.pem"]
     assert {name: value for name, value in now.items() if name != "audit.pem"} == {
         name: value for name, value in whole.items() if name != "audit.pem"
     }
-    assert len(entries(cluster, "audit-trust")) == 2  # what the former key signed is still believed
+    assert len(entries(kube, "audit-trust")) == 2  # what the former key signed is still believed
 
 
-async def test_every_role_can_use_what_was_made_from_read_only_files(cluster: FakeKube, mounts: Path) -> None:
-    await Preparation(cluster, PLAN).run()
-    signing = mounted(cluster, "signing", mounts / "signing")
-    audit_trust = mounted(cluster, "audit-trust", mounts / "audit-trust")
-    token_trust = mounted(cluster, "token-trust", mounts / "token-trust")
+async def test_every_role_can_use_what_was_made_from_read_only_files(kube: FakeKube, mounts: Path) -> None:
+    await Preparation(kube, PLAN).run()
+    signing = mounted(kube, "signing", mounts / "signing")
+    audit_trust = mounted(kube, "audit-trust", mounts / "audit-trust")
+    token_trust = mounted(kube, "token-trust", mounts / "token-trust")
 
-    authority = CertificateAuthority.open(mounted(cluster, "agents", mounts / "pki"), clock=FakeClock())
+    authority = CertificateAuthority.open(mounted(kube, "agents", mounts / "pki"), clock=FakeClock())
     _, key_id = ensure_token_keys(private_file=signing / "sandbox-tokens.pem", public_directory=mounts / "own")
     audit = FileAuditKeys(private_file=signing / "audit.pem", public_directory=audit_trust)
 
@@ -115,33 +115,33 @@ async def test_every_role_can_use_what_was_made_from_read_only_files(cluster: Fa
     assert audit.check(audit.key_id, b"head", audit.sign(b"head")) is True
     assert len(ensure_secret(signing / "key-hashes.secret")) == 32
     load_pem_private_key((signing / "erasure-proofs.pem").read_bytes(), password=None)
-    FileKeys(mounted(cluster, "callers", mounts / "callers") / "callers.json")
+    FileKeys(mounted(kube, "callers", mounts / "callers") / "callers.json")
 
 
-async def test_the_database_has_two_users_and_the_addresses_name_them(cluster: FakeKube) -> None:
-    await Preparation(cluster, PLAN).run()
+async def test_the_database_has_two_users_and_the_addresses_name_them(kube: FakeKube) -> None:
+    await Preparation(kube, PLAN).run()
 
-    made = {name: value.decode() for name, value in entries(cluster, "postgresql").items()}
+    made = {name: value.decode() for name, value in entries(kube, "postgresql").items()}
     assert made["url"] == f"postgresql://sandboxd_service:{made['service-password']}@db.system.svc:5432/sandboxd"
     assert made["owner-url"] == f"postgresql://sandboxd_owner:{made['owner-password']}@db.system.svc:5432/sandboxd"
     assert made["service-password"] != made["owner-password"]
 
 
-async def test_a_secret_that_somebody_keeps_is_never_written(cluster: FakeKube) -> None:
+async def test_a_secret_that_somebody_keeps_is_never_written(kube: FakeKube) -> None:
     plan = replace(PLAN, signing=place("theirs", given=True))
-    await cluster.create(
+    await kube.create(
         f"/api/v1/namespaces/{NAMESPACE}/secrets", {"metadata": {"name": "theirs"}, "data": {"audit.pem": "eA=="}}
     )
 
     with pytest.raises(PlanError, match=r"system/theirs.*lacks erasure-proofs\.pem, key-hashes\.secret"):
-        await Preparation(cluster, plan).run()
+        await Preparation(kube, plan).run()
 
-    assert cluster.objects["secrets", NAMESPACE, "theirs"]["data"] == {"audit.pem": "eA=="}
+    assert kube.objects["secrets", NAMESPACE, "theirs"]["data"] == {"audit.pem": "eA=="}
 
 
-async def test_a_secret_that_the_values_name_and_that_is_not_there_is_said(cluster: FakeKube) -> None:
+async def test_a_secret_that_the_values_name_and_that_is_not_there_is_said(kube: FakeKube) -> None:
     with pytest.raises(PlanError, match="system/theirs.*does not exist"):
-        await Preparation(cluster, replace(PLAN, agent_authority=place("theirs", given=True))).run()
+        await Preparation(kube, replace(PLAN, agent_authority=place("theirs", given=True))).run()
 
 
 def test_a_certificate_is_made_anew_for_new_names_and_before_it_ends() -> None:
