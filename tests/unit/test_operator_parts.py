@@ -10,7 +10,7 @@ import pytest
 from sandboxd.model.cluster import Mode
 from sandboxd.model.ids import make_id, time_of_id
 from sandboxd.model.quantity import parse_quantity
-from sandboxd.operator.comparing import says
+from sandboxd.operator.comparing import Whole, merging, says
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.pod_shape import AGENT_COMMAND, pod_template, resources_of
 from sandboxd.operator.queue import WorkQueue
@@ -46,10 +46,28 @@ from tests.operator_world import (
         ({"a": "1"}, {"a": None}, False),
         ({}, {"a": None}, True),
         ({"a": "x"}, {"a": ["x"]}, False),
+        ({"a": {"b": "1"}}, {"a": Whole({"b": "1"})}, True),
+        ({"a": {"b": "1", "c": "2"}}, {"a": Whole({"b": "1"})}, False),
+        ({"a": {"c": "1"}}, {"a": Whole({"b": "1"})}, False),
+        ({}, {"a": Whole({"b": "1"})}, False),
     ],
 )
 def test_an_object_says_what_is_wanted(found: Any, wanted: Any, same: bool) -> None:
     assert says(found, wanted) is same
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "patch"),
+    [
+        ({"a": {"x": "1"}}, {"a": {"b": "1"}}, {"a": {"b": "1"}}),
+        ({"a": {"x": "1", "b": "2"}}, {"a": Whole({"b": "1"})}, {"a": {"b": "1", "x": None}}),
+        ({}, {"a": Whole({"b": "1"})}, {"a": {"b": "1"}}),
+        ({"a": {"x": "1"}}, {"a": None}, {"a": None}),
+        ({"a": [{"x": "1"}]}, {"a": [{"b": "1"}]}, {"a": [{"b": "1"}]}),
+    ],
+)
+def test_a_merge_names_what_a_whole_map_has_no_more(found: Any, wanted: Any, patch: Any) -> None:
+    assert merging(found, wanted) == patch
 
 
 def pod(template: Template = TEMPLATE, **spec: Any) -> dict[str, Any]:

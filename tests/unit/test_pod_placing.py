@@ -9,6 +9,7 @@ from sandboxd.model.cluster import Mode, PlacedState, PlacedStatus
 from sandboxd.operator.builders import Json, stateful_set, wanted_of
 from sandboxd.operator.comparing import says
 from sandboxd.operator.concluding import conclude
+from sandboxd.operator.kinds import Kind
 from sandboxd.operator.observed import last_node_of
 from sandboxd.operator.plan import Create, Patch, plan
 from sandboxd.operator.template import Packing, Template
@@ -131,14 +132,30 @@ def test_the_template_names_scheduler_and_priority() -> None:
         replace(TEMPLATE, packing=Packing.PACK),
         replace(TEMPLATE, scheduler="packing"),
         replace(TEMPLATE, tolerations=({"key": "gpu"},)),
+        replace(TEMPLATE, node_selector={"pool": "gpu"}),
     ],
-    ids=["priority", "packing", "scheduler", "tolerations"],
+    ids=["priority", "packing", "scheduler", "tolerations", "selector"],
 )
 def test_what_a_template_says_no_more_is_taken_away(before: Template) -> None:
     found, wanted = seen(built(before, last_node="node1")), wanted_of(built(TEMPLATE, last_node="node1"))
 
     assert not says(found, wanted)
     assert says(seen(built(TEMPLATE, last_node="node1")), wanted)
+
+
+def test_a_key_that_a_selector_has_no_more_is_taken_away() -> None:
+    before = replace(TEMPLATE, node_selector={"pool": "gpu", "zone": "a"})
+    after = replace(TEMPLATE, node_selector={"zone": "b"})
+    found = seen(built(before))
+
+    (patch,) = [
+        step
+        for wave in plan(a_desired(status=bound()), replace(running(stateful_set=found), template=after), SETTINGS)
+        for step in wave
+        if isinstance(step, Patch) and step.kind is Kind.STATEFUL_SET
+    ]
+
+    assert patch.body["spec"]["template"]["spec"]["nodeSelector"] == {"pool": None, "zone": "b"}
 
 
 def test_a_sandbox_that_stays_stopped_keeps_its_last_node_in_its_status() -> None:

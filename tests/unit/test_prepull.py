@@ -94,7 +94,15 @@ def test_a_patch_names_what_is_to_go() -> None:
 
     assert isinstance(step, Patch)
     pod = step.body["spec"]["template"]["spec"]
-    assert (pod["nodeSelector"], pod["tolerations"]) == ({"pool": None}, None)
+    assert (pod["nodeSelector"], pod["tolerations"]) == (None, None)
+
+
+def test_a_patch_names_the_keys_of_a_selector_that_are_to_go() -> None:
+    moved = {**GPU, "nodeSelector": {"zone": "a"}}
+    (step,) = plan_images(a_world(a_template(moved), a_set(GPU)), SETTINGS)
+
+    assert isinstance(step, Patch)
+    assert step.body["spec"]["template"]["spec"]["nodeSelector"] == {"pool": None, "zone": "a"}
 
 
 @pytest.mark.parametrize("spec", [SPEC, COPIED, GPU])

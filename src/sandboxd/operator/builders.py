@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from sandboxd.model.cluster import (
     agent_secret_of,
 )
 from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.operator.comparing import Whole
 from sandboxd.operator.pod_shape import OPTIONAL_PARTS, agent_config, pod_template
 from sandboxd.operator.ports import AgentIdentity
 from sandboxd.operator.template import Template
@@ -99,12 +100,19 @@ def wanted_of(built: Mapping[str, Any]) -> Json:
     """What of a built StatefulSet can be changed later, to be compared and repaired."""
     metadata, spec = built["metadata"], built["spec"]
     wanted = {name: spec[name] for name in (*_CHANGEABLE, "replicas")}
-    # What is wanted no more is named as gone: a merge would leave it.
-    pod = {**dict.fromkeys(OPTIONAL_PARTS), **wanted["template"]["spec"]}
+    pod = pod_wanted(wanted["template"]["spec"], OPTIONAL_PARTS)
     if pod["affinity"]:
         pod["affinity"] = {**dict.fromkeys(("nodeAffinity", "podAffinity")), **pod["affinity"]}
     wanted["template"] = {**wanted["template"], "spec": pod}
     return {"metadata": {"labels": metadata["labels"], "annotations": metadata["annotations"]}, "spec": wanted}
+
+
+def pod_wanted(pod: Json, optional: Sequence[str]) -> Json:
+    """A pod's spec to compare with what is there: what it does not have of the optional parts is wanted away."""
+    wanted = {**dict.fromkeys(optional), **pod}
+    if wanted["nodeSelector"]:
+        wanted["nodeSelector"] = Whole(wanted["nodeSelector"])
+    return wanted
 
 
 def mark_of(obj: Mapping[str, Any]) -> str:

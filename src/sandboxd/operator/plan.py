@@ -20,7 +20,7 @@ from sandboxd.model.cluster import (
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.operator.builders import Json, mark_of, stateful_set, wanted_of
-from sandboxd.operator.comparing import says
+from sandboxd.operator.comparing import merging, says
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.losses import find_loss
 from sandboxd.operator.observed import (
@@ -173,7 +173,8 @@ def _place(desired: Desired, observed: Observed, settings: PlanSettings) -> Iter
             kind=Kind.STATEFUL_SET, namespace=desired.namespace, name=desired.sandbox, body=built, owner=desired.uid
         )
     elif not says(found, wanted_of(built)):
-        yield _patch(Kind.STATEFUL_SET, found, wanted_of(built), why="drift" if _drifted(desired, found, built) else "")
+        why = "drift" if _drifted(desired, found, built) else ""
+        yield _patch(Kind.STATEFUL_SET, found, merging(found, wanted_of(built)), why=why)
     yield from _resize(desired, observed, template)
 
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from sandboxd.model.cluster import API_VERSION, GROUP, INSTANCE_LABEL, OPERATOR_MANAGER
 from sandboxd.model.conditions import condition_mapping
-from sandboxd.operator.builders import MANAGED_BY, Json
-from sandboxd.operator.comparing import says
+from sandboxd.operator.builders import MANAGED_BY, Json, pod_wanted
+from sandboxd.operator.comparing import merging, says
 from sandboxd.operator.conditions import IMAGE_REASONS
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.observed import is_ours, is_terminating
@@ -26,6 +26,8 @@ IMAGES_LABEL: Final = f"{GROUP}/images"
 TEMPLATE_ANNOTATION: Final = f"{GROUP}/template"
 """Name of the template, on DaemonSet and pods: it may be longer than a label's value."""
 CONDITION: Final = "ImagesPulled"
+_OPTIONAL: Final = ("nodeSelector", "tolerations", "runtimeClassName", "imagePullSecrets", "initContainers", "volumes")
+"""Parts of a pod that a template may leave out."""
 _PREFIX: Final = "sandboxd-images"
 _LONGEST_NAME: Final = 52
 """Leaves room for what is appended to the names of pods."""
@@ -75,26 +77,12 @@ def plan_images(world: ImagesWorld, settings: PlanSettings) -> Sequence[Step]:
     if is_terminating(found) or not is_ours(found, instance=settings.instance, owner=uid):
         return ()
     changeable = {part: built["spec"][part] for part in ("updateStrategy", "revisionHistoryLimit", "template")}
-    if says(found["spec"], changeable) and _same_placement(found, built):
+    changeable["template"] = {**changeable["template"], "spec": pod_wanted(changeable["template"]["spec"], _OPTIONAL)}
+    if says(found["spec"], changeable):
         return ()
-    # A merge leaves keys of maps that are wanted no more: those are named as gone.
-    old = found["spec"]["template"]["spec"].get("nodeSelector") or {}
-    pod = changeable["template"]["spec"]
-    pod |= {"nodeSelector": {**dict.fromkeys(old), **pod.get("nodeSelector", {})} or None}
-    for part in ("tolerations", "runtimeClassName", "imagePullSecrets", "initContainers", "volumes"):
-        pod.setdefault(part, None)
     version = found["metadata"]["resourceVersion"]
-    body = {"spec": changeable}
+    body = {"spec": merging(found["spec"], changeable)}
     return [Patch(kind=Kind.DAEMON_SET, namespace=namespace, name=name, body=body, resource_version=version)]
-
-
-def _same_placement(found: Json, built: Json) -> bool:
-    """Tell whether nothing is left of what is wanted no more: a comparison of what is wanted alone does not see it."""
-    one, other = found["spec"]["template"]["spec"], built["spec"]["template"]["spec"]
-    return all(
-        (one.get(part) or None) == (other.get(part) or None)
-        for part in ("nodeSelector", "tolerations", "runtimeClassName", "imagePullSecrets")
-    ) and len(one.get("initContainers") or ()) == len(other.get("initContainers") or ())
 
 
 def daemon_set(name: str, template: Template, *, uid: str, instance: str, namespace: str) -> Json:
