@@ -38,16 +38,21 @@ def test_neither_order_nor_what_is_for_people_is_in_the_recipe() -> None:
     assert TIER_RESOURCES, "what tiers have is in it, too"
 
 
+def test_gpus_of_the_premium_tier_are_in_the_recipe() -> None:
+    assert len({recipe_of(SPEC), recipe_of(SPEC, premium_gpus=1), recipe_of(SPEC, premium_gpus=2)}) == 3
+
+
 async def test_the_recipe_follows_its_own_template_and_is_unknown_without_one() -> None:
     kube = FakeKube()
-    recipe = Recipe(kube, template="mine")
+    recipe = Recipe(kube, template="mine", premium_gpus=1)
     following = asyncio.create_task(recipe.run())
     await kube.put("sandboxtemplates", a_template("other"))
     await kube.put("sandboxtemplates", a_template("mine"))
-    await eventually(lambda: recipe.text == recipe_of(SPEC))
+    await eventually(lambda: recipe.text == recipe_of(SPEC, premium_gpus=1))
 
     await kube.put("sandboxtemplates", a_template("mine", image="r/sandbox@sha256:2"))
-    await eventually(lambda: recipe.text == recipe_of({**SPEC, "image": "r/sandbox@sha256:2"}))
+    moved = recipe_of({**SPEC, "image": "r/sandbox@sha256:2"}, premium_gpus=1)
+    await eventually(lambda: recipe.text == moved)
     await kube.drop("sandboxtemplates", "", "mine")
 
     await eventually(lambda: recipe.text == "")

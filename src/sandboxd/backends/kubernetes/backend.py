@@ -20,7 +20,7 @@ from typing_extensions import override
 from sandboxd.backends.kubernetes.figures import Figures
 from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import Installation, SandboxObjects, lost_pod
-from sandboxd.backends.kubernetes.placed import Placed, quantities
+from sandboxd.backends.kubernetes.placed import Placed, gpus_of, quantities
 from sandboxd.backends.kubernetes.recipe import Recipe
 from sandboxd.backends.kubernetes.refusals import ClusterUnavailableError, translated
 from sandboxd.backends.kubernetes.removal import Removal
@@ -39,7 +39,7 @@ from sandboxd.manager.backend_port import (
 from sandboxd.model.cluster import Mode, PlacedResources, PlacedSpec
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
-from sandboxd.model.sandbox import AgentEndpoint, Tier
+from sandboxd.model.sandbox import AgentEndpoint
 from sandboxd.model.sources import Clock
 from sandboxd.model.startup import StartReport
 from sandboxd.stream.agent_port import AgentConnector
@@ -83,7 +83,7 @@ class KubernetesBackend(Backend):
         self._clock = clock
         self._objects = SandboxObjects(api, installation)
         self._mirror = Mirror(api, instance=installation.instance)
-        self._recipe = Recipe(api, template=installation.template)
+        self._recipe = Recipe(api, template=installation.template, premium_gpus=installation.premium_gpus)
         self._figures = Figures(objects=self._objects, connector=connector)
         self._removal = Removal(objects=self._objects, mirror=self._mirror, clock=clock)
         self._starting = Starting(
@@ -258,7 +258,7 @@ class KubernetesBackend(Backend):
         return self._place
 
     def _resources(self, spec: SandboxSpec) -> PlacedResources:
-        gpus = self._installation.premium_gpus if spec.tier is Tier.PREMIUM else 0
+        gpus = gpus_of(spec.tier, premium_gpus=self._installation.premium_gpus)
         return quantities(spec.resources, gpus=gpus)
 
     async def _find(self, sandbox: SandboxId, *, timeout: timedelta | None = None) -> Placed | None:

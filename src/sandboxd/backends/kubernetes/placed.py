@@ -9,7 +9,7 @@ from typing import Any, Final
 from sandboxd.backends.certificates import agent_name
 from sandboxd.model.cluster import Mode, PlacedResources, PlacedSpec, PlacedState, PlacedStatus
 from sandboxd.model.ids import IncarnationId, SandboxId
-from sandboxd.model.sandbox import AgentEndpoint, Resources
+from sandboxd.model.sandbox import AgentEndpoint, Resources, Tier
 
 ALIVE: Final = frozenset({PlacedState.STARTING, PlacedState.RUNNING, PlacedState.HIBERNATED})
 """States in which there may be a pod of the incarnation whose agent answers, now or soon."""
@@ -91,6 +91,11 @@ def quantities(resources: Resources, *, gpus: int = 0) -> PlacedResources:
         ephemeral_storage=_quantity(resources.storage_bytes),
         gpu=gpus,
     )
+
+
+def gpus_of(tier: Tier, *, premium_gpus: int) -> int:
+    """How many GPUs a sandbox of a tier has: premium alone may have any."""
+    return premium_gpus if tier is Tier.PREMIUM else 0
 
 
 def _quantity(size: int) -> str:

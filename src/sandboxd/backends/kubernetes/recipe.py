@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sandboxd.backends.kubernetes.placed import quantities
+from sandboxd.backends.kubernetes.placed import gpus_of, quantities
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import Key, Reflector
 from sandboxd.model.cluster import API_VERSION, TEMPLATES
@@ -21,9 +21,10 @@ _FOR_PEOPLE: Final = frozenset({"pidsLimit"})
 class Recipe:
     """Follows one SandboxTemplate. `run` must run beside it."""
 
-    def __init__(self, api: KubeApi, *, template: str) -> None:
+    def __init__(self, api: KubeApi, *, template: str, premium_gpus: int = 0) -> None:
         self._reflector = Reflector(api, ALL_TEMPLATES, field_selector=f"metadata.name={template}")
         self._reflector.listen(self._take)
+        self._premium_gpus = premium_gpus
         self.text = ""
         """Empty while the template is not known, or where there is none."""
 
@@ -32,13 +33,19 @@ class Recipe:
         await self._reflector.run()
 
     def _take(self, _: Key, obj: Json | None) -> None:
-        self.text = "" if obj is None else recipe_of(obj.get("spec") or {})
+        self.text = "" if obj is None else recipe_of(obj.get("spec") or {}, premium_gpus=self._premium_gpus)
 
 
-def recipe_of(template: Mapping[str, Any]) -> str:  # Any: JSON
-    """Digest of what decides a pod: the template, its images among it, and what each tier has."""
+def recipe_of(template: Mapping[str, Any], *, premium_gpus: int = 0) -> str:  # Any: JSON
+    """Digest of what decides a pod: the template, its images among it, and what each tier has.
+
+    Images are taken by their names. A tag that was moved to another image is no change of a template: name by digest.
+    """
     made = {
         "template": {name: value for name, value in template.items() if name not in _FOR_PEOPLE},
-        "tiers": {tier.value: quantities(resources).as_mapping() for tier, resources in TIER_RESOURCES.items()},
+        "tiers": {
+            tier.value: quantities(resources, gpus=gpus_of(tier, premium_gpus=premium_gpus)).as_mapping()
+            for tier, resources in TIER_RESOURCES.items()
+        },
     }
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:16]
