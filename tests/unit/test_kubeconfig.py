@@ -16,6 +16,12 @@ def authority() -> Authority:
     return Authority()
 
 
+@pytest.fixture
+def in_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+
+
 def a_kubeconfig(directory: Path, *, cluster: dict[str, Any], user: dict[str, Any], name: str = "config") -> Path:
     path = directory / name
     content = {
@@ -113,3 +119,41 @@ async def test_a_certificate_that_is_missing_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(KubeConfigError, match=r"gone\.crt"):
         await load_access(path)
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+async def test_an_empty_authority_is_refused_and_not_the_systems_taken(tmp_path: Path, content: str) -> None:
+    (tmp_path / "ca.crt").write_text(content)
+    path = a_kubeconfig(tmp_path, cluster={"certificate-authority": "ca.crt"}, user={"token": "word"})
+
+    with pytest.raises(KubeConfigError, match="authority is empty"):
+        await load_access(path)
+
+
+async def test_a_pod_uses_its_service_account_whose_token_the_kubelet_renews(
+    tmp_path: Path, authority: Authority, in_a_pod: None
+) -> None:
+    authority.write(tmp_path, "ca.crt")
+    (tmp_path / "token").write_text("first\n")
+
+    access = await load_access(None, service_account=tmp_path)
+
+    assert (access.host, len(access.ssl.get_ca_certs())) == ("https://[fd00::1]:443", 1)
+    assert await access.headers() == {"authorization": "Bearer first"}
+    (tmp_path / "token").write_text("second\n")
+    assert await access.headers() == {"authorization": "Bearer second"}
+
+
+@pytest.mark.parametrize(("missing", "told"), [("token", "token"), ("ca.crt", "ca.crt"), ("", "authority is empty")])
+async def test_a_service_account_that_cannot_be_used_is_named(
+    tmp_path: Path, authority: Authority, in_a_pod: None, missing: str, told: str
+) -> None:
+    authority.write(tmp_path, "ca.crt")
+    (tmp_path / "token").write_text("word")
+    if missing:
+        (tmp_path / missing).unlink()
+    else:
+        (tmp_path / "ca.crt").write_text("")
+
+    with pytest.raises(KubeConfigError, match=f"the service account in {tmp_path}.*{told}"):
+        await load_access(None, service_account=tmp_path)

@@ -35,17 +35,18 @@ class Access:
     """Prove who asks; asked for at each request, as tokens are renewed."""
 
 
-async def load_access(kubeconfig: Path | None) -> Access:
+async def load_access(kubeconfig: Path | None, *, service_account: Path = SERVICE_ACCOUNT) -> Access:
     """Read how to reach the cluster: this kubeconfig, else the pod's service account, else KUBECONFIG or its default.
 
     Raises:
         KubeConfigError: None of them can be used.
     """
     if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-        return _of_service_account(SERVICE_ACCOUNT)
+        return _of_service_account(service_account)
+    where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
     plain = read_plain(kubeconfig)
-    if plain is not None and (access := _of_plain(plain)) is not None:
-        return access
+    if plain is not None:
+        return _of_plain(plain, where=f"the cluster's configuration in {where}")
     # All its typed models are imported with it, which takes seconds: not before it is needed, and beside the loop.
     kube_config = await asyncio.to_thread(import_module, "kubernetes_asyncio.config")
     client = import_module("kubernetes_asyncio.client")
@@ -55,7 +56,6 @@ async def load_access(kubeconfig: Path | None) -> Access:
             config_file=None if kubeconfig is None else str(kubeconfig), client_configuration=configuration
         )
     except (kube_config.ConfigException, OSError, ValueError, TypeError, import_module("yaml").YAMLError) as error:
-        where = kubeconfig or os.environ.get("KUBECONFIG") or "~/.kube/config"
         raise KubeConfigError(f"the cluster's configuration in {where} cannot be used: {error}") from error
 
     async def headers() -> Mapping[str, str]:
@@ -64,12 +64,12 @@ async def load_access(kubeconfig: Path | None) -> Access:
     return Access(host=str(configuration.host).rstrip("/"), ssl=_ssl_context(configuration), headers=headers)
 
 
-def _of_plain(config: PlainConfig) -> Access | None:
-    """None where a file that it names cannot be used: the library says what is wrong with it."""
+def _of_plain(config: PlainConfig, *, where: str) -> Access:
     try:
         context = config.ssl_context()
-    except (OSError, ValueError):  # errors of TLS are OSErrors
-        return None
+        config.bearer()
+    except (OSError, ValueError) as error:  # errors of TLS are OSErrors
+        raise KubeConfigError(f"{where} cannot be used: {error}") from error
 
     async def headers() -> Mapping[str, str]:
         token = config.bearer()
@@ -80,19 +80,11 @@ def _of_plain(config: PlainConfig) -> Access | None:
 
 def _of_service_account(directory: Path) -> Access:
     host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-    token = directory / "token"
-    try:
-        context = ssl.create_default_context(cafile=str(directory / "ca.crt"))
-        token.read_text()
-    except OSError as error:
-        raise KubeConfigError(f"the service account in {directory} cannot be used: {error}") from error
-    # Authorities made by older tools lack what Python 3.13 demands; the cluster has chosen it.
-    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-
-    async def headers() -> Mapping[str, str]:
-        return {"authorization": f"Bearer {token.read_text().strip()}"}  # the kubelet renews the file
-
-    return Access(host=f"https://{f'[{host}]' if ':' in host else host}:{port}", ssl=context, headers=headers)
+    server = f"https://{f'[{host}]' if ':' in host else host}:{port}"
+    config = PlainConfig(
+        directory=directory, cluster={"server": server, "certificate-authority": "ca.crt"}, user={"tokenFile": "token"}
+    )
+    return _of_plain(config, where=f"the service account in {directory}")
 
 
 def _ssl_context(configuration: Any) -> ssl.SSLContext:

@@ -39,6 +39,8 @@ class PlainConfig:
             OSError, ValueError: A certificate or key cannot be used.
         """
         authority = self._content(self.cluster, "certificate-authority")
+        if authority is not None and not authority.strip():
+            raise ValueError("the file of the cluster's authority is empty")  # Python would trust the system's instead
         context = ssl.create_default_context(cadata=None if authority is None else authority.decode())
         # Authorities made by older tools lack what Python 3.13 demands; they are trusted by the person's own choice.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
