@@ -239,6 +239,8 @@ def test_advice_names_what_it_is_about() -> None:
     advice = advise("FAILED_PRECONDITION", "SANDBOX_PAUSED", {"sandbox": "sandboxes/sbx-1"})
 
     assert advice == "Bring it back with: sandboxctl resume sbx-1"
+    failed = advise("UNAVAILABLE", "UNAVAILABLE", {"sandbox": "sandboxes/sbx-1", "state": "FAILED"})
+    assert failed == "Try again with: sandboxctl resume sbx-1\nOr end it with: sandboxctl terminate sbx-1"
     assert "--force" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {"sandbox": "sandboxes/a"})
     assert "history ses-1 --follow" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {"session": "ses-1"})
 

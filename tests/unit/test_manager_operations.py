@@ -93,6 +93,9 @@ async def test_a_create_that_fails_leaves_a_failed_sandbox_and_answers_the_same_
     (sandbox,) = world.units.rows.sandboxes.values()
     assert (sandbox.state, sandbox.state_reason) == (S.FAILED, "The agent does not answer.")
     assert [life.end_reason for life in world.lives(sandbox.id)] == ["START_FAILED"]
+    advice = f"Sandbox {sandbox.id} is FAILED: Resume tries again, Terminate ends it."
+    assert second.value.message == f"The agent does not answer. {advice}"
+    assert (second.value.metadata["sandbox"], second.value.metadata["state"]) == (sandbox.id, "FAILED")
 
 
 async def test_a_create_that_takes_too_long_goes_on_and_is_answered_when_repeated(world: ManagerWorld) -> None:

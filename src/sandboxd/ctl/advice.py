@@ -52,7 +52,10 @@ def advise(code: str, reason: str, metadata: Mapping[str, str], *, address: str 
     """
     if reason == "TURN_IN_PROGRESS" and "session" not in metadata:  # the sandbox is what is refused, not a prompt
         return "Wait for the turn to end, cancel it with Ctrl-C in `sandboxctl chat`, or give --force."
-    advice = _BY_REASON.get(reason) or _BY_CODE.get(code, "")
+    if metadata.get("state") == "FAILED" and "sandbox" in metadata:  # whatever kept it from starting
+        advice = "Try again with: sandboxctl resume {sandbox}\nOr end it with: sandboxctl terminate {sandbox}"
+    else:
+        advice = _BY_REASON.get(reason) or _BY_CODE.get(code, "")
     facts = _Facts({name: value.removeprefix("sandboxes/") for name, value in metadata.items()})
     facts["address"] = address
     return advice.format_map(facts)

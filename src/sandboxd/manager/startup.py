@@ -111,7 +111,13 @@ class Startup:
                 await self._tokens.give(sandbox, sandbox.incarnation, endpoint)
             failpoint(f"{verb}.after_token")
         except SandboxdError as error:
-            await self._give_up(intent, sandbox.incarnation, error)
+            cause = error.message
+            error.add(
+                f"Sandbox {sandbox.id} is FAILED: Resume tries again, Terminate ends it.",
+                sandbox=sandbox.id,
+                state=SandboxState.FAILED.value,
+            )
+            await self._give_up(intent, sandbox.incarnation, error, cause=cause)
             raise
         with self._tracer.step("sandbox.settle"):
             active = await self._intents.settle(intent, lambda work, before: self._live(work, before, endpoint))
@@ -126,7 +132,7 @@ class Startup:
         await work.incarnations.save(replace(incarnation, endpoint=endpoint, ready_time=now))
         return replace(sandbox.enter(SandboxState.ACTIVE, at=now), last_use_time=now)
 
-    async def _give_up(self, intent: Intent, incarnation: IncarnationId, error: SandboxdError) -> None:
+    async def _give_up(self, intent: Intent, incarnation: IncarnationId, error: SandboxdError, *, cause: str) -> None:
         try:
             await self._backend.stop(
                 intent.sandbox.id, incarnation, grace=timedelta(seconds=0), timeout=CLEANUP_TIMEOUT
@@ -140,6 +146,6 @@ class Startup:
             current = await work.incarnations.current(sandbox.id)
             if current is not None:
                 await work.incarnations.save(replace(current, end_time=now, end_reason="START_FAILED"))
-            return sandbox.enter(SandboxState.FAILED, at=now, reason=error.message)
+            return sandbox.enter(SandboxState.FAILED, at=now, reason=cause)
 
         await self._intents.settle(intent, fail, error=error)

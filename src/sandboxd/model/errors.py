@@ -75,6 +75,12 @@ class SandboxdError(Exception):
         self.metadata = metadata
         self.retry_after = retry_after
 
+    def add(self, text: str, /, **metadata: str) -> None:
+        """Say what the one who raised it could not know: a sentence more, and its facts."""
+        self.message = f"{self.message} {text}"
+        self.metadata |= metadata
+        self.args = (self.message,)
+
 
 class InvalidRequestError(SandboxdError):
     """The request breaks rules that do not depend on any state."""
