@@ -12,12 +12,10 @@ from sandboxd.model.cluster import (
     Mode,
     PlacedResources,
     PlacedSpec,
-    PlacedState,
-    PlacedStatus,
-    Reason,
     namespace_resource,
     sandbox_resource,
 )
+from sandboxd.model.cluster_status import PlacedState, PlacedStatus, Reason
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.sandbox import Tier
 from sandboxd.operator.builders import Json, agent_secret, labels_of, stateful_set

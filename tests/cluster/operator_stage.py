@@ -18,10 +18,10 @@ from sandboxd.model.cluster import (
     SERVE_MANAGER,
     PlacedResources,
     PlacedSpec,
-    PlacedStatus,
     namespace_resource,
     sandbox_resource,
 )
+from sandboxd.model.cluster_status import PlacedStatus
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId, make_id
 from sandboxd.model.sandbox import Tier
 from tests.cluster.images import push_stand_in_agent

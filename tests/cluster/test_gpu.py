@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.model.cluster import ConditionType, Mode, PlacedState, Reason
+from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_status import ConditionType, PlacedState, Reason
 from sandboxd.model.sandbox import Tier
 from tests.cluster.operator_stage import Stage, a_stage, an_incarnation
 from tests.eventually import eventually

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.model.cluster import PlacedState, Reason
+from sandboxd.model.cluster_status import PlacedState, Reason
 from sandboxd.model.quantity import parse_quantity, scale_bytes
 from sandboxd.operator.template import DEFAULT_MEMORY_FACTOR
 from tests.chart.helm import NO_HELM, TRIAL, Object, find_helm, of_kind, render

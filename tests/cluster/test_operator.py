@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.model.cluster import ConditionType, Mode, PlacedState, Reason, claims_of
+from sandboxd.model.cluster import Mode, claims_of
+from sandboxd.model.cluster_status import ConditionType, PlacedState, Reason
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.model.sandbox import Tier
 from tests.cluster.operator_stage import Stage, a_stage, an_incarnation, leads

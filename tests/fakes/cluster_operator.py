@@ -16,16 +16,12 @@ from sandboxd.model.cluster import (
     KEPT_LABEL,
     SANDBOX_FINALIZER,
     SANDBOX_LABEL,
-    Condition,
-    ConditionType,
     Mode,
     PlacedSpec,
-    PlacedState,
-    PlacedStatus,
-    Reason,
     claims_of,
     pod_of,
 )
+from sandboxd.model.cluster_status import Condition, ConditionType, PlacedState, PlacedStatus, Reason
 from sandboxd.model.ids import SandboxId
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.kube import FakeKube

@@ -6,18 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.model.cluster import (
-    Condition,
-    ConditionType,
     Mode,
     PlacedResources,
     PlacedSpec,
-    PlacedState,
-    PlacedStatus,
-    Reason,
     claims_of,
     namespace_of,
     sandbox_resource,
 )
+from sandboxd.model.cluster_status import Condition, ConditionType, PlacedState, PlacedStatus, Reason
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.quantity import parse_quantity, scale_bytes, scale_cpu
 from sandboxd.model.sandbox import Tier

@@ -23,7 +23,8 @@ from sandboxd.backends.kubernetes.refusals import (
 from sandboxd.backends.kubernetes.watch_of_start import WatchOfStart
 from sandboxd.kubeapi.errors import KubeError, KubeForbiddenError, KubeUnavailableError
 from sandboxd.manager.backend_port import FilesSize, SandboxSpec
-from sandboxd.model.cluster import KEPT_LABEL, Mode, Reason, claims_of, pod_of
+from sandboxd.model.cluster import KEPT_LABEL, Mode, claims_of, pod_of
+from sandboxd.model.cluster_status import Reason
 from sandboxd.model.errors import DeadlineError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId, make_id
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from sandboxd.model.cluster import Mode, PlacedState, Reason
+from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_status import PlacedState, Reason
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.observed import Desired, Observed
 from sandboxd.operator.plan import Create, Delete, Patch, Resize, Step, Wave, WriteIdentity, plan

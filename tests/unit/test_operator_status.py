@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from sandboxd.model.cluster import ConditionType, Mode, PlacedState, PlacedStatus, Reason
+from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_status import ConditionType, PlacedState, PlacedStatus, Reason
 from sandboxd.operator.announcing import announcements, lasting
 from sandboxd.operator.builders import Json
 from sandboxd.operator.concluding import conclude

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sandboxd.model.cluster import Mode, PlacedState, PlacedStatus
+from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_status import PlacedState, PlacedStatus
 from sandboxd.operator.builders import Json, stateful_set, wanted_of
 from sandboxd.operator.comparing import says
 from sandboxd.operator.concluding import conclude

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from sandboxd.model.cluster import ConditionType, PlacedState, PlacedStatus, Reason
+from sandboxd.model.cluster_status import ConditionType, PlacedState, PlacedStatus, Reason
 
 _RESTING: Final = frozenset({PlacedState.RUNNING, PlacedState.HIBERNATED, PlacedState.STOPPED, PlacedState.FAILED})
 _QUIET: Final = frozenset(

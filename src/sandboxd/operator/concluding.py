@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sandboxd.model.cluster import (
-    Condition,
-    ConditionType,
-    Mode,
-    PlacedState,
-    PlacedStatus,
-    Reason,
-)
+from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_status import Condition, ConditionType, PlacedState, PlacedStatus, Reason
 from sandboxd.operator.comparing import says
 from sandboxd.operator.conditions import (
     Finding,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sandboxd.model.cluster import Condition, ConditionType, PlacedState, Reason
+from sandboxd.model.cluster_status import Condition, ConditionType, PlacedState, Reason
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.operator.comparing import says
 from sandboxd.operator.kinds import Kind

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sandboxd.model.cluster import Mode, PlacedState, Reason
+from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_status import PlacedState, Reason
 from sandboxd.operator.observed import (
     Desired,
     Observed,

@@ -6,13 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sandboxd.model.cluster import (
-    CONTAINER,
-    INCARNATION_ANNOTATION,
-    INSTANCE_LABEL,
-    PlacedSpec,
-    PlacedStatus,
-)
+from sandboxd.model.cluster import CONTAINER, INCARNATION_ANNOTATION, INSTANCE_LABEL, PlacedSpec
+from sandboxd.model.cluster_status import PlacedStatus
 from sandboxd.model.ids import SandboxId
 from sandboxd.operator.builders import Json
 from sandboxd.operator.kinds import Kind

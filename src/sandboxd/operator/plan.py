@@ -10,13 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sandboxd.model.cluster import (
-    KEPT_LABEL,
-    SANDBOX_FINALIZER,
-    Mode,
-    PlacedState,
-    agent_secret_of,
-)
+from sandboxd.model.cluster import KEPT_LABEL, SANDBOX_FINALIZER, Mode, agent_secret_of
+from sandboxd.model.cluster_status import PlacedState
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.operator.builders import Json, mark_of, stateful_set, wanted_of

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from sandboxd.kubeapi.ports import Json
-from sandboxd.model.cluster import ConditionType, PlacedState
 from sandboxd.model.cluster_pool import PoolMember, PoolReason, pool_status
+from sandboxd.model.cluster_status import ConditionType, PlacedState
 from sandboxd.model.sources import Clock
 from sandboxd.operator.builders import api_time, resource_event
 from sandboxd.operator.kinds import Kind

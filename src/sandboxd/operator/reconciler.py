@@ -11,15 +11,8 @@ import structlog
 
 from sandboxd.kubeapi.errors import KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
-from sandboxd.model.cluster import (
-    POD_SECURITY_LABELS,
-    Mode,
-    PlacedState,
-    PlacedStatus,
-    Reason,
-    agent_secret_of,
-    claims_of,
-)
+from sandboxd.model.cluster import POD_SECURITY_LABELS, Mode, agent_secret_of, claims_of
+from sandboxd.model.cluster_status import PlacedState, PlacedStatus, Reason
 from sandboxd.model.ids import time_of_id
 from sandboxd.model.sources import Clock
 from sandboxd.operator.announcing import PATIENCE_SECONDS, Announcement, announcements, lasting

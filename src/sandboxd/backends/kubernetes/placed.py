@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sandboxd.backends.certificates import agent_name
-from sandboxd.model.cluster import Mode, PlacedResources, PlacedSpec, PlacedState, PlacedStatus
+from sandboxd.model.cluster import Mode, PlacedResources, PlacedSpec
+from sandboxd.model.cluster_status import PlacedState, PlacedStatus
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint, Resources, Tier
 

@@ -14,7 +14,7 @@ from sandboxd.kubeapi.errors import (
     KubeNotFoundError,
     KubeUnavailableError,
 )
-from sandboxd.model.cluster import Reason
+from sandboxd.model.cluster_status import Reason
 from sandboxd.model.errors import ConflictError, ExhaustedError, QuotaViolation, SandboxdError, UnavailableError
 
 RETRY_SOON: Final = timedelta(seconds=10)

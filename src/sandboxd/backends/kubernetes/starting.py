@@ -16,7 +16,8 @@ from sandboxd.backends.kubernetes.refusals import PATIENCE, SupersededError, lat
 from sandboxd.backends.kubernetes.removal import Removal
 from sandboxd.backends.kubernetes.watch_of_start import WatchOfStart
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError
-from sandboxd.model.cluster import Mode, PlacedSpec, PlacedState, Reason
+from sandboxd.model.cluster import Mode, PlacedSpec
+from sandboxd.model.cluster_status import PlacedState, Reason
 from sandboxd.model.errors import DeadlineError, SandboxdError
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import AgentEndpoint

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Final
 
 from sandboxd.backends.kubernetes.placed import Placed
-from sandboxd.model.cluster import ConditionType
+from sandboxd.model.cluster_status import ConditionType
 from sandboxd.model.startup import StartPath, StartReport, StartStep, StartStepName
 
 _PULLED: Final = re.compile(r"Successfully pulled image .* in (?P<time>(?:\d+(?:\.\d+)?(?:h|ms|m|s))+)")
