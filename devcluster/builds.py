@@ -83,6 +83,8 @@ BUILDS = (
     _published("coredns", "v1.15.0", "github.com/coredns/coredns", minutes=2),
     _published("helm", "v3.22.0", "helm.sh/helm/v3/cmd/helm", minutes=1.2),
     _published("kubeconform", "v0.7.0", "github.com/yannh/kubeconform/cmd/kubeconform", minutes=0.2),
+    # Not for the cluster itself: nodes without machines, for tests/fake_nodes.
+    _published("kwok", "v0.8.0", "sigs.k8s.io/kwok/cmd/kwok", minutes=0.8),
 )
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from devcluster.places import API_PORT, API_SERVICE, NODE, NODE_ADDRESS, Places
@@ -90,25 +91,23 @@ def _openssl(folder: Path, *arguments: str) -> None:
 
 
 def _write_kubeconfig(places: Places, user: str) -> None:
-    server = f"https://127.0.0.1:{API_PORT}"
     keys = {"client-certificate": str(places.pki / f"{user}.crt"), "client-key": str(places.pki / f"{user}.key")}
-    text = json.dumps(
-        {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [
-                {
-                    "name": "devcluster",
-                    "cluster": {"server": server, "certificate-authority": str(places.pki / "ca.crt")},
-                }
-            ],
-            "users": [{"name": user, "user": keys}],
-            "contexts": [{"name": "devcluster", "context": {"cluster": "devcluster", "user": user}}],
-            "current-context": "devcluster",
-        },
-        indent=1,
-    )
+    text = kubeconfig(user, keys, server=f"https://127.0.0.1:{API_PORT}", authority=places.pki / "ca.crt")
     write(places.etc / f"{user}.kubeconfig", text)
+
+
+def kubeconfig(user: str, credentials: Mapping[str, str], *, server: str, authority: Path) -> str:
+    """A kubeconfig with one user, whose credentials are as kubeconfigs name them, and one cluster."""
+    cluster = {"server": server, "certificate-authority": str(authority)}
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "devcluster", "cluster": cluster}],
+        "users": [{"name": user, "user": dict(credentials)}],
+        "contexts": [{"name": "devcluster", "context": {"cluster": "devcluster", "user": user}}],
+        "current-context": "devcluster",
+    }
+    return json.dumps(content, indent=1)
 
 
 def write(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeInvalidErr
 from sandboxd.kubeapi.ports import JSON_PATCH, MERGE_PATCH, Json, KubeApi
 
 _PATH = re.compile(
-    r"(?P<api>/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?"
+    r"(?P<api>/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+)(?=/))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+)(?:/status)?)?"
 )
 
 

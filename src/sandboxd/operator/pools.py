@@ -21,6 +21,8 @@ from sandboxd.operator.writing import Writer
 
 PATIENCE_SECONDS: Final = 5.0
 """What every start may have for a moment is told of when a member has had it for so long."""
+WRITE_SECONDS: Final = 1.0
+"""How often a pool's status is written at most: one that is filled or claimed from changes with each of its members."""
 _TOLD: Final[Mapping[str, bool]] = {
     PoolReason.OFF.value: False,
     PoolReason.IDLE.value: False,
@@ -51,6 +53,8 @@ class PoolKeeper:
         self._clock = clock
         self._reporter = reporter
         self._later = later
+        self._written: dict[WorkKey, float] = {}
+        """When, by the monotonic clock, the status of a pool was written last."""
 
     async def reconcile(self, key: WorkKey) -> Sequence[Refusal]:
         """Write the status of a pool.
@@ -61,6 +65,11 @@ class PoolKeeper:
         """
         pool = self._mirrors.get(Kind.POOL, key.namespace, key.pool)
         if pool is None or not is_ours(pool, instance=self._instance) or "deletionTimestamp" in pool["metadata"]:
+            self._written.pop(key, None)
+            return ()
+        wait = self._written.get(key, float("-inf")) + WRITE_SECONDS - self._clock.monotonic()
+        if wait > 0:
+            self._later(key, wait)
             return ()
         before = pool.get("status") or {}
         status = pool_status(
@@ -75,6 +84,7 @@ class PoolKeeper:
         if status != before:
             version = pool["metadata"]["resourceVersion"]
             await self._writer.patch_status(Kind.POOL, key.namespace, key.pool, status, version)
+            self._written[key] = self._clock.monotonic()
             for reason, message in _news(before, status):
                 await self._tell(pool, reason, message)
         return ()
