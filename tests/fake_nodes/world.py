@@ -23,7 +23,7 @@ from sandboxd.persistence.embedded import EmbeddedPostgres
 from sandboxd.persistence.engine import plain_url
 from sandboxd.settings import Settings
 from sandboxd.v1 import pool_pb2, pool_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
-from tests.cluster.roles import a_role
+from tests.cluster.roles import Role, a_role
 from tests.eventually import eventually
 from tests.fake_nodes.control_plane import NAMESPACE, ControlPlane, a_control_plane
 
@@ -62,6 +62,7 @@ class World:
     clients: Sequence[str]
     members: int
     tokens: dict[str, str] = field(default_factory=dict)
+    roles: list[Role] = field(default_factory=list)
 
     @asynccontextmanager
     async def serving(self, *, refill: bool) -> AsyncIterator[grpc.aio.Channel]:
@@ -101,6 +102,7 @@ class World:
             await pools.CreatePool(request, metadata=self._metadata(client), timeout=TIMEOUT)
 
         async def full() -> bool:
+            self._check_lives()
             ready = (await self.counted()).get("READY", 0)
             told(time.monotonic() - began, ready)
             return ready == self.members
@@ -140,10 +142,16 @@ class World:
         began = time.monotonic()
 
         async def none_left() -> bool:
+            self._check_lives()
             return not (await self.counted()).get("CLAIMED", 0)
 
         await eventually(none_left, within=within, every=0.2, what="claimed members are adopted")
         return time.monotonic() - began
+
+    def _check_lives(self) -> None:
+        for role in self.roles:
+            if role.process is None or role.process.returncode is not None:
+                raise RuntimeError(f"{role.name} has ended:\n{role.log[-3000:]}")
 
     def _metadata(self, client: str) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.tokens[client]}"),)
@@ -181,11 +189,13 @@ async def a_world(home: Path, *, members: int) -> AsyncIterator[World]:
             **_NAMES,
         }
         ready = f"http://{_OPERATOR_WEB}/readyz"
-        await stack.enter_async_context(
+        operator = await stack.enter_async_context(
             a_role("operator", plane.cluster, instance=INSTANCE, home=home, settings=settings, ready_url=ready)
         )
         await eventually((home / "agents.ready").exists, within=TIMEOUT, what="the agents answer")
-        yield World(plane=plane, home=home, database_url=url, clients=clients, members=members, tokens=tokens)
+        world = World(plane=plane, home=home, database_url=url, clients=clients, members=members, tokens=tokens)
+        world.roles.append(operator)
+        yield world
 
 
 async def _database(postgres: EmbeddedPostgres) -> str:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import uvloop
 
 from sandboxd.model.cluster import Mode
 from sandboxd.model.ids import make_id, time_of_id
@@ -265,3 +266,14 @@ async def test_a_queue_that_is_cleared_forgets_what_was_to_come() -> None:
 
     assert await queue.take() == "c"
     assert len(queue) == 0
+
+
+def test_a_key_that_is_due_within_a_millisecond_may_be_named_again_on_the_loop_that_the_service_runs_on() -> None:
+    async def named_twice() -> str:
+        queue: WorkQueue[str] = WorkQueue()
+        queue.add_later("a", 0.0001)
+        queue.add_later("a", 0.0001)
+        return await queue.take()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(named_twice()) == "a"

@@ -27,7 +27,8 @@ class WorkQueue(Generic[Key]):
         self._dirty: set[Key] = set()
         self._working: set[Key] = set()
         self._failures: dict[Key, int] = {}
-        self._later: dict[Key, asyncio.TimerHandle] = {}
+        self._later: dict[Key, tuple[float, asyncio.Handle]] = {}
+        """When, by the loop's clock, and what does it: uvloop's handle of a call within a millisecond tells no time."""
         self._something = asyncio.Event()
 
     def __len__(self) -> int:
@@ -49,10 +50,10 @@ class WorkQueue(Generic[Key]):
         due = loop.time() + seconds
         known = self._later.get(key)
         if known is not None:
-            if known.when() <= due:
+            if known[0] <= due:
                 return
-            known.cancel()
-        self._later[key] = loop.call_at(due, self._due, key)
+            known[1].cancel()
+        self._later[key] = (due, loop.call_at(due, self._due, key))
 
     async def take(self) -> Key:
         """Wait for a key, and take it. Call `done` for it."""
@@ -86,7 +87,7 @@ class WorkQueue(Generic[Key]):
 
     def clear(self) -> None:
         """Drop everything that waits."""
-        for timer in self._later.values():
+        for _, timer in self._later.values():
             timer.cancel()
         self._later.clear()
         self._failures.clear()
