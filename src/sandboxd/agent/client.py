@@ -119,6 +119,11 @@ class GrpcAgentClient(Agent):
         self._channel = channel
         self._stub = agent_pb2_grpc.AgentServiceStub(channel)
 
+    @property
+    def stub(self) -> agent_pb2_grpc.AgentServiceAsyncStub:
+        """The calls themselves, for the modules beside this one that implement other ports."""
+        return self._stub
+
     @override
     async def describe(self, *, timeout: timedelta | None = None) -> AgentDescription:
         answer = await self._call(self._stub.GetAgent, pb.GetAgentRequest(), _seconds(timeout))

@@ -9,6 +9,8 @@ import logging
 import os
 import resource
 import signal
+from functools import partial
+from pathlib import Path
 
 import grpc
 
@@ -20,6 +22,9 @@ from sandboxd.agent.freezer import Freezer
 from sandboxd.agent.furnishing import claim_start, make_directories
 from sandboxd.agent.interceptor import Guard
 from sandboxd.agent.model_endpoint import ModelEndpoint
+from sandboxd.agent.package_reader import PackageReader
+from sandboxd.agent.package_requester import requester
+from sandboxd.agent.package_watch import PackageWatch
 from sandboxd.agent.reaper import Reaper
 from sandboxd.agent.service import AgentService
 from sandboxd.agent.supervisor import Supervisor
@@ -66,6 +71,8 @@ async def run(config: AgentConfig) -> None:
     supervisor = Supervisor(config=config, reaper=reaper, freezer=freezer, user=user)
     reporter = ActivityReporter(config=config, supervisor=supervisor, freezer=freezer, reaper=reaper)
     model_endpoint = ModelEndpoint()
+    packages = _packages(config, supervisor, user)
+    await packages.begin()
     end = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -81,6 +88,7 @@ async def run(config: AgentConfig) -> None:
         freezer=freezer,
         reporter=reporter,
         model_endpoint=model_endpoint,
+        packages=packages,
         end=end.set,
         user=user,
     )
@@ -106,6 +114,13 @@ async def run(config: AgentConfig) -> None:
         await server.stop(ANSWER_GRACE_SECONDS)
         killed = result.killed_processes
         log.info("agent.ended", extra={"fields": {"killed": killed, "terminated": result.terminated_processes}})
+
+
+def _packages(config: AgentConfig, supervisor: Supervisor, user: User | None) -> PackageWatch:
+    # Process 1 of a container has a root file system of its own; elsewhere it is the machine's.
+    reader = PackageReader(root=Path("/") if os.getpid() == 1 else None, home=config.home)
+    read = reader.read if user is None else user.acting(reader.read)
+    return PackageWatch(read=read, requester=partial(requester, supervisor))
 
 
 def _listen(server: grpc.aio.Server, config: AgentConfig) -> int:

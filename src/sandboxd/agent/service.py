@@ -13,13 +13,14 @@ from typing import IO, Any
 import grpc
 from typing_extensions import override
 
-from sandboxd.agent import codec, stdin, supervisor
+from sandboxd.agent import codec, package_wire, stdin, supervisor
 from sandboxd.agent.activity import ActivityReporter, measure_tree
 from sandboxd.agent.config import AgentConfig
 from sandboxd.agent.copying import drain, feed
 from sandboxd.agent.freezer import Freezer
 from sandboxd.agent.model_endpoint import ModelEndpoint
 from sandboxd.agent.model_exchange import BODY_BYTES
+from sandboxd.agent.package_watch import PackageWatch
 from sandboxd.agent.process import CHUNK_BYTES, ManagedProcess
 from sandboxd.agent.supervisor import Supervisor
 from sandboxd.agent.user import User
@@ -55,6 +56,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         freezer: Freezer,
         reporter: ActivityReporter,
         model_endpoint: ModelEndpoint,
+        packages: PackageWatch,
         end: Callable[[], None],
         user: User | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             freezer: What freezes them.
             reporter: What looks at them.
             model_endpoint: The way to the gateway.
+            packages: What notices installations.
             end: Ends the agent, soon after the running answers are out.
             user: Whose rights copies have; None is the agent's own user.
         """
@@ -78,6 +81,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._freezer = freezer
         self._reporter = reporter
         self._model_endpoint = model_endpoint
+        self._packages = packages
         self._end = end
         self._user = user
 
@@ -260,6 +264,19 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
                         entries=piece.entries, bytes=piece.content_bytes, skipped_entries=piece.skipped_entries
                     )
                     await context.write(pb.CopyOutResponse(summary=summary))
+
+    @override
+    async def ListPackages(self, request: pb.ListPackagesRequest, context: Context) -> pb.ListPackagesResponse:
+        return pb.ListPackagesResponse(snapshot=package_wire.snapshot_to(await self._packages.look()))
+
+    @override
+    async def WatchPackages(  # type: ignore[override]  # writes
+        self, request: pb.WatchPackagesRequest, context: Context
+    ) -> None:
+        async with contextlib.aclosing(self._packages.watch(request.after_sequence)) as news:
+            async for one in news:
+                for message in package_wire.news_to(one):
+                    await context.write(message)
 
     @override
     async def SetModelEndpoint(

@@ -23,6 +23,7 @@ from sandboxd.model.errors import (
     InternalError,
     InvalidRequestError,
     NotFoundError,
+    NotImplementedYetError,
     OutOfRangeError,
     SandboxdError,
     UnavailableError,
@@ -80,6 +81,7 @@ _BY_CODE: Final[Mapping[grpc.StatusCode, type[SandboxdError]]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: ExhaustedError,
     grpc.StatusCode.OUT_OF_RANGE: OutOfRangeError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.UNIMPLEMENTED: NotImplementedYetError,
 }
 
 

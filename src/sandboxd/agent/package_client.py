@@ -1,0 +1,63 @@
+"""The service's side of an agent's packages: implements `PackageSource`, and hides protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from typing import Final
+
+import grpc
+from typing_extensions import override
+
+from sandboxd.agent import package_wire
+from sandboxd.agent.client import GrpcAgentConnector
+from sandboxd.agent.v1 import agent_pb2 as pb
+from sandboxd.agent.wire import from_rpc_error
+from sandboxd.manager.package_ports import PackageSource
+from sandboxd.model.errors import InvalidRequestError
+from sandboxd.model.packages import MAX_PACKAGES, InstalledPackages, PackageNews
+from sandboxd.model.sandbox import AgentEndpoint
+
+MAX_PAGES: Final = MAX_PACKAGES // package_wire.PAGE_PACKAGES + 1
+"""More than this an honest agent does not send for one moment."""
+
+
+class GrpcPackageSource(PackageSource):
+    """Asks agents over gRPC."""
+
+    def __init__(self, connector: GrpcAgentConnector) -> None:
+        self._connector = connector
+
+    @override
+    async def list(self, endpoint: AgentEndpoint, *, timeout: timedelta) -> InstalledPackages:
+        agent = await self._connector.connect(endpoint)
+        try:
+            answer = await agent.stub.ListPackages(pb.ListPackagesRequest(), timeout=timeout.total_seconds())
+            return package_wire.snapshot_from([answer.snapshot])
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise from_rpc_error(error) from error
+        finally:
+            await agent.close()
+
+    @override
+    async def watch(self, endpoint: AgentEndpoint, *, after: int) -> AsyncGenerator[PackageNews, None]:
+        agent = await self._connector.connect(endpoint)
+        call = agent.stub.WatchPackages(pb.WatchPackagesRequest(after_sequence=after))
+        pages: list[pb.PackageSnapshot] = []
+        try:
+            async for message in call:
+                if message.WhichOneof("news") == "change":
+                    if (change := package_wire.change_from(message.change)) is not None:
+                        yield change
+                    continue
+                pages.append(message.snapshot)
+                if len(pages) > MAX_PAGES:
+                    raise InvalidRequestError(f"The agent told more than {MAX_PACKAGES} packages.")
+                if not message.snapshot.more:
+                    yield package_wire.snapshot_from(pages)
+                    pages = []
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+            await agent.close()
