@@ -39,10 +39,12 @@ cluster-up: ## start a real one-node Kubernetes here, or heal it; the first time
 cluster-down: ## end the cluster with all its pods, mounts and rules; its state and what was built stay
 	@$(PYTHON) -m devcluster down
 
-test-cluster: setup cluster-up ## the tests that need a cluster, on that one; TEST_ARGS narrows them
+test-cluster: setup ## the tests that need a cluster, on that one or KUBECONFIG's; TEST_ARGS narrows them
+	@$(PYTHON) -m devcluster need
 	@CI=true $(BIN)/pytest -m "cluster and not soak" $(TEST_ARGS)
 
-soak: setup cluster-up ## the long tests, hours of them, on that cluster; TEST_ARGS narrows them
+soak: setup ## the long tests, hours of them, on the same; TEST_ARGS narrows them
+	@$(PYTHON) -m devcluster need
 	@CI=true $(BIN)/pytest -m soak $(TEST_ARGS)
 
 lint: setup ## ruff, mypy --strict, the direction of imports, buf lint and buf breaking

@@ -1,10 +1,12 @@
-"""`python -m devcluster up|down|status|purge|build`: a real one-node Kubernetes on this machine.
+"""`python -m devcluster up|need|down|status|purge|build`: a real one-node Kubernetes on this machine.
 
 Uses the standard library alone, so that any Python >= 3.11 starts it.
 """
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from devcluster.builds import build_all
 from devcluster.life import down, status, up
@@ -14,11 +16,17 @@ from devcluster.trouble import ClusterError, say
 
 VERBS = {
     "up": "build what is missing, heal what a killed run left, start; safe to repeat",
+    "need": "up, unless KUBECONFIG names another cluster",
     "down": "end every process, pod, mount, interface and rule; keep the state",
     "status": "say what runs",
     "purge": "down, and remove the state too; what was built stays",
     "build": "build only",
 }
+
+
+def other_cluster(named: str, places: Places) -> str:
+    """Return the kubeconfig of a cluster that is not this one; empty where nothing, or this one, is named."""
+    return named if named and Path(named).resolve() != places.kubeconfig.resolve() else ""
 
 
 def main() -> int:
@@ -32,6 +40,11 @@ def main() -> int:
         match parser.parse_args().verb:
             case "up":
                 up(places)
+            case "need":
+                if other := other_cluster(os.environ.get("KUBECONFIG", ""), places):
+                    say(f"KUBECONFIG names another cluster, {other}: the development cluster is left alone")
+                else:
+                    up(places)
             case "down":
                 down(places)
             case "purge":

@@ -194,7 +194,7 @@ class ClusterInstallation:
         asyncio.run(self.cluster.clean(self.instance))
 
 
-def built_images() -> Mapping[str, str]:
+def built_images(cluster: Cluster) -> Mapping[str, str]:
     """References of the images of sandbox and agent as this checkout has them, built where they are not there."""
     if given := os.environ.get("TEST_POD_IMAGES"):
         named: dict[str, str] = json.loads(given)  # for clusters whose registry is not this machine's
@@ -202,6 +202,7 @@ def built_images() -> Mapping[str, str]:
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "images.json"
         command = [sys.executable, str(ROOT / "tools" / "images.py"), "agent", "sandbox", "--output", str(output)]
+        command += ["--registry", cluster.registry]
         subprocess.run(command, check=True, timeout=1800)
         made = json.loads(output.read_text())["images"]
     return {name: str(image["reference"]) for name, image in made.items()}
@@ -210,7 +211,7 @@ def built_images() -> Mapping[str, str]:
 @pytest.fixture(scope="session")
 def pod_images(cluster: Cluster) -> Mapping[str, str]:
     """References of the images of sandbox and agent."""
-    return built_images()
+    return built_images(cluster)
 
 
 @pytest.fixture(scope="module")

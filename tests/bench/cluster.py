@@ -325,7 +325,7 @@ def main() -> None:
     define_resources(cluster)
     with tempfile.TemporaryDirectory() as home:
         installation = ClusterInstallation(
-            cluster=cluster, instance=f"b-{secrets.token_hex(4)}", home=Path(home), images=built_images()
+            cluster=cluster, instance=f"b-{secrets.token_hex(4)}", home=Path(home), images=built_images(cluster)
         )
         try:
             installation.prepare()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from devcluster.__main__ import other_cluster
 from devcluster.builds import BUILDS, OLDEST_GO
 from devcluster.pki import ensure_pki
 from devcluster.places import Places
@@ -65,3 +66,16 @@ def test_half_written_keys_are_made_anew_and_whole_ones_are_kept(tmp_path: Path)
     assert not ensure_pki(places)
     assert [path.name for path in places.etc.glob("*.new")] == []
     assert (places.pki.stat().st_mode & 0o777, (places.pki / "ca.key").stat().st_mode & 0o777) == (0o700, 0o600)
+
+
+def test_a_kubeconfig_of_somebody_else_is_another_cluster_and_ours_or_none_is_not(tmp_path: Path) -> None:
+    places = Places(home=tmp_path)
+    places.kubeconfig.parent.mkdir(parents=True)
+    places.kubeconfig.write_text("")
+    link = tmp_path / "link"
+    link.symlink_to(places.kubeconfig)
+    own = tmp_path / "own.kubeconfig"
+
+    assert [other_cluster(str(one), places) for one in (places.kubeconfig, link)] == ["", ""]
+    assert other_cluster("", places) == ""
+    assert other_cluster(str(own), places) == str(own)
