@@ -6,6 +6,7 @@ import random
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -109,15 +110,18 @@ class Client:
         samples: Samples,
         ready: asyncio.Barrier,
         at_once: Samples | None = None,
+        gate: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
         """Open a session, take a turn that is not counted, wait for the others, and take the turns that are.
 
         Each stream for itself: its turns begin at random moments, as people's do. Then, where `at_once` is given and
-        all are through, one more turn that everybody begins in the same instant.
+        all are through, one more turn that everybody begins in the same instant. The first turn, for which the CLI is
+        started, is taken within `gate`.
         """
         call = self._stub.Stream(metadata=self._metadata)
         await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), open=stream_pb2.Open(sandbox=sandbox)))
-        await self._turn(call, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
+        async with gate or nullcontext():
+            await self._turn(call, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
         samples.resent += warm_up.resent
         samples.failures += [f"in the turn before: {failure}" for failure in warm_up.failures]
         await ready.wait()

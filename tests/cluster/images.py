@@ -9,13 +9,14 @@ import json
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 
 HERE: Final = Path(__file__).parent
+Json = dict[str, Any]  # Any: JSON
 _MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 _CONFIG: Final = "application/vnd.oci.image.config.v1+json"
 _LAYER: Final = "application/vnd.oci.image.layer.v1.tar"
@@ -44,6 +45,29 @@ async def push(registry: str, name: str, files: Mapping[str, bytes]) -> str:
 
 async def push_variant(registry: str, reference: str, word: str) -> str:
     """Push an image of the same layers that no node knows; answers its name in pods, by digest."""
+
+    def labelled(manifest: Json, config: Json) -> None:
+        config.setdefault("config", {}).setdefault("Labels", {})["sandboxd.test"] = word
+
+    return await _push_changed(registry, reference, labelled, layers=())
+
+
+async def push_on_top(registry: str, reference: str, files: Mapping[str, bytes]) -> str:
+    """Push an image with these files above another's, all of them executable; answers its name in pods, by digest."""
+    layer = await asyncio.to_thread(_tar, files)
+
+    def above(manifest: Json, config: Json) -> None:
+        manifest["layers"].append({"mediaType": _LAYER, "digest": _digest(layer), "size": len(layer)})
+        config["rootfs"]["diff_ids"].append(_digest(layer))
+        config.pop("history", None)  # it would count one layer too few
+
+    return await _push_changed(registry, reference, above, layers=[layer])
+
+
+async def _push_changed(
+    registry: str, reference: str, change: Callable[[Json, Json], None], *, layers: Iterable[bytes]
+) -> str:
+    """Push what a change makes of an image's manifest and configuration, and the layers that it added."""
     name, _, tag = reference.partition("/")[2].rpartition("@")
     async with aiohttp.ClientSession(f"http://{registry}") as session:
         async with session.get(f"/v2/{name}/manifests/{tag}", headers={"Accept": _MANIFEST}) as got:
@@ -52,9 +76,10 @@ async def push_variant(registry: str, reference: str, word: str) -> str:
         async with session.get(f"/v2/{name}/blobs/{manifest['config']['digest']}") as found:
             found.raise_for_status()
             config = json.loads(await found.read())
-        config.setdefault("config", {}).setdefault("Labels", {})["sandboxd.test"] = word
+        change(manifest, config)
         blob = json.dumps(config).encode()
-        await _push_blob(session, name, blob)
+        for one in (*layers, blob):
+            await _push_blob(session, name, one)
         manifest["config"] |= {"digest": _digest(blob), "size": len(blob)}
         made = await _push_manifest(session, name, json.dumps(manifest).encode())
     return f"localhost:{registry.rpartition(':')[2]}/{name}@{made}"

@@ -88,7 +88,7 @@ async def a_cluster_stack(
             home=installation.home,
             database_url=database_url,
             model=model,
-            settings={**_of_instance(installation), **installation.gateway_settings()},
+            settings=cluster_settings(installation),
         )
         try:
             if start:
@@ -98,6 +98,8 @@ async def a_cluster_stack(
             await made.stop()
 
 
-def _of_instance(installation: ClusterInstallation) -> dict[str, str]:
+def cluster_settings(installation: ClusterInstallation) -> dict[str, str]:
+    """What both roles need to place sandboxes in this installation's cluster."""
     wanted = ("KUBECONFIG", "SANDBOXD_KUBERNETES_")
-    return {name: value for name, value in installation.environment.items() if name.startswith(wanted)}
+    of_instance = {name: value for name, value in installation.environment.items() if name.startswith(wanted)}
+    return of_instance | installation.gateway_settings()
