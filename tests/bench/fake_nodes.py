@@ -11,7 +11,6 @@ import asyncio
 import json
 import random
 import shutil
-import signal
 import sys
 import time
 from collections import Counter
@@ -226,10 +225,7 @@ def show(report: Report) -> str:
 
 
 async def run(home: Path, given: argparse.Namespace) -> None:
-    """Measure and print; a request to end is one to clean up."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    """Measure and print."""
     async with a_world(home, members=given.members) as world:
         report = await measure(world, given)
     print(show(report))
@@ -254,7 +250,6 @@ def main() -> None:
     finally:
         if given.logs:
             shutil.copytree(home, given.logs, ignore=lambda _, names: [n for n in names if not n.endswith(".log")])
-        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":
