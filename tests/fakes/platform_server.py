@@ -34,6 +34,7 @@ from sandboxd.v1 import (
 )
 from tests.fakes.platform_accounting import FakeAccounting
 from tests.fakes.platform_admin import FakeAdmin
+from tests.fakes.platform_packages import FakePackages
 
 TOKEN = "a-token-of-the-tests"
 MODEL = "gemini-2.5-flash"
@@ -56,6 +57,7 @@ class FakePlatform(
     usage_pb2_grpc.UsageServiceServicer,
     FakeAccounting,
     FakeAdmin,
+    FakePackages,
 ):
     """The service. What tests look at and turn are its public attributes."""
 
@@ -85,6 +87,7 @@ class FakePlatform(
         self.usage: list[usage_pb2.UsageEvent] = []
         FakeAccounting.__init__(self)
         FakeAdmin.__init__(self)
+        FakePackages.__init__(self)
         self.lock = threading.Condition()
         self.address = ""
         self._server: grpc.Server | None = None
@@ -108,6 +111,7 @@ class FakePlatform(
         usage_pb2_grpc.add_UsageServiceServicer_to_server(self, server)
         self.add_accounting_to(server)
         self.add_admin_to(server)
+        self.add_packages_to(server)
         port = server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         server.start()

@@ -30,6 +30,7 @@ from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.manager.accounting import make_accounting
+from sandboxd.manager.packages import Packages
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.monitor.audit_desk import AuditDesk
@@ -51,6 +52,7 @@ from tests.fakes.api import FakeDirectory, FakeHub, FakeManager
 from tests.fakes.audit import FakeAuditTrail, a_desk
 from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore, FakeSigner
 from tests.fakes.manager import FakeIds, FakeUnits, FakeWakeups
+from tests.fakes.packages import FakePackageSource
 from tests.fakes.usage import FakeResourceLedger, FakeUsageLedger
 from tests.manager_world import ManagerWorld
 
@@ -188,6 +190,7 @@ async def a_world(
         administration=installation.administration(),
         standing=standing,
         tenancy=tenancy,
+        packages=Packages(units=core_world.units, source=FakePackageSource()),
         tracer=tracer,
     )
     port = server.listen("127.0.0.1:0", tls=None)

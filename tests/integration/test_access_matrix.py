@@ -21,6 +21,7 @@ from sandboxd.v1 import (
     budget_pb2,
     client_pb2,
     key_pb2,
+    package_pb2,
     pool_pb2,
     price_pb2,
     sandbox_pb2,
@@ -122,6 +123,7 @@ D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 L, W = "sandboxd.v1.AuditService", "sandboxd.v1.PoolService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
+G = "sandboxd.v1.PackageService"
 K, Y = "sandboxd.v1.ClientService", "sandboxd.v1.KeyService"
 NO_CLIENT: Outcome = ("NOT_FOUND", "CLIENT_NOT_FOUND")
 NO_FREELANCER: Outcome = ("NOT_FOUND", "FREELANCER_NOT_FOUND")
@@ -172,6 +174,13 @@ CASES = [
         roles=EVERYBODY,
         unseen=NO_SANDBOX,
         shows=lambda t: t.sandbox,
+    ),
+    Case(
+        method=f"{G}/ListPackages",
+        ask=lambda t: package_pb2.ListPackagesRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        seen=("FAILED_PRECONDITION", "SANDBOX_NOT_RUNNING"),
+        unseen=NO_SANDBOX,
     ),
     Case(
         method=f"{S}/List",

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sandboxd.ctl.app import app
+from sandboxd.v1 import package_pb2
 from tests.fakes.platform_server import TOKEN, FakePlatform
 
 BOX = "sbx-00000000000000000000000001"
@@ -511,3 +512,27 @@ def test_an_operator_sweeps_drains_and_resets(platform: FakePlatform) -> None:
     assert absent.code == 3
     assert reset.objects == [{"gateways": ["gtw-1"]}]
     assert ctl("admin", "sweep", "nonsense").code == 2
+
+
+def test_packages_lists_all_pages_and_says_what_is_kept(platform: FakePlatform) -> None:
+    dpkg, pip = package_pb2.PACKAGE_MANAGER_DPKG, package_pb2.PACKAGE_MANAGER_PIP
+    root, home = package_pb2.PACKAGE_PLACE_ROOT, package_pb2.PACKAGE_PLACE_HOME
+    platform.packages = [
+        package_pb2.Package(manager=dpkg, name="bash", version="5.2", place=root, initial=True, requested=True),
+        package_pb2.Package(manager=dpkg, name="tree", version="2.1", place=root, requested=True),
+        package_pb2.Package(manager=pip, name="rich\x1b[2J", version="13", place=home, requested=True),
+    ]
+
+    everything = ctl("packages", "demo")
+    unsaved = ctl("packages", "demo", "--unsaved", "-o", "json")
+    of_pip = ctl("packages", "demo", "--manager", "pip", "-o", "json")
+    none = ctl("packages", "demo", "--manager", "pip", "--unsaved")
+
+    kept = {words[1]: " ".join(words[3:-1]) for line in everything.out.splitlines()[1:] if (words := line.split())}
+    assert {name: kept[name] for name in ("bash", "tree")} == {"bash": "image", "tree": "not saved"}
+    assert "home volume" in everything.out
+    assert "\x1b[2J" not in everything.out
+    assert [one["name"] for one in unsaved.objects] == ["tree"]
+    assert [one["manager"] for one in of_pip.objects] == ["PACKAGE_MANAGER_PIP"]
+    assert "something else in the root file system was changed" in none.out + none.err
+    assert ctl("packages", "nobody").code == 3

@@ -267,6 +267,17 @@ async def test_what_was_there_at_the_start_is_no_change() -> None:
     assert (state.sequence, [one.key.name for one in state.packages], state.root_change_time) == (0, ["a"], None)
 
 
+async def test_what_came_later_or_changed_is_not_initial() -> None:
+    readings = Readings(a_package("a"), a_package("b", "1"))
+    watch = a_watch(readings)
+    await watch.begin()
+    readings.now = (a_package("a"), a_package("b", "2"), a_package("c"))
+
+    state = await watch.look()
+
+    assert [(one.key.name, one.initial) for one in state.packages] == [("a", True), ("b", False), ("c", False)]
+
+
 async def test_an_upgrade_through_absence_is_one_change() -> None:
     readings = Readings(a_package("a", "1"))
     watch = a_watch(readings)

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandboxd.api.grpc.quick_rules import QuickRules
-from sandboxd.v1 import budget_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
+from sandboxd.v1 import budget_pb2, package_pb2, price_pb2, sandbox_pb2, session_pb2, stream_pb2, usage_pb2
 
 REQUESTS = [
     GetMessageClass(method.input_type)
-    for module in (budget_pb2, price_pb2, sandbox_pb2, session_pb2, usage_pb2)
+    for module in (budget_pb2, package_pb2, price_pb2, sandbox_pb2, session_pb2, usage_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 ]

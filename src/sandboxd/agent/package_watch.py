@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -17,7 +18,7 @@ from sandboxd.agent.broadcast import Broadcast
 from sandboxd.agent.clock import now
 from sandboxd.agent.package_databases import Found
 from sandboxd.agent.package_reader import Reading
-from sandboxd.model.packages import InstalledPackages, PackageChange, PackageNews, difference
+from sandboxd.model.packages import InstalledPackages, Package, PackageChange, PackageNews, difference
 from sandboxd.model.processes import ProcessId
 
 LOOK_EVERY: Final = timedelta(seconds=3)
@@ -55,6 +56,7 @@ class PackageWatch:
         self._settle = settle
         self._start_ns = time.time_ns()
         self._packages: Found = {}
+        self._initial: Found = {}
         self._complete = False
         self._root_change_ns = 0
         self._changes: deque[PackageChange] = deque(maxlen=KEPT_CHANGES)
@@ -68,6 +70,7 @@ class PackageWatch:
         """Take what is there now as what was there before the first process; no change of it is told."""
         reading = await asyncio.to_thread(self._read)
         self._packages, self._complete = reading.packages, reading.complete
+        self._initial = reading.packages
         self._start_ns, self._look_time = time.time_ns(), now()
 
     async def look(self) -> InstalledPackages:
@@ -81,11 +84,15 @@ class PackageWatch:
         """What was there at the last look."""
         changed = self._root_change_ns > self._start_ns
         return InstalledPackages(
-            packages=[self._packages[key] for key in sorted(self._packages)],
+            packages=[self._marked(self._packages[key]) for key in sorted(self._packages)],
             sequence=self._sequence,
             complete=self._complete,
             root_change_time=datetime.fromtimestamp(self._root_change_ns / 1e9, UTC) if changed else None,
         )
+
+    def _marked(self, package: Package) -> Package:
+        before = self._initial.get(package.key)
+        return replace(package, initial=before is not None and before.version == package.version)
 
     async def watch(self, after: int) -> AsyncGenerator[PackageNews, None]:
         """Tell the kept changes after a sequence number, then what is there, then every change as it is noticed.

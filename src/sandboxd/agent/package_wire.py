@@ -111,6 +111,7 @@ def _package_to(package: Package) -> pb.Package:
         place=PLACES[package.place],
         directory=package.key.directory,
         requested=package.requested,
+        initial=package.initial,
     )
 
 
@@ -120,4 +121,4 @@ def _package_from(told: pb.Package) -> Package | None:
     if manager is None or place is None or not is_word(told.name) or not is_word(told.version):
         return None
     key = PackageKey(manager=manager, name=told.name, directory=told.directory[:4096])
-    return Package(key=key, version=told.version, place=place, requested=told.requested)
+    return Package(key=key, version=told.version, place=place, requested=told.requested, initial=told.initial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from sandboxd.agent.package_client import GrpcPackageSource
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.backends.signing import Ed25519Signer
@@ -21,6 +22,7 @@ from sandboxd.gateway.key_hashes import HmacKeyHashes, ensure_secret
 from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.erasing import Eraser
+from sandboxd.manager.packages import Packages
 from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
@@ -215,6 +217,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         ),
         reflect=settings.reflection,
         tenancy=tenancy,
+        packages=Packages(units=core.tools.units, source=GrpcPackageSource(connector)),
         tracer=seen.tracer,
     )
     doors.entrance = api

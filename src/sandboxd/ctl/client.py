@@ -19,6 +19,7 @@ from sandboxd.ctl.audit import AuditClient
 from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
+from sandboxd.ctl.packages import PackageClient
 from sandboxd.ctl.pools import PoolClient
 from sandboxd.ctl.session_stream import Link, SessionStream, attachment
 from sandboxd.ctl.target import TlsOptions
@@ -50,6 +51,7 @@ class Client:
         self.admin = AdminClient(connection)
         self.audit = AuditClient(connection)
         self.pools = PoolClient(connection)
+        self.packages = PackageClient(connection)
         self._reconnect = reconnect
         self._sandboxes = sandbox_pb2_grpc.SandboxServiceStub(connection.channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(connection.channel)

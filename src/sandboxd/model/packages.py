@@ -65,6 +65,13 @@ class Package:
     place: PackagePlace
     requested: bool = True
     """False when it came only because another one needs it, where the manager tells."""
+    initial: bool = False
+    """True when it was there, in this version, when the sandbox's present life began."""
+
+    @property
+    def unsaved(self) -> bool:
+        """True when it would be gone with the sandbox's compute."""
+        return self.place is PackagePlace.ROOT and not self.initial
 
 
 class PackageChangeKind(StrEnum):

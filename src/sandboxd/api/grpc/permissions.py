@@ -95,6 +95,7 @@ _SESSIONS: Final = "sandboxd.v1.SessionService"
 _BUDGETS: Final = "sandboxd.v1.BudgetService"
 _PRICES: Final = "sandboxd.v1.PriceService"
 _POOLS: Final = "sandboxd.v1.PoolService"
+_PACKAGES: Final = "sandboxd.v1.PackageService"
 _AUDIT: Final = "sandboxd.v1.AuditService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
@@ -135,6 +136,7 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_POOLS}/ListPools": reads(Scope.CLIENT, OVERSEERS),
     f"{_POOLS}/UpdatePool": changes(Scope.CLIENT, ADMINS),
     f"{_POOLS}/DeletePool": changes(Scope.CLIENT, ADMINS),
+    f"{_PACKAGES}/ListPackages": reads(Scope.OWN),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),

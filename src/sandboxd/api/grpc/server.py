@@ -30,6 +30,7 @@ from sandboxd.api.grpc.interceptors.permissions import PermissionInterceptor
 from sandboxd.api.grpc.interceptors.traces import TraceInterceptor
 from sandboxd.api.grpc.interceptors.validation import ValidationInterceptor
 from sandboxd.api.grpc.key_service import KeyServicer
+from sandboxd.api.grpc.package_service import PackageServicer
 from sandboxd.api.grpc.permissions import without_row
 from sandboxd.api.grpc.pool_service import PoolServicer
 from sandboxd.api.grpc.ports import SandboxManager, SessionDirectory, Standing, StreamHub
@@ -42,6 +43,7 @@ from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
 from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.administration import Administration
+from sandboxd.manager.packages import Packages
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.monitor.audit_desk import AuditDesk
@@ -59,6 +61,8 @@ from sandboxd.v1 import (
     client_pb2_grpc,
     key_pb2,
     key_pb2_grpc,
+    package_pb2,
+    package_pb2_grpc,
     pool_pb2,
     pool_pb2_grpc,
     price_pb2,
@@ -78,6 +82,7 @@ _SERVED: Final = (
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
     key_pb2.DESCRIPTOR.services_by_name["KeyService"],
     budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
+    package_pb2.DESCRIPTOR.services_by_name["PackageService"],
     pool_pb2.DESCRIPTOR.services_by_name["PoolService"],
     price_pb2.DESCRIPTOR.services_by_name["PriceService"],
     audit_pb2.DESCRIPTOR.services_by_name["AuditService"],
@@ -134,6 +139,7 @@ class ApiServer:
         reflect: bool = True,
         tenancy: Tenancy,
         administration: Administration,
+        packages: Packages,
         standing: Standing | None = None,
         tracer: Tracer = NO_TRACES,
     ) -> None:
@@ -202,6 +208,7 @@ class ApiServer:
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(desk=audit, slots=slots, drain=self._drain, write_within=limits.write_within), self._server
         )
+        package_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(packages=packages), self._server)
         pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(pools=tenancy.pools), self._server)
         price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(administration=administration), self._server)

@@ -1,0 +1,41 @@
+"""The calls of packages, as part of the client (`client.py`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from sandboxd.ctl.connection import Connection
+from sandboxd.v1 import package_pb2, package_pb2_grpc
+
+PAGE: Final = 1000
+
+
+@dataclass(slots=True)
+class Listed:
+    """Everything of one list."""
+
+    packages: list[package_pb2.Package] = field(default_factory=list)
+    last: package_pb2.ListPackagesResponse = field(default_factory=package_pb2.ListPackagesResponse)
+    """The last page: what is said of all of them."""
+
+
+class PackageClient:
+    """What is installed in sandboxes."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._stub = package_pb2_grpc.PackageServiceStub(connection.channel)
+
+    async def list(self, sandbox: str, *, manager: str = "", unsaved: bool = False) -> Listed:
+        """Return all packages that are wanted."""
+        request = package_pb2.ListPackagesRequest(sandbox=sandbox, page_size=PAGE, unsaved=unsaved)
+        if manager:
+            request.manager = package_pb2.PackageManager.Value(f"PACKAGE_MANAGER_{manager.upper()}")
+        listed = Listed()
+        while True:
+            listed.last = await self._connection.call(self._stub.ListPackages, request)
+            listed.packages.extend(listed.last.packages)
+            if not listed.last.next_page_token:
+                return listed
+            request.page_token = listed.last.next_page_token
