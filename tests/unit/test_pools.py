@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.pools import PoolWish
+from sandboxd.manager.refill import LONGEST_REST, rest_after
 from sandboxd.model.client import Quotas
 from sandboxd.model.client_errors import QuotaExceededError
 from sandboxd.model.errors import InvalidRequestError, UnavailableError
@@ -471,3 +472,11 @@ def test_the_oldest_members_go_first_and_with_their_reason() -> None:
 def test_no_freelancer_can_have_the_name_that_members_have() -> None:
     assert not is_name(POOLED)
     assert FreelancerId(POOLED) == "POOL"
+
+
+@pytest.mark.parametrize("took", [0.0, 0.004, 0.1, 0.5])
+def test_looks_take_a_fifth_of_the_time_at_most_however_often_they_are_asked_for(took: float) -> None:
+    assert took == pytest.approx((took + rest_after(took)) / 5)
+    assert rest_after(3600) == LONGEST_REST, (
+        "a look that hung on a database that was away is no reason to wait for long"
+    )
