@@ -53,6 +53,10 @@ class AgentConfig:
     """Where the agent leaves a mark that it was started, and refuses a second start; none refuses nothing. It must live
     as long as the incarnation: in a pod, an emptyDir."""
 
+    capture_root: Path | None = None
+    """Root file system that a capture walks. None is `/` where the agent is process 1 of a container, which has one of
+    its own, and refuses captures elsewhere: there it is the machine's."""
+
     @property
     def shutdown_grace(self) -> timedelta:
         """The grace as a span."""
@@ -73,6 +77,7 @@ _PATHS = frozenset(
         "tls_key",
         "tls_client_authority",
         "run_directory",
+        "capture_root",
     }
 )
 

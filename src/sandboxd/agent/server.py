@@ -16,6 +16,7 @@ import grpc
 
 from sandboxd import __version__
 from sandboxd.agent.activity import ActivityReporter
+from sandboxd.agent.capturing import Capturing, RootfsSource
 from sandboxd.agent.clock import now
 from sandboxd.agent.config import AgentConfig, ConfigError
 from sandboxd.agent.freezer import Freezer
@@ -27,6 +28,7 @@ from sandboxd.agent.package_requester import requester
 from sandboxd.agent.package_watch import PackageWatch
 from sandboxd.agent.reaper import Reaper
 from sandboxd.agent.service import AgentService
+from sandboxd.agent.start_marker import StartMarker, mark_start
 from sandboxd.agent.supervisor import Supervisor
 from sandboxd.agent.user import User
 from sandboxd.agent.v1 import agent_pb2_grpc
@@ -66,6 +68,8 @@ async def run(config: AgentConfig) -> None:
     claim_start(config)
     user = User(user_id=config.user_id, group_id=config.group_id) if config.user_id else None
     make_directories(config, user)
+    marker = _mark(config)
+    marker.watch()
     reaper, freezer = Reaper(), Freezer()
     reaper.install()
     supervisor = Supervisor(config=config, reaper=reaper, freezer=freezer, user=user)
@@ -89,6 +93,7 @@ async def run(config: AgentConfig) -> None:
         reporter=reporter,
         model_endpoint=model_endpoint,
         packages=packages,
+        capturing=Capturing(RootfsSource(root=_capture_root(config), incarnation=config.incarnation, marker=marker)),
         end=end.set,
         user=user,
     )
@@ -112,6 +117,7 @@ async def run(config: AgentConfig) -> None:
         result = await supervisor.shutdown(grace=config.shutdown_grace)
         await model_endpoint.close()
         await server.stop(ANSWER_GRACE_SECONDS)
+        marker.close()
         killed = result.killed_processes
         log.info("agent.ended", extra={"fields": {"killed": killed, "terminated": result.terminated_processes}})
 
@@ -121,6 +127,19 @@ def _packages(config: AgentConfig, supervisor: Supervisor, user: User | None) ->
     reader = PackageReader(root=Path("/") if os.getpid() == 1 else None, home=config.home)
     read = reader.read if user is None else user.acting(reader.read)
     return PackageWatch(read=read, requester=partial(requester, supervisor))
+
+
+def _mark(config: AgentConfig) -> StartMarker:
+    try:
+        return mark_start(config.spool_directory)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {config.spool_directory}: {error.strerror}") from error
+
+
+def _capture_root(config: AgentConfig) -> Path | None:
+    if config.capture_root is not None:
+        return config.capture_root
+    return Path("/") if os.getpid() == 1 else None
 
 
 def _listen(server: grpc.aio.Server, config: AgentConfig) -> int:

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from sandboxd.agent import codec, package_wire, stdin, supervisor
 from sandboxd.agent.activity import ActivityReporter, measure_tree
+from sandboxd.agent.capturing import Capturing
 from sandboxd.agent.config import AgentConfig
 from sandboxd.agent.copying import drain, feed
 from sandboxd.agent.freezer import Freezer
@@ -29,7 +30,8 @@ from sandboxd.agent.v1 import agent_pb2_grpc
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.model.processes import CopyResult, ProcessId, RootStats
 
-API_LEVEL = 1
+API_LEVEL = 2
+"""2: Capture."""
 WRITE_BYTES = 1 << 20
 """Most bytes in one Write."""
 FREEZE_TIMEOUT = timedelta(seconds=5)
@@ -57,6 +59,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         reporter: ActivityReporter,
         model_endpoint: ModelEndpoint,
         packages: PackageWatch,
+        capturing: Capturing,
         end: Callable[[], None],
         user: User | None = None,
     ) -> None:
@@ -71,6 +74,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             reporter: What looks at them.
             model_endpoint: The way to the gateway.
             packages: What notices installations.
+            capturing: What streams the root file system.
             end: Ends the agent, soon after the running answers are out.
             user: Whose rights copies have; None is the agent's own user.
         """
@@ -82,6 +86,7 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
         self._reporter = reporter
         self._model_endpoint = model_endpoint
         self._packages = packages
+        self._capturing = capturing
         self._end = end
         self._user = user
 
@@ -277,6 +282,12 @@ class AgentService(agent_pb2_grpc.AgentServiceServicer):
             async for one in news:
                 for message in package_wire.news_to(one):
                     await context.write(message)
+
+    @override
+    async def Capture(  # type: ignore[override]  # writes
+        self, request_iterator: AsyncIterator[pb.CaptureRequest], context: Context
+    ) -> None:
+        await self._capturing.serve(request_iterator, context.write)
 
     @override
     async def SetModelEndpoint(

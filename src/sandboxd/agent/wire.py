@@ -29,6 +29,12 @@ from sandboxd.model.errors import (
     UnavailableError,
     WrongStateError,
 )
+from sandboxd.model.image_errors import (
+    CaptureRunningError,
+    CaptureUnsupportedError,
+    PackageManagerBusyError,
+    PackagesInterruptedError,
+)
 from sandboxd.stream import agent_port as port
 
 DOMAIN: Final = "agent.sandboxd.dev"
@@ -53,7 +59,11 @@ CODES: Final[Mapping[ErrorKind, grpc.StatusCode]] = {
 }
 
 _PLAIN: Final[tuple[type[SandboxdError], ...]] = (
+    CaptureRunningError,
+    CaptureUnsupportedError,
     InvalidRequestError,
+    PackageManagerBusyError,
+    PackagesInterruptedError,
     port.AgentFrozenError,
     port.AgentStoppingError,
     port.ArchiveInvalidError,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandboxd.model.errors import ErrorKind, ExhaustedError, SandboxdError
+from sandboxd.model.errors import ErrorKind, ExhaustedError, SandboxdError, UnavailableError, WrongStateError
 
 
 class ImageTooLargeError(ExhaustedError):
@@ -16,3 +16,27 @@ class ImageBrokenError(SandboxdError):
 
     kind = ErrorKind.WRONG_STATE
     reason = "IMAGE_BROKEN"
+
+
+class CaptureUnsupportedError(WrongStateError):
+    """The sandbox has no root file system of its own: what is there is the machine's."""
+
+    reason = "CAPTURE_UNSUPPORTED"
+
+
+class CaptureRunningError(UnavailableError):
+    """Another capture of the same sandbox runs; try again when it has ended."""
+
+    reason = "CAPTURE_RUNNING"
+
+
+class PackageManagerBusyError(WrongStateError):
+    """An installation runs in the sandbox, and its files belong to no moment; commit when it has ended."""
+
+    reason = "PACKAGE_MANAGER_BUSY"
+
+
+class PackagesInterruptedError(WrongStateError):
+    """An installation was killed halfway; `dpkg --configure -a` in the sandbox ends it, then commit."""
+
+    reason = "PACKAGES_INTERRUPTED"

@@ -19,7 +19,10 @@ class EntryKind(StrEnum):
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     HARDLINK = "hardlink"
-    """Another name of a file that came earlier in the same difference; never in a baseline, which holds it as FILE."""
+    """Another name of a file that came earlier in the same difference; never in a baseline, which holds it as FILE.
+
+    A link to a file of the base comes as this, too: making it changed that file's change time, so the file comes first.
+    """
     FIFO = "fifo"
 
 
@@ -89,7 +92,7 @@ class SkippedPath:
 
     path: bytes
     reason: str
-    """`socket`, `device`, `excluded`, `mount`, `unreadable`, `vanished` or `whiteout_name`."""
+    """`socket`, `device`, `excluded`, `secret`, `mount`, `unreadable`, `vanished`, `too_deep` or `whiteout_name`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
