@@ -45,8 +45,8 @@ TIMEOUT = 60.0
 _MEMBERS = """
     INSERT INTO pool_members (sandbox, incarnation, pool, client, tier, state, host, port, server_name, recipe, replica,
         start_time, ready_time)
-    SELECT 'sbx-' || md5($3 || n), 'inc-' || md5($3 || n), $2, $3, 'basic', 'READY', '127.0.0.1', 1, 'agent', $4,
-        'first', now(), now()
+    SELECT 'sbx-' || md5($3 || '/' || n), 'inc-' || md5($3 || '/' || n), $2, $3, 'basic', 'READY', '127.0.0.1', 1,
+        'agent', $4, 'first', now(), now()
     FROM generate_series(1, $1::int) AS n
 """
 
