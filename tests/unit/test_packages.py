@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +21,8 @@ from sandboxd.agent.package_reader import PackageReader, Reading
 from sandboxd.agent.package_watch import PackageWatch
 from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.model.packages import (
+    GEM_HOME,
+    NPM_PREFIX,
     InstalledPackages,
     Package,
     PackageChange,
@@ -30,9 +33,11 @@ from sandboxd.model.packages import (
     PackagePlace,
     difference,
     replay_list,
+    search_path,
 )
 from sandboxd.model.processes import ProcessId
 
+IMAGE = Path(__file__).resolve().parents[2] / "images" / "sandbox"
 ROOT, HOME = PackagePlace.ROOT, PackagePlace.HOME
 STATUS = """\
 Package: dpkg
@@ -356,3 +361,38 @@ def test_what_an_agent_says_beyond_our_words_is_passed_over() -> None:
 
 def _sequence(news: PackageNews) -> int:
     return news.sequence
+
+
+def test_the_image_finds_programs_where_the_agent_does(tmp_path: Path) -> None:
+    dockerfile = (IMAGE / "Dockerfile").read_text()
+    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    script = f'. "{IMAGE}/profile.sh"; once="$PATH"; . "{IMAGE}/profile.sh"; echo "$once"; echo "$PATH"; env'
+
+    once, twice, *told = subprocess.run(
+        ["/bin/sh", "-c", script], env=environment, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+
+    assert once == twice == search_path(str(tmp_path), "/usr/bin:/bin")
+    assert {f"NPM_CONFIG_PREFIX={tmp_path}/{NPM_PREFIX}", f"GEM_HOME={tmp_path}/{GEM_HOME}"} <= set(told)
+    assert f"ENV PATH={search_path('/home/gemini', '/usr/local/sbin')}:" in dockerfile
+
+
+def test_no_database_is_looked_for_where_the_freelancer_may_not_look(tmp_path: Path) -> None:
+    closed = tmp_path / "root"
+    for directory in ("go/bin", ".cargo", ".local/lib/python3.13/site-packages"):
+        (closed / directory).mkdir(parents=True)
+
+    looked = [directory for _, directory, _ in databases.directories(tmp_path, tmp_path / "home")]
+
+    assert [one for one in looked if one.is_relative_to(closed)] == []
+
+
+async def test_an_agent_starts_although_nothing_can_be_read() -> None:
+    def refused() -> Reading:
+        raise PermissionError("no")
+
+    watch = PackageWatch(read=refused)
+
+    await watch.begin()
+
+    assert (watch.state.packages, watch.state.complete) == ([], False)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sandboxd.agent.package_files import IncompleteDatabaseError, entries, read_bounded, subdirectories
 from sandboxd.agent.package_go import find_module
-from sandboxd.model.packages import Package, PackageKey, PackageManager, PackagePlace, is_word
+from sandboxd.model.packages import GEM_HOME, NPM_PREFIX, Package, PackageKey, PackageManager, PackagePlace, is_word
 
 STATUS_BYTES: Final = 64 << 20
 """Largest status file of dpkg; a full desktop's has 4 MiB."""
@@ -191,7 +191,8 @@ def directories(root: Path | None, home: Path) -> Iterator[tuple[PackageManager,
     """Name every database that is there now.
 
     Virtual environments are not looked for: they belong to a project and lie with it, in the workspace or at home. What
-    Debian's own packages of Python hold (`/usr/lib/python3`) is dpkg's.
+    Debian's own packages of Python hold (`/usr/lib/python3`) is dpkg's. Root's home is closed to the freelancer, with
+    whose rights all this is read.
 
     Args:
         root: The root file system; None where it is not the sandbox's own.
@@ -202,16 +203,15 @@ def directories(root: Path | None, home: Path) -> Iterator[tuple[PackageManager,
         yield from _python(root / "usr/local/lib", PackagePlace.ROOT)
         for prefix in ("usr/local", "opt/node"):
             yield PackageManager.NPM, root / prefix / "lib/node_modules", PackagePlace.ROOT
-        for cargo in ("usr/local/cargo", "root/.cargo"):
-            yield PackageManager.CARGO, root / cargo, PackagePlace.ROOT
+        yield PackageManager.CARGO, root / "usr/local/cargo", PackagePlace.ROOT
         for gems in ("var/lib/gems", "usr/local/lib/ruby/gems"):
             yield from ((PackageManager.GEM, one, PackagePlace.ROOT) for one in subdirectories(root / gems))
-        for programs in ("usr/local/bin", "root/go/bin"):
-            yield PackageManager.GO, root / programs, PackagePlace.ROOT
+        yield PackageManager.GO, root / "usr/local/bin", PackagePlace.ROOT
     yield from _python(home / ".local/lib", PackagePlace.HOME)
-    for modules in (".npm-global/lib/node_modules", ".local/lib/node_modules"):
-        yield PackageManager.NPM, home / modules, PackagePlace.HOME
+    for prefix in (NPM_PREFIX, ".local"):
+        yield PackageManager.NPM, home / prefix / "lib/node_modules", PackagePlace.HOME
     yield PackageManager.CARGO, home / ".cargo", PackagePlace.HOME
+    yield PackageManager.GEM, home / GEM_HOME, PackagePlace.HOME
     for gems in (".gem/ruby", ".local/share/gem/ruby"):
         yield from ((PackageManager.GEM, one, PackagePlace.HOME) for one in subdirectories(home / gems))
     yield PackageManager.GO, home / "go/bin", PackagePlace.HOME

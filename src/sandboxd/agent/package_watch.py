@@ -7,6 +7,7 @@ one in its place, and that is one change and not two.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -29,6 +30,8 @@ SETTLE_LOOKS: Final = 20
 """After so many looks that did not agree, what was seen last is told."""
 KEPT_CHANGES: Final = 4096
 """Changes that are kept for who comes back."""
+
+log = logging.getLogger(__name__)
 
 
 class PackageWatch:
@@ -68,7 +71,11 @@ class PackageWatch:
 
     async def begin(self) -> None:
         """Take what is there now as what was there before the first process; no change of it is told."""
-        reading = await asyncio.to_thread(self._read)
+        try:
+            reading = await asyncio.to_thread(self._read)
+        except OSError:  # the kernel refuses the freelancer's rights: no reason for an agent not to start
+            log.warning("packages.unreadable", exc_info=True)
+            return
         self._packages, self._complete = reading.packages, reading.complete
         self._initial = reading.packages
         self._start_ns, self._look_time = time.time_ns(), now()

@@ -24,6 +24,7 @@ from sandboxd.agent.proctree import INCARNATION_MARKER, PROCESS_MARKER, Entry
 from sandboxd.agent.reaper import Reaper
 from sandboxd.agent.user import User
 from sandboxd.model.errors import InvalidRequestError
+from sandboxd.model.packages import GEM_HOME, NPM_PREFIX, search_path
 from sandboxd.model.processes import ProcessId, ProcessSpec, ShutdownResult, SignalScope, Spool, SpoolPolicy
 from sandboxd.stream.agent_port import (
     AgentFrozenError,
@@ -271,8 +272,9 @@ def _account(user: User, *, home: str) -> dict[str, str]:
         "SHELL": user.shell,
         "LANG": "C.UTF-8",
         "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own
-        "PATH": f"{home}/.local/bin:{home}/.npm-global/bin:{DEFAULT_PATH}:/opt/node/bin",
-        "NPM_CONFIG_PREFIX": f"{home}/.npm-global",
+        "PATH": search_path(home, f"{DEFAULT_PATH}:/opt/node/bin"),
+        "NPM_CONFIG_PREFIX": f"{home}/{NPM_PREFIX}",
+        "GEM_HOME": f"{home}/{GEM_HOME}",
     }
 
 

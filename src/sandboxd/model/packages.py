@@ -17,6 +17,13 @@ MAX_NAME_CHARACTERS: Final = 256
 """Longer names and versions are not taken: no package manager has them."""
 MAX_PACKAGES: Final = 20_000
 """Most packages of one sandbox that are told; a full desktop has 3,000."""
+HOME_PROGRAMS: Final = (".local/bin", ".npm-global/bin", ".cargo/bin", "go/bin", ".gem/bin")
+"""Where below home the managers put programs of packages that were installed without sudo; found first, in this order.
+The sandbox image says the same in its own files."""
+NPM_PREFIX: Final = ".npm-global"
+"""Below home: npm's directory for global packages; its own would be on the root file system."""
+GEM_HOME: Final = ".gem"
+"""Below home: Ruby's directory for gems, likewise."""
 
 
 class PackageManager(StrEnum):
@@ -152,6 +159,11 @@ def replay_list(image: Iterable[Package], now: Iterable[Package]) -> ReplayList:
         if package.requested and package.place is PackagePlace.ROOT and package.key not in known:
             wanted.setdefault(package.key.manager, []).append(f"{package.key.name}={package.version}")
     return ReplayList(packages={manager: sorted(wanted[manager]) for manager in PackageManager if manager in wanted})
+
+
+def search_path(home: str, system: str) -> str:
+    """Make a `PATH` in which what was installed below home is found before what the system has."""
+    return ":".join([*(f"{home}/{directory}" for directory in HOME_PROGRAMS), system])
 
 
 def is_word(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandboxd.model.cluster import HOME_DIRECTORY, MODEL_PORT, WORKSPACE_DIRECTORY
+from sandboxd.model.packages import search_path
 from sandboxd.stream.ports import CliPlace
 
 NODE_DIRECTORY: Final = "/opt/node/bin"
@@ -18,5 +19,5 @@ POD_PLACE: Final = CliPlace(
     # Written by the CLI's own user at each start of the CLI; the run directory is the agent's.
     settings=f"{HOME_DIRECTORY}/.sandboxd/settings.json",
     model_endpoint=f"http://127.0.0.1:{MODEL_PORT}",
-    path=f"{HOME_DIRECTORY}/.local/bin:{HOME_DIRECTORY}/.npm-global/bin:{CLEAN_PATH}:{NODE_DIRECTORY}",
+    path=search_path(HOME_DIRECTORY, f"{CLEAN_PATH}:{NODE_DIRECTORY}"),
 )
