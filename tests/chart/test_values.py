@@ -100,3 +100,10 @@ def test_values_that_cannot_be_meant_are_refused_by_their_name(values: Mapping[s
 @needs_helm
 def test_the_least_values_render() -> None:
     assert render(TRIAL)
+
+
+@needs_helm
+def test_a_rollback_runs_no_hook_so_that_neither_definitions_nor_schema_go_back() -> None:
+    events = {(one["metadata"].get("annotations") or {}).get("helm.sh/hook") for one in render(TRIAL)} - {None}
+
+    assert events == {"pre-install,pre-upgrade"}
