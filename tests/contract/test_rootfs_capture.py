@@ -334,6 +334,21 @@ async def test_nobody_can_install_while_it_runs_and_everybody_afterwards(disk: D
         fcntl.lockf(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+async def test_holding_the_locks_opens_nothing_for_writing(disk: Disk) -> None:
+    """An overlay copies up what is opened for writing: each capture would find the locks changed."""
+    _dpkg(disk)
+    _fill(disk)
+    async with aclosing(_frames(disk)) as frames:  # type: ignore[type-var]  # a generator
+        await _first_data(frames)
+
+        process = Path(f"/proc/{disk.process.process.pid}")
+        held = [link.name for link in (process / "fd").iterdir() if "/dpkg/lock" in str(link.readlink())]
+        flags = [(process / "fdinfo" / name).read_text().split("flags:")[1].split()[0] for name in held]
+
+    assert len(held) == 2
+    assert {int(flag, 8) & os.O_ACCMODE for flag in flags} == {os.O_RDONLY}
+
+
 async def test_an_installation_that_was_killed_is_told(disk: Disk) -> None:
     _dpkg(disk)
     disk.put(b"var/lib/dpkg/updates/0001", b"Package: half")

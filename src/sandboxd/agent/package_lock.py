@@ -1,7 +1,8 @@
 """The locks of dpkg, held while a root file system is captured: an installation halfway belongs to no moment.
 
 Locks of the open file, not of the process (F_OFD_SETLK): the walk opens and closes the same files, and a process's
-lock is gone with the first descriptor that it closes. dpkg's own locks and these exclude each other (fcntl(2)).
+lock is gone with the first descriptor that it closes. dpkg's own locks and these exclude each other (fcntl(2)), though
+these are for reading only: an overlay copies a file up that is opened for writing, which would be a change of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ LOCKS: Final = ("var/lib/dpkg/lock-frontend", "var/lib/dpkg/lock")
 """In the order in which apt takes them, so that neither of us holds one and waits for the other."""
 UPDATES: Final = "var/lib/dpkg/updates"
 """What dpkg has noted of a run and not yet put into its database: empty between runs."""
-_WHOLE_FILE: Final = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+_WHOLE_FILE: Final = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
 
 
 @contextlib.contextmanager
@@ -50,7 +51,7 @@ def quiet_packages(root: int) -> Iterator[None]:
 
 def _hold(root: int, lock: str, stack: contextlib.ExitStack) -> None:
     try:
-        file = os.open(lock, OPEN_FILE & ~os.O_RDONLY | os.O_RDWR, dir_fd=root)
+        file = os.open(lock, OPEN_FILE, dir_fd=root)
     except OSError as error:
         if error.errno in {errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EISDIR}:
             raise FileNotFoundError from error  # somebody's own thing in its place: no dpkg works there
