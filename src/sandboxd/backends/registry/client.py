@@ -1,0 +1,240 @@
+"""`Registry` on the OCI distribution API, as docker-registry, Harbor and the clouds' registries speak it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Self
+
+import aiohttp
+from typing_extensions import override
+from yarl import URL
+
+from sandboxd.backends.registry.access import RegistryAccess, RegistryAccount, scopes_of
+from sandboxd.backends.registry.transport import ATTEMPTS, Call, Transport, pause, within
+from sandboxd.backends.registry.uploads import Content, Upload, location_of
+from sandboxd.images.registry import (
+    DOCKER_INDEX,
+    DOCKER_MANIFEST,
+    MANIFEST_BYTES,
+    OCI_INDEX,
+    OCI_MANIFEST,
+    Manifest,
+    Registry,
+)
+from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError, WrongStateError
+
+_ACCEPT: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX}"
+_CHUNK: Final = 8 << 20
+_READ: Final = 256 << 10
+_CANCEL_SECONDS: Final = 10.0
+_TAGS_BYTES: Final = 4 << 20
+_PAGES: Final = 1000
+_NEXT: Final = re.compile(r'<([^>]+)>\s*;.*\brel="?next"?')
+
+
+class OciRegistry(Registry):
+    """One registry by its address; use it as a context, or close it."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        plain: bool = False,
+        authority: Path | None = None,
+        account: RegistryAccount | None = None,
+        chunk_bytes: int = _CHUNK,
+    ) -> None:
+        """Keep how it is reached.
+
+        Args:
+            address: Host and port.
+            plain: Speak HTTP without TLS.
+            authority: PEM file of the authorities that may vouch for it; else the system's.
+            account: Who we are; None where it asks nobody.
+            chunk_bytes: Of an upload at a time, which is held in memory.
+        """
+        self._base = URL(f"{'http' if plain else 'https'}://{address}")
+        self._authority = authority
+        self._access = RegistryAccess(self._base, account)
+        self._chunk = chunk_bytes
+        self._http: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Use it for a block."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Give up its connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    @override
+    async def manifest(self, repository: str, reference: str, *, timeout: timedelta) -> Manifest:
+        async with within(timeout, f"manifest {reference}"):
+            call = self._call("GET", repository, f"manifests/{reference}", headers={"Accept": _ACCEPT})
+            answer = await self._transport().ask(call, 200, limit=MANIFEST_BYTES)
+        if len(answer.content) > MANIFEST_BYTES:
+            raise UnavailableError(f"The manifest {reference} is longer than {MANIFEST_BYTES} bytes.")
+        media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        found = Manifest(media_type=media_type, content=answer.content)
+        if ":" in reference and found.digest != reference:
+            raise UnavailableError(f"The registry gives other content for {reference}.", digest=reference)
+        return found
+
+    @override
+    async def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncIterator[bytes]:
+        hashed, count = hashlib.sha256(), 0
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout.total_seconds()
+        call = self._call("GET", repository, f"blobs/{digest}")
+        transport = self._transport()
+        async with transport.open(call) as answer:
+            if answer.status == 404:
+                raise NotFoundError(f"The registry has no blob {digest}.", digest=digest)
+            if answer.status != 200:
+                raise UnavailableError(f"The registry answers {answer.status} for blob {digest}.", digest=digest)
+            while True:
+                async with within(timedelta(seconds=end - loop.time()), f"blob {digest}"):
+                    piece = await answer.content.read(_READ)
+                if not piece:
+                    break
+                count += len(piece)
+                if count > size:
+                    break
+                hashed.update(piece)
+                yield piece
+        if count != size or f"sha256:{hashed.hexdigest()}" != digest:
+            raise UnavailableError(f"The registry gives other content for blob {digest}.", digest=digest)
+
+    @override
+    async def has_blob(self, repository: str, digest: str, *, timeout: timedelta) -> bool:
+        async with within(timeout, f"blob {digest}"):
+            answer = await self._transport().ask(self._call("HEAD", repository, f"blobs/{digest}"), 200, 404)
+        return answer.status == 200
+
+    @override
+    async def mount(self, repository: str, digest: str, *, source: str, timeout: timedelta) -> bool:
+        scopes = scopes_of(repository, write=True, source=source)
+        url = self._url(repository, "blobs/uploads/").update_query({"mount": digest, "from": source})
+        async with within(timeout, f"mount of {digest}"):
+            answer = await self._transport().ask(Call(method="POST", url=url, scopes=scopes, body=b""), 201, 202)
+            if answer.status == 202:  # refused, and an upload was opened instead, which nobody wants
+                opened = Upload(self._transport(), location_of(answer), scopes=scopes, chunk=self._chunk)
+                await opened.cancel()
+        return answer.status == 201
+
+    @override
+    async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        scopes = scopes_of(repository, write=True)
+        async with within(timeout, f"upload of {digest}"):
+            for attempt in range(1, ATTEMPTS + 1):
+                if await self._upload_once(repository, Content(source=content, size=size), digest, scopes):
+                    return
+                # The session is gone. Closed, where only the answer to the last request was lost; else thrown away, as
+                # docker-registry does with one whose answer to a chunk was lost.
+                if await self.has_blob(repository, digest, timeout=timeout):
+                    return
+                await pause(attempt)
+        raise UnavailableError("The registry forgets uploads. Try again.", digest=digest)
+
+    async def _upload_once(self, repository: str, content: Content, digest: str, scopes: tuple[str, ...]) -> bool:
+        """Upload in one session; False where the registry does not know it any more."""
+        url = self._url(repository, "blobs/uploads/")
+        session = await Upload.begin(self._transport(), url, scopes=scopes, chunk=self._chunk)
+        try:
+            await session.send(content, digest=digest)
+        except NotFoundError:
+            return False
+        except BaseException:
+            await self._take_back(session)
+            raise
+        return True
+
+    @override
+    async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        async with within(timeout, f"push of {reference}"):
+            path = f"manifests/{reference}"
+            headers = {"Content-Type": manifest.media_type}
+            call = self._call("PUT", repository, path, headers=headers, body=manifest.content)
+            answer = await self._transport().ask(call, 201)
+            told = answer.headers.get("Docker-Content-Digest", manifest.digest)
+            there = await self.manifest(repository, reference, timeout=timeout)
+        if told != manifest.digest or there.content != manifest.content:
+            raise UnavailableError(f"The registry keeps other content as {reference}.", reference=reference)
+
+    @override
+    async def tags(self, repository: str, *, timeout: timedelta) -> Sequence[str]:
+        found: list[str] = []
+        url = self._url(repository, "tags/list")
+        async with within(timeout, "list of tags"):
+            for _ in range(_PAGES):
+                call = Call(method="GET", url=url, scopes=scopes_of(repository, write=False))
+                answer = await self._transport().ask(call, 200, 404, limit=_TAGS_BYTES)
+                if answer.status == 404:
+                    return []
+                found += _tags_in(answer.content)
+                more = _NEXT.search(answer.headers.get("Link", ""))
+                if more is None:
+                    return found
+                url = url.join(URL(more[1], encoded=True))
+        raise UnavailableError(f"The registry's list of tags does not end after {_PAGES} pages.")
+
+    @override
+    async def delete(self, repository: str, digest: str, *, timeout: timedelta) -> None:
+        async with within(timeout, f"deletion of {digest}"):
+            call = self._call("DELETE", repository, f"manifests/{digest}")
+            answer = await self._transport().ask(call, 202, 404, 405)
+        if answer.status == 405:
+            raise WrongStateError("The registry deletes nothing. Switch its storage.delete.enabled on.", digest=digest)
+
+    async def _take_back(self, session: Upload) -> None:
+        """Cancel an upload, also while our own task is being cancelled; the registry's own sweep takes what stays."""
+        try:
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await session.cancel()
+        except (TimeoutError, SandboxdError):
+            return
+
+    def _url(self, repository: str, path: str) -> URL:
+        return self._base.joinpath("v2", repository, path)
+
+    def _call(
+        self,
+        method: str,
+        repository: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> Call:
+        scopes = scopes_of(repository, write=method in {"PUT", "DELETE"})
+        return Call(method=method, url=self._url(repository, path), scopes=scopes, headers=headers or {}, body=body)
+
+    def _transport(self) -> Transport:
+        if self._http is None:
+            trusted = ssl.create_default_context(cafile=str(self._authority) if self._authority else None)
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=trusted),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60),
+                auto_decompress=False,  # digests are of the bytes as they are kept
+                trust_env=False,
+            )
+        return Transport(self._http, self._base, self._access)
+
+
+def _tags_in(content: bytes) -> list[str]:
+    try:
+        return [str(tag) for tag in json.loads(content).get("tags") or []]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UnavailableError("The registry's list of tags cannot be read.") from error

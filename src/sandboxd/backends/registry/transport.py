@@ -1,0 +1,169 @@
+"""One exchange with a registry: authorised, repeated where that is safe, and its failures put into our words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from sandboxd.backends.registry.access import RegistryAccess
+from sandboxd.model.errors import DeadlineError, ExhaustedError, NotFoundError, SandboxdError, UnavailableError
+
+ATTEMPTS: Final = 5
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+_AGAIN: Final = frozenset({429, 500, 502, 503, 504})
+_ERROR_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What is asked for."""
+
+    method: str
+    url: URL
+    scopes: tuple[str, ...]
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+
+
+@asynccontextmanager
+async def within(timeout: timedelta, what: str) -> AsyncIterator[None]:
+    """Bound a block, and call the end of its time by our name.
+
+    Raises:
+        DeadlineError: The time is over.
+    """
+    try:
+        async with asyncio.timeout(timeout.total_seconds()):
+            yield
+    except TimeoutError as error:
+        raise DeadlineError(f"The registry did not finish in time: {what}.", what=what) from error
+
+
+class Transport:
+    """Exchanges with one registry."""
+
+    def __init__(self, http: aiohttp.ClientSession, base: URL, access: RegistryAccess) -> None:
+        self._http = http
+        self._access = access
+        self.base = base
+
+    @asynccontextmanager
+    async def open(self, call: Call) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send once, and once more where the refusal told how to be let in.
+
+        Raises:
+            UnavailableError: The connection fails, also while the answer is read.
+        """
+        try:
+            for refused in (False, True):
+                async with self._http.request(
+                    call.method,
+                    call.url,
+                    data=call.body,
+                    headers={**call.headers, **self._access.header(call.url, call.scopes)},
+                    allow_redirects=call.method in {"GET", "HEAD"},
+                ) as answer:
+                    challenge = answer.headers.get("WWW-Authenticate", "")
+                    if (
+                        answer.status == 401
+                        and not refused
+                        and await self._access.learn(self._http, challenge, call.scopes)
+                    ):
+                        continue
+                    yield answer
+                    return
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise UnavailableError(
+                f"The registry {self.base.authority} cannot be reached: {type(error).__name__}.",
+                registry=self.base.authority,
+            ) from error
+
+    async def ask(self, call: Call, *expected: int, limit: int = _ERROR_BYTES) -> Answer:
+        """Exchange until the registry gives one of these answers, at most `ATTEMPTS` times.
+
+        Raises:
+            NotFoundError: 404, where it is not expected.
+            ExhaustedError: It has no room for us; that is not tried again.
+            UnavailableError: It does not answer so; the message tells what it says.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                async with self.open(call) as answer:
+                    kept = Answer(status=answer.status, headers=answer.headers, url=answer.url)
+                    kept.content = await read_up_to(answer, limit)
+                    if answer.status in expected:
+                        return kept
+            except UnavailableError:
+                if attempt == ATTEMPTS:
+                    raise
+                await pause(attempt)
+                continue
+            if answer.status not in _AGAIN or attempt == ATTEMPTS:
+                raise self.failure(call, kept)
+            await pause(attempt, kept.headers.get("Retry-After", ""))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def failure(self, call: Call, answer: Answer) -> SandboxdError:
+        """Put an answer that was not expected into our words."""
+        code, said = _complaint(answer.content)
+        registry, status = self.base.authority, str(answer.status)
+        text = f"The registry {self.base.authority} answers {answer.status} to {call.method} {call.url.path}"
+        text += f": {code} {said}." if code else "."
+        if answer.status == 404:
+            return NotFoundError(text, registry=registry, status=status, code=code)
+        if answer.status in {413, 507} or (400 <= answer.status < 500 and "quota" in said.lower()):
+            return ExhaustedError(
+                f"{text} Delete images or raise the registry's quota.", registry=registry, status=status, code=code
+            )
+        if answer.status in {401, 403}:
+            return UnavailableError(
+                f"{text} Look at the registry's account and its rights.", registry=registry, status=status, code=code
+            )
+        return UnavailableError(text, registry=registry, status=status, code=code)
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """An answer that was read."""
+
+    status: int
+    headers: Mapping[str, str]
+    url: URL
+    content: bytes = b""
+
+
+async def read_up_to(answer: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Read an answer whole, or its first `limit` + 1 bytes."""
+    content = bytearray()
+    while len(content) <= limit and (more := await answer.content.read(limit + 1 - len(content))):
+        content += more
+    return bytes(content)
+
+
+async def pause(attempt: int, wished: str = "") -> None:
+    """Wait before the next attempt: longer each time, as long as the registry wishes, never more than 5 s."""
+    seconds = float(wished) if wished.isdecimal() else _FIRST_PAUSE * 2**attempt
+    await asyncio.sleep(min(seconds, _LONGEST_PAUSE) * random.uniform(0.75, 1.0))  # noqa: S311
+
+
+def _complaint(content: bytes) -> tuple[str, str]:
+    """Return the code and the message of an error's body, empty where it has none."""
+    try:
+        first = json.loads(content)["errors"][0]
+        return _plain(first.get("code")), _plain(first.get("message"))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return "", ""
+
+
+def _plain(text: object) -> str:
+    return "".join(letter for letter in str(text or "")[:200] if letter.isprintable())

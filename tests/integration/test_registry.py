@@ -1,0 +1,236 @@
+"""The client of the OCI distribution API against a real docker-registry, also in bad weather."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from sandboxd.backends.registry.access import RegistryAccount
+from sandboxd.backends.registry.client import OciRegistry
+from sandboxd.images.registry import OCI_INDEX, OCI_MANIFEST, Manifest, choose_platform, digest_of
+from sandboxd.model.errors import DeadlineError, ExhaustedError, NotFoundError, UnavailableError
+from tests.eventually import eventually
+from tests.integration.registry_front import Front, RealRegistry, a_front, a_registry
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("docker-registry") is None, reason="needs docker-registry (Debian: apt-get install docker-registry)"
+)
+
+SOON = timedelta(seconds=20)
+CHUNK = 64 << 10
+PASSWORDS = "us:$2b$04$ogU9zi.fFm/eDTs1bdAS1uQ9pd.o2p57Tv3Ycd4IARNhFESCW/mYG\n"
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[RealRegistry]:
+    async with a_registry(tmp_path) as registry:
+        yield registry
+
+
+@pytest.fixture
+async def front(real: RealRegistry) -> AsyncIterator[Front]:
+    async with a_front(real) as front:
+        yield front
+
+
+def at(address: str, account: RegistryAccount | None = None) -> OciRegistry:
+    return OciRegistry(address, plain=True, account=account, chunk_bytes=CHUNK)
+
+
+async def fetched(registry: OciRegistry, content: bytes) -> bytes:
+    digest = digest_of(content)
+    return b"".join([x async for x in registry.blob("a/b", digest, size=len(content), timeout=SOON)])
+
+
+async def test_what_is_pushed_is_pulled_byte_for_byte_until_it_is_deleted(real: RealRegistry, tmp_path: Path) -> None:
+    layer, config = os.urandom(5 * CHUNK + 17), b"{}"
+    (tmp_path / "layer").write_bytes(layer)
+    blobs = [
+        {"mediaType": "application/octet-stream", "digest": digest_of(one), "size": len(one)} for one in (config, layer)
+    ]
+    text = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": blobs[0], "layers": blobs[1:]}
+    manifest = Manifest(media_type=OCI_MANIFEST, content=json.dumps(text).encode())
+
+    async with at(real.address) as registry:
+        await registry.upload("a/b", tmp_path / "layer", digest=digest_of(layer), timeout=SOON)
+        await registry.upload("a/b", config, digest=digest_of(config), timeout=SOON)
+        await registry.push("a/b", manifest.digest, manifest, timeout=SOON)
+        for number in range(3):
+            await registry.push("a/b", f"g{number:06}", manifest, timeout=SOON)
+
+        assert await registry.manifest("a/b", "g000001", timeout=SOON) == manifest
+        assert await registry.manifest("a/b", manifest.digest, timeout=SOON) == manifest
+        assert await fetched(registry, layer) == layer
+        assert sorted(await registry.tags("a/b", timeout=SOON)) == ["g000000", "g000001", "g000002"]
+        assert await registry.tags("a/none", timeout=SOON) == []
+        for _ in range(2):
+            await registry.delete("a/b", manifest.digest, timeout=SOON)
+        with pytest.raises(NotFoundError):
+            await registry.manifest("a/b", "g000001", timeout=SOON)
+    assert real.open_uploads() == []
+
+
+async def test_a_blob_is_mounted_from_another_repository_and_a_refusal_leaves_no_upload(real: RealRegistry) -> None:
+    async with at(real.address) as registry:
+        await registry.upload("base", b"layer", digest=digest_of(b"layer"), timeout=SOON)
+
+        assert await registry.mount("a/b", digest_of(b"layer"), source="base", timeout=SOON)
+        assert not await registry.mount("a/b", digest_of(b"other"), source="base", timeout=SOON)
+
+        assert await registry.has_blob("a/b", digest_of(b"layer"), timeout=SOON)
+        assert not await registry.has_blob("a/b", digest_of(b"other"), timeout=SOON)
+    assert real.open_uploads() == []
+
+
+async def test_a_blob_of_another_size_is_refused_before_more_than_that_is_given(real: RealRegistry) -> None:
+    content = os.urandom(1 << 20)
+    async with at(real.address) as registry:
+        await registry.upload("a/b", content, digest=digest_of(content), timeout=SOON)
+        given = bytearray()
+
+        async def take() -> None:
+            async for piece in registry.blob("a/b", digest_of(content), size=1000, timeout=SOON):
+                given.extend(piece)
+
+        with pytest.raises(UnavailableError, match="other content"):
+            await take()
+    assert len(given) <= 1000
+
+
+async def test_content_with_another_digest_is_refused_and_its_upload_taken_back(real: RealRegistry) -> None:
+    async with at(real.address) as registry:
+        with pytest.raises(UnavailableError, match="DIGEST_INVALID"):
+            await registry.upload("a/b", b"one", digest=digest_of(b"other"), timeout=SOON)
+    assert real.open_uploads() == []
+
+
+async def test_a_password_lets_in_where_it_is_asked_for(tmp_path: Path) -> None:
+    async with a_registry(tmp_path, passwords=PASSWORDS) as real:
+        async with at(real.address) as registry:
+            with pytest.raises(UnavailableError, match="Look at the registry's account"):
+                await registry.upload("a/b", b"one", digest=digest_of(b"one"), timeout=SOON)
+        async with at(real.address, RegistryAccount(name="us", password="secret")) as registry:
+            await registry.upload("a/b", b"one", digest=digest_of(b"one"), timeout=SOON)
+            assert await fetched(registry, b"one") == b"one"
+
+
+async def test_a_token_that_ends_in_the_middle_of_an_upload_is_renewed(front: Front) -> None:
+    given: list[list[str]] = []
+    patches = 0
+
+    def guard(request: web.Request) -> web.Response | None:
+        nonlocal patches
+        if request.path == "/token":
+            given.append(request.query.getall("scope"))
+            return web.json_response({"token": f"token-{len(given)}"})
+        patches += request.method == "PATCH"
+        current = "token-2" if patches >= 2 else "token-1"
+        if request.headers.get("Authorization") == f"Bearer {current}":
+            return None
+        realm = f'Bearer realm="http://{front.address}/token",service="test"'
+        return web.Response(status=401, headers={"WWW-Authenticate": realm})
+
+    front.before = guard
+    content = os.urandom(3 * CHUNK)
+
+    async with at(front.address) as registry:
+        await registry.upload("a/b", content, digest=digest_of(content), timeout=SOON)
+
+    assert given == [["repository:a/b:pull,push"]] * 2
+    async with at(front.registry.address) as registry:
+        assert await fetched(registry, content) == content
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
+async def test_an_answer_lost_after_the_work_was_done_loses_no_byte(front: Front, method: str) -> None:
+    lost = 0
+
+    def lose(request: web.Request) -> web.Response | None:
+        nonlocal lost
+        lost += request.method == method
+        return web.Response(status=500) if request.method == method and lost == 1 else None
+
+    front.after = lose
+    content = os.urandom(3 * CHUNK)
+
+    async with at(front.address) as registry:
+        await registry.upload("a/b", content, digest=digest_of(content), timeout=SOON)
+
+        assert await fetched(registry, content) == content
+    assert lost >= 1
+
+
+@pytest.mark.parametrize("status", [416, 429, 503])
+async def test_a_chunk_that_is_refused_for_now_is_sent_again(front: Front, status: int) -> None:
+    refused = 0
+
+    def refuse(request: web.Request) -> web.Response | None:
+        nonlocal refused
+        refused += request.method == "PATCH"
+        return web.Response(status=status) if request.method == "PATCH" and refused == 2 else None
+
+    front.before = refuse
+    content = os.urandom(3 * CHUNK)
+
+    async with at(front.address) as registry:
+        await registry.upload("a/b", content, digest=digest_of(content), timeout=SOON)
+
+        assert await fetched(registry, content) == content
+    assert refused == 4
+
+
+async def test_a_quota_that_is_full_is_told_and_not_tried_again(front: Front) -> None:
+    errors = {"errors": [{"code": "DENIED", "message": "adding 3 bytes will exceed the quota of project a"}]}
+    front.before = lambda request: web.json_response(errors, status=403) if request.method == "PUT" else None
+
+    async with at(front.address) as registry:
+        with pytest.raises(ExhaustedError, match="quota of project a"):
+            await registry.upload("a/b", b"one", digest=digest_of(b"one"), timeout=SOON)
+
+    assert front.seen.count("PUT") == 1
+    assert front.registry.open_uploads() == []
+
+
+async def test_a_cancelled_and_a_late_upload_are_taken_back(front: Front) -> None:
+    content = os.urandom(3 * CHUNK)
+    front.before = lambda request: web.Response(status=503) if request.method == "PUT" else None
+
+    async with at(front.address) as registry:
+        upload = registry.upload("a/b", content, digest=digest_of(content), timeout=SOON)
+        task = asyncio.create_task(upload)
+        await eventually(lambda: "PUT" in front.seen)
+        assert front.registry.open_uploads() != []
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(DeadlineError):
+            await registry.upload("a/b", content, digest=digest_of(content), timeout=timedelta(seconds=0.5))
+
+    assert front.registry.open_uploads() == []
+
+
+async def test_a_registry_that_is_away_is_named() -> None:
+    async with at("127.0.0.1:1") as registry:
+        with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 cannot be reached"):
+            await registry.manifest("a/b", "latest", timeout=SOON)
+
+
+def test_of_an_index_the_variant_of_the_machine_is_taken() -> None:
+    listed = [
+        {"digest": f"sha256:{name}", "platform": {"os": "linux", "architecture": name}} for name in ("amd64", "arm64")
+    ]
+    index = Manifest(media_type=OCI_INDEX, content=json.dumps({"manifests": listed}).encode())
+
+    assert choose_platform(index, architecture="arm64") == "sha256:arm64"
+    with pytest.raises(NotFoundError, match="linux/s390x"):
+        choose_platform(index, architecture="s390x")
+    with pytest.raises(UnavailableError):
+        choose_platform(Manifest(media_type=OCI_INDEX, content=b"[]"), architecture="amd64")
