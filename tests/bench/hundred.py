@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -217,6 +218,8 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=2.0, help="chunks a second of a session (default %(default)s)")
     parser.add_argument("--calls", type=int, default=1, help="model calls of a stand-in's turn (default %(default)s)")
     given = parser.parse_args()
+    for ending in (signal.SIGINT, signal.SIGTERM):  # ignored, or without a clean-up, where a shell starts it behind
+        signal.signal(ending, signal.default_int_handler)
     total = given.real + given.stand_in
     if total < 1:
         parser.error("there is nothing to measure")
