@@ -11,8 +11,11 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from sandboxd.agent import package_wire
+from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.model.cluster import CONTAINER
 from sandboxd.model.errors import SandboxdError
+from sandboxd.model.packages import Package
 from sandboxd.model.processes import Root, TerminalSize
 from tests.cluster.pod_world import SECONDS, PodWorld, a_pod
 from tests.eventually import eventually
@@ -83,6 +86,36 @@ async def test_fresh_volumes_belong_to_the_freelancer_and_hold_the_skeleton(worl
         "/home/gemini/.npm-global",
         "/home/gemini/.local",
     ]
+
+
+async def test_the_agent_tells_what_sudo_and_npm_install_and_where_it_lies(world: PodWorld) -> None:
+    before = await _packages(world)
+    seen = await world.run(
+        "set -e; mkdir -p /tmp/deb/DEBIAN /tmp/tool && cd /tmp;"
+        "printf 'Package: hello-test\\nVersion: 1.0-1\\nArchitecture: all\\n' > deb/DEBIAN/control;"
+        "printf 'Maintainer: T <t@example.test>\\nDescription: test\\n' >> deb/DEBIAN/control;"
+        "dpkg-deb --build deb hello.deb > /dev/null; sudo dpkg -i hello.deb > /dev/null;"
+        'cd tool; echo \'{"name":"tool","version":"2.0.0","bin":"tool.sh"}\' > package.json;'
+        "printf '#!/bin/sh\\necho here\\n' > tool.sh; npm pack --silent;"
+        "npm install -g --offline --silent ./tool-2.0.0.tgz; tool"
+    )
+    after = await _packages(world)
+
+    assert seen.split()[-1] == "here"
+    assert (before["dpkg", "bash"].initial, before["dpkg", "bash"].unsaved) == (True, False)
+    assert ("npm", "npm") in before
+    assert {name: (one.version, one.unsaved) for name, one in after.items() if name not in before} == {
+        ("dpkg", "hello-test"): ("1.0-1", True),
+        ("npm", "tool"): ("2.0.0", False),
+    }
+
+
+async def _packages(world: PodWorld) -> dict[tuple[str, str], Package]:
+    assert world.agent is not None
+    answer = await world.agent.stub.ListPackages(pb.ListPackagesRequest(), timeout=SECONDS.total_seconds())
+    installed = package_wire.snapshot_from([answer.snapshot])
+    assert installed.complete
+    return {(one.key.manager.value, one.key.name): one for one in installed.packages}
 
 
 async def test_the_pinned_cli_and_node_are_there(world: PodWorld) -> None:
