@@ -187,6 +187,17 @@ async def test_a_chunk_that_is_refused_for_now_is_sent_again(front: Front, statu
     assert refused == 4
 
 
+async def test_a_blob_that_is_refused_for_now_is_asked_for_again(front: Front) -> None:
+    front.before = lambda _: web.Response(status=503) if front.seen.count("GET") < 3 else None
+    async with at(front.registry.address) as registry:
+        await registry.upload("a/b", b"one", digest=digest_of(b"one"), timeout=SOON)
+
+    async with at(front.address) as registry:
+        assert await fetched(registry, b"one") == b"one"
+
+    assert front.seen == ["GET"] * 3
+
+
 async def test_a_quota_that_is_full_is_told_and_not_tried_again(front: Front) -> None:
     errors = {"errors": [{"code": "DENIED", "message": "adding 3 bytes will exceed the quota of project a"}]}
     front.before = lambda request: web.json_response(errors, status=403) if request.method == "PUT" else None

@@ -8,6 +8,7 @@ import json
 import re
 import ssl
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Self
@@ -98,7 +99,9 @@ class OciRegistry(Registry):
         end = loop.time() + timeout.total_seconds()
         call = self._call("GET", repository, f"blobs/{digest}")
         transport = self._transport()
-        async with transport.open(call) as answer:
+        async with AsyncExitStack() as stack:
+            async with within(timeout, f"blob {digest}"):
+                answer = await transport.opened(stack, call)
             if answer.status == 404:
                 raise NotFoundError(f"The registry has no blob {digest}.", digest=digest)
             if answer.status != 200:

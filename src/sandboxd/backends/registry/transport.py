@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -87,6 +87,25 @@ class Transport:
                 f"The registry {self.base.authority} cannot be reached: {type(error).__name__}.",
                 registry=self.base.authority,
             ) from error
+
+    async def opened(self, stack: AsyncExitStack, call: Call) -> aiohttp.ClientResponse:
+        """Open an answer that `stack` closes, once the registry does not wish to be asked again.
+
+        Raises:
+            UnavailableError: The connection failed `ATTEMPTS` times.
+        """
+        for attempt in range(1, ATTEMPTS):
+            async with AsyncExitStack() as own:
+                try:
+                    answer = await own.enter_async_context(self.open(call))
+                except UnavailableError:
+                    await pause(attempt)
+                    continue
+                if answer.status not in _AGAIN:
+                    stack.push_async_exit(own.pop_all())
+                    return answer
+            await pause(attempt, answer.headers.get("Retry-After", ""))
+        return await stack.enter_async_context(self.open(call))
 
     async def ask(self, call: Call, *expected: int, limit: int = _ERROR_BYTES) -> Answer:
         """Exchange until the registry gives one of these answers, at most `ATTEMPTS` times.
