@@ -15,10 +15,10 @@ from aiohttp import web
 
 from sandboxd.backends.registry.access import RegistryAccount
 from sandboxd.backends.registry.client import OciRegistry
-from sandboxd.images.registry import OCI_INDEX, OCI_MANIFEST, Manifest, choose_platform, digest_of
+from sandboxd.images.registry import OCI_INDEX, Manifest, choose_platform, digest_of
 from sandboxd.model.errors import DeadlineError, ExhaustedError, NotFoundError, UnavailableError
 from tests.eventually import eventually
-from tests.integration.registry_front import Front, RealRegistry, a_front, a_registry
+from tests.registry_front import Front, RealRegistry, a_front, a_registry
 
 pytestmark = pytest.mark.skipif(
     shutil.which("docker-registry") is None, reason="needs docker-registry (Debian: apt-get install docker-registry)"
@@ -48,68 +48,6 @@ def at(address: str, account: RegistryAccount | None = None) -> OciRegistry:
 async def fetched(registry: OciRegistry, content: bytes) -> bytes:
     digest = digest_of(content)
     return b"".join([x async for x in registry.blob("a/b", digest, size=len(content), timeout=SOON)])
-
-
-async def test_what_is_pushed_is_pulled_byte_for_byte_until_it_is_deleted(real: RealRegistry, tmp_path: Path) -> None:
-    layer, config = os.urandom(5 * CHUNK + 17), b"{}"
-    (tmp_path / "layer").write_bytes(layer)
-    blobs = [
-        {"mediaType": "application/octet-stream", "digest": digest_of(one), "size": len(one)} for one in (config, layer)
-    ]
-    text = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": blobs[0], "layers": blobs[1:]}
-    manifest = Manifest(media_type=OCI_MANIFEST, content=json.dumps(text).encode())
-
-    async with at(real.address) as registry:
-        await registry.upload("a/b", tmp_path / "layer", digest=digest_of(layer), timeout=SOON)
-        await registry.upload("a/b", config, digest=digest_of(config), timeout=SOON)
-        await registry.push("a/b", manifest.digest, manifest, timeout=SOON)
-        for number in range(3):
-            await registry.push("a/b", f"g{number:06}", manifest, timeout=SOON)
-
-        assert await registry.manifest("a/b", "g000001", timeout=SOON) == manifest
-        assert await registry.manifest("a/b", manifest.digest, timeout=SOON) == manifest
-        assert await fetched(registry, layer) == layer
-        assert sorted(await registry.tags("a/b", timeout=SOON)) == ["g000000", "g000001", "g000002"]
-        assert await registry.tags("a/none", timeout=SOON) == []
-        for _ in range(2):
-            await registry.delete("a/b", manifest.digest, timeout=SOON)
-        with pytest.raises(NotFoundError):
-            await registry.manifest("a/b", "g000001", timeout=SOON)
-    assert real.open_uploads() == []
-
-
-async def test_a_blob_is_mounted_from_another_repository_and_a_refusal_leaves_no_upload(real: RealRegistry) -> None:
-    async with at(real.address) as registry:
-        await registry.upload("base", b"layer", digest=digest_of(b"layer"), timeout=SOON)
-
-        assert await registry.mount("a/b", digest_of(b"layer"), source="base", timeout=SOON)
-        assert not await registry.mount("a/b", digest_of(b"other"), source="base", timeout=SOON)
-
-        assert await registry.has_blob("a/b", digest_of(b"layer"), timeout=SOON)
-        assert not await registry.has_blob("a/b", digest_of(b"other"), timeout=SOON)
-    assert real.open_uploads() == []
-
-
-async def test_a_blob_of_another_size_is_refused_before_more_than_that_is_given(real: RealRegistry) -> None:
-    content = os.urandom(1 << 20)
-    async with at(real.address) as registry:
-        await registry.upload("a/b", content, digest=digest_of(content), timeout=SOON)
-        given = bytearray()
-
-        async def take() -> None:
-            async for piece in registry.blob("a/b", digest_of(content), size=1000, timeout=SOON):
-                given.extend(piece)
-
-        with pytest.raises(UnavailableError, match="other content"):
-            await take()
-    assert len(given) <= 1000
-
-
-async def test_content_with_another_digest_is_refused_and_its_upload_taken_back(real: RealRegistry) -> None:
-    async with at(real.address) as registry:
-        with pytest.raises(UnavailableError, match="DIGEST_INVALID"):
-            await registry.upload("a/b", b"one", digest=digest_of(b"other"), timeout=SOON)
-    assert real.open_uploads() == []
 
 
 async def test_a_password_lets_in_where_it_is_asked_for(tmp_path: Path) -> None:

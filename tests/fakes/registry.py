@@ -1,0 +1,70 @@
+"""A registry in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from typing_extensions import override
+
+from sandboxd.images.registry import Manifest, Registry, digest_of
+from sandboxd.model.errors import NotFoundError, UnavailableError
+
+
+class FakeRegistry(Registry):
+    """Keeps what it is given, by repository."""
+
+    def __init__(self) -> None:
+        self.blobs: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+        self.manifests: defaultdict[str, dict[str, Manifest]] = defaultdict(dict)
+        """By digest and by tag."""
+
+    @override
+    async def manifest(self, repository: str, reference: str, *, timeout: timedelta) -> Manifest:
+        try:
+            return self.manifests[repository][reference]
+        except KeyError:
+            raise NotFoundError(f"There is no {reference}.") from None
+
+    @override
+    async def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncIterator[bytes]:
+        content = self.blobs[repository].get(digest)
+        if content is None:
+            raise NotFoundError(f"There is no {digest}.")
+        if len(content) != size:
+            raise UnavailableError(f"The registry gives other content for blob {digest}.")
+        for start in range(0, size, 64 << 10):
+            yield content[start : start + (64 << 10)]
+
+    @override
+    async def has_blob(self, repository: str, digest: str, *, timeout: timedelta) -> bool:
+        return digest in self.blobs[repository]
+
+    @override
+    async def mount(self, repository: str, digest: str, *, source: str, timeout: timedelta) -> bool:
+        if digest in self.blobs[source]:
+            self.blobs[repository][digest] = self.blobs[source][digest]
+        return digest in self.blobs[source]
+
+    @override
+    async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
+        whole = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
+        if digest_of(whole) != digest:
+            raise UnavailableError("DIGEST_INVALID")
+        self.blobs[repository][digest] = whole
+
+    @override
+    async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        self.manifests[repository] |= {reference: manifest, manifest.digest: manifest}
+
+    @override
+    async def tags(self, repository: str, *, timeout: timedelta) -> Sequence[str]:
+        return [name for name in self.manifests[repository] if ":" not in name]
+
+    @override
+    async def delete(self, repository: str, digest: str, *, timeout: timedelta) -> None:
+        kept = {name: one for name, one in self.manifests[repository].items() if one.digest != digest}
+        self.manifests[repository] = kept
