@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from typing_extensions import override
@@ -65,6 +67,17 @@ class RootfsCapture(Protocol):
         ...
 
 
+class SecretPolicy(StrEnum):
+    """What happens with keys and tokens that the scan finds in what is kept."""
+
+    KEEP = "keep"
+    """They are named and stay: found by patterns, they may be none."""
+    STRIP = "strip"
+    """Files with them are left out and named."""
+    REFUSE = "refuse"
+    """There is no commit until they are gone."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLimits:
     """What a commit may be at most; reaching a limit is not exceeding it."""
@@ -93,6 +106,7 @@ class BuildOrder:
     """The active generation on the same base, whose digest comes out again when nothing has changed."""
     dry_run: bool = False
     """Capture and count, push nothing."""
+    secrets: SecretPolicy = SecretPolicy.STRIP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +157,88 @@ class BuiltImage:
     """By phase."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """A base image's entries in a file of the cache, in the order of `walk_key` (`images/baseline_file.py`)."""
+
+    file: Path
+    entries: int
+
+
+class Baselines(Protocol):
+    """What base images and present user layers have, read from the registry and never from a sandbox."""
+
+    async def baseline(self, base: ImageReference, *, timeout: timedelta) -> Baseline:
+        """Return the base's entries, made once for each digest.
+
+        Raises:
+            NotFoundError: The registry has no such image.
+            UnavailableError: It does not answer, or what it has is no image.
+        """
+        ...
+
+    async def layer_paths(self, image: ImageReference, *, base: ImageReference, timeout: timedelta) -> Sequence[bytes]:
+        """Return the paths in the image's one layer on top of the base, in the order of `walk_key`. Else as above."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerOrder:
+    """What a layer is written against, and where."""
+
+    baseline: Baseline
+    directory: Path
+    """Where the layer is spooled; the caller removes it."""
+    limits: ImageLimits
+    zstd: bool = True
+    """Else gzip, for registries or nodes that are old."""
+    secrets: SecretPolicy = SecretPolicy.STRIP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenLayer:
+    """A complete layer in a file, canonical: the same root file system gives the same bytes."""
+
+    file: Path
+    media_type: str
+    digest: str
+    """`sha256:…` of the file."""
+    diff_id: str
+    """`sha256:…` of the tar in it."""
+    raw_bytes: int
+    compressed_bytes: int
+    entries: int
+    """Of the tar, whiteouts among them; 0 where nothing differs from the base."""
+    largest: Sequence[tuple[str, int]] = ()
+    """The largest paths with their bytes, at most ten."""
+    left_out: Sequence[LeftOut] = ()
+    scanned: int = 0
+    """Paths that the capture looked at."""
+
+
+class LayerWriter(Protocol):
+    """Makes a layer of a captured difference, in a process of its own, and believes none of it."""
+
+    async def write(
+        self,
+        frames: AsyncIterator[CaptureFrame],
+        order: LayerOrder,
+        *,
+        timeout: timedelta,
+        progress: Callable[[BuildProgress], None],
+    ) -> WrittenLayer:
+        """Write the layer; nothing is left in the directory when it fails.
+
+        Raises:
+            ImageTooLargeError: A limit was exceeded; it names the largest paths.
+            CaptureInvalidError: What the sandbox sent is no difference: out of order, escaping, cut, contradictory.
+            SecretsFoundError: The policy refuses what was found.
+            FileTornError: A program's or a package database's file changed all the time while it was read.
+            DeadlineError: `timeout` is over.
+        """
+        ...
+
+
 class ImageBuilder(Protocol):
     """Builds and pushes a candidate: capture, validate, push, verify. Nothing becomes active by it."""
 
@@ -174,8 +270,19 @@ class ImageProbe(Protocol):
 
 
 class RunningImages(Protocol):
-    """Which image a sandbox's next start takes."""
+    """Which image a sandbox runs from, and which one its next start takes."""
+
+    async def image(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> ImageReference:
+        """Return what this incarnation was started from, as its backend knows it, by digest.
+
+        Raises:
+            UnavailableError: It does not run.
+        """
+        ...
 
     async def set_image(self, sandbox: SandboxId, image: ImageReference | None, *, timeout: timedelta) -> None:
-        """Let the next start take this image, or the base where it is None; what runs goes on."""
+        """Let every next start take this image, or the base where it is None; what runs goes on.
+
+        Also where nobody asks for the start: a pod that is evicted comes back from this image.
+        """
         ...

@@ -31,6 +31,9 @@ class SandboxSpec:
     """The pool that it is started for; empty for a sandbox of somebody's."""
     recipe: str = ""
     """The backend's own word for what it is made from, where it is started for a pool."""
+    image: str = ""
+    """The image that it starts from, `registry/repository@sha256:…`; empty for the backend's base. Only backends that
+    commit know others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +108,9 @@ class Backend(Protocol):
 
         An incarnation that runs is answered as it is. Other incarnations of the sandbox are ended first: a sandbox
         never has two.
+
+        Raises:
+            ImageBrokenError: The spec's image is not in its registry, or does not boot; the base would.
         """
         ...
 

@@ -40,3 +40,22 @@ class PackagesInterruptedError(WrongStateError):
     """An installation was killed halfway; `dpkg --configure -a` in the sandbox ends it, then commit."""
 
     reason = "PACKAGES_INTERRUPTED"
+
+
+class CaptureInvalidError(SandboxdError):
+    """What a sandbox sent is no difference from its base: its agent was replaced, or has a defect."""
+
+    kind = ErrorKind.WRONG_STATE
+    reason = "CAPTURE_INVALID"
+
+
+class SecretsFoundError(WrongStateError):
+    """Keys or tokens lie in what would be kept, and the client's policy refuses that; the message names the paths."""
+
+    reason = "SECRETS_FOUND"
+
+
+class FileTornError(UnavailableError):
+    """A file of a program or a package database was written to all the time while it was read; try again."""
+
+    reason = "FILE_TORN"

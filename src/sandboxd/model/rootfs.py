@@ -45,6 +45,16 @@ class BaselineEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineRecord:
+    """A base image's entry with what tells whether content is the same; stays with the service."""
+
+    entry: BaselineEntry
+    sha256: bytes = b""
+    """Of a FILE's content, 32 bytes."""
+    xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChangedEntry:
     """Frame: something that is new or differs. A FILE's content follows in `FileData` and ends with `FileEnd`."""
 
