@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sandboxd.agent.rootfs_walk import OPEN_DIRECTORY, Expected, Walk, left_out_paths, order_key
+from sandboxd.agent.rootfs_walk import OPEN_DIRECTORY, Expected, Walk, left_out_paths
 from sandboxd.agent.rootfs_wire import expected_from_entry, only_always
 from sandboxd.model.rootfs import (
     BaselineEntry,
@@ -19,6 +19,7 @@ from sandboxd.model.rootfs import (
     FileData,
     FileEnd,
     SkippedPath,
+    order_key,
     walk_key,
 )
 

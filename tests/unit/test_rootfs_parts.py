@@ -6,7 +6,7 @@ import pytest
 
 from sandboxd.agent.rootfs_client import merged
 from sandboxd.agent.rootfs_mounts import mounted_below
-from sandboxd.agent.rootfs_walk import Expected, order_key
+from sandboxd.agent.rootfs_walk import Expected
 from sandboxd.agent.rootfs_wire import batch_from, batch_to, expected_from_entry, frame_from, frame_to, messages
 from sandboxd.agent.start_marker import SPARE_NS, StartMarker
 from sandboxd.agent.v1 import agent_pb2 as pb
@@ -22,6 +22,7 @@ from sandboxd.model.rootfs import (
     FileData,
     FileEnd,
     SkippedPath,
+    order_key,
     walk_key,
 )
 from sandboxd.model.rootfs_rules import holds_token, is_secret, keeps_directories_only

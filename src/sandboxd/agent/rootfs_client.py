@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from sandboxd.agent import codec, rootfs_wire
 from sandboxd.agent.client import GrpcAgentConnector
-from sandboxd.agent.rootfs_walk import Expected, order_key
+from sandboxd.agent.rootfs_walk import Expected
 from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.agent.wire import from_rpc_error
 from sandboxd.images.ports import RootfsCapture
@@ -32,7 +32,7 @@ from sandboxd.model.errors import (
     UnavailableError,
 )
 from sandboxd.model.ids import IncarnationId, SandboxId
-from sandboxd.model.rootfs import BaselineEntry, CaptureEnd, CaptureFrame
+from sandboxd.model.rootfs import BaselineEntry, CaptureEnd, CaptureFrame, order_key
 
 IDLE_TIMEOUT: Final = timedelta(seconds=30)
 """An agent says something every second; one that is silent for so long is cut off."""

@@ -28,6 +28,7 @@ from sandboxd.model.rootfs import (
     FileData,
     FileEnd,
     SkippedPath,
+    order_key,
 )
 from sandboxd.model.rootfs_rules import EXCLUDED, is_secret, keeps_directories_only
 
@@ -305,11 +306,6 @@ def _names(directory: int) -> list[bytes]:
     names = list(map(os.fsencode, os.listdir(directory)))
     names.sort(reverse=True)
     return names
-
-
-def order_key(path: bytes) -> bytes:
-    """Sorts as `walk_key` does, at a fraction of its price: no name holds a zero."""
-    return path.replace(b"/", b"\0")
 
 
 def _owned(status: os.stat_result) -> tuple[int, int, int]:

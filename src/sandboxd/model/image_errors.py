@@ -59,3 +59,9 @@ class FileTornError(UnavailableError):
     """A file of a program or a package database was written to all the time while it was read; try again."""
 
     reason = "FILE_TORN"
+
+
+class BaselineDamagedError(UnavailableError):
+    """A base image's entries in the cache are cut or damaged; they are made anew by the next attempt."""
+
+    reason = "BASELINE_DAMAGED"

@@ -133,3 +133,8 @@ CaptureFrame = ChangedEntry | FileData | FileEnd | DeletedPath | SkippedPath | C
 def walk_key(path: bytes) -> tuple[bytes, ...]:
     """The key by which paths sort as a walk meets them."""
     return tuple(path.split(b"/")) if path else ()
+
+
+def order_key(path: bytes) -> bytes:
+    """Sorts as `walk_key` does, at a fraction of its price: no name holds a zero."""
+    return path.replace(b"/", b"\0")
