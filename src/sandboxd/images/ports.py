@@ -17,6 +17,7 @@ from typing import Protocol
 from typing_extensions import override
 
 from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.image_names import split_image
 from sandboxd.model.rootfs import BaselineEntry, CaptureFrame
 
 
@@ -30,6 +31,16 @@ class ImageReference:
     """Path below it, as `client-a/gemini-cli-user-b`."""
     digest: str
     """Of the manifest, `sha256:…`."""
+
+    @classmethod
+    def parse(cls, text: str) -> ImageReference:
+        """Read what `str` writes.
+
+        Raises:
+            ValueError: It is no image by digest in a named registry.
+        """
+        registry, repository, digest = split_image(text)
+        return cls(registry=registry, repository=repository, digest=digest)
 
     @override
     def __str__(self) -> str:
