@@ -30,6 +30,7 @@ from sandboxd.manager.backend_port import (
 )
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
+from sandboxd.manager.image_ports import GenerationRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import Look, LookRepository
 from sandboxd.manager.pool_ports import PoolRepository
@@ -67,6 +68,7 @@ from sandboxd.model.errors import (
     UnavailableError,
 )
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
+from sandboxd.model.image import Generation, GenerationId
 from sandboxd.model.paging import Page
 from sandboxd.model.pool import Member, Pool, PoolId
 from sandboxd.model.pricing import Price
@@ -79,6 +81,7 @@ from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
 from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository, FakePlace, FakeQuotaRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
+from tests.fakes.generations import FakeGenerationRepository
 from tests.fakes.lifecycle import FakeLookRepository
 from tests.fakes.pools import FakePoolRepository
 
@@ -147,6 +150,7 @@ class _Rows:
     pools: dict[PoolId, Pool] = field(default_factory=dict)
     members: dict[SandboxId, Member] = field(default_factory=dict)
     duties: dict[str, tuple[str, datetime]] = field(default_factory=dict)
+    generations: dict[GenerationId, Generation] = field(default_factory=dict)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -168,6 +172,7 @@ class _Rows:
             pools=dict(self.pools),
             members=dict(self.members),
             duties=dict(self.duties),
+            generations=dict(self.generations),
         )
 
 
@@ -210,6 +215,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._erasures = FakeErasureRepository(self)
         self._keys = FakeKeyRepository(self)
         self._looks = FakeLookRepository(self)
+        self._generations = FakeGenerationRepository(self)
 
     @property
     @override
@@ -270,6 +276,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def pools(self) -> PoolRepository:
         return self._pools
+
+    @property
+    @override
+    def generations(self) -> GenerationRepository:
+        return self._generations
 
     @property
     @override

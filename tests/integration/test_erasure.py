@@ -38,6 +38,7 @@ from sandboxd.model.errors import DeadlineError, ForbiddenError, RequestIdReused
 from sandboxd.model.events import SessionEvent, SessionOpened
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, TurnId
+from sandboxd.model.image import CommitTrigger, Generation, GenerationId, ImageContent
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.session import Session, TurnState
 from sandboxd.persistence.engine import Database
@@ -149,6 +150,27 @@ class ErasureWorld:
         call = a_call(identity)
         await ledger.ledger.open_call(call)
         await ledger.ledger.settle_call(call.id, a_settlement())
+        generation = Generation(
+            id=GenerationId(an_id("gen")),
+            sandbox=sandbox.id,
+            client=client,
+            freelancer=freelancer,
+            number=1,
+            incarnation=sandbox.incarnation,
+            trigger=CommitTrigger.REQUEST,
+            repository="a/b",
+            content=ImageContent(digest="", largest=((f"home/{SECRET}", 1),)),
+            create_time=self.clock.now(),
+            update_time=self.clock.now(),
+        )
+        async with self.units.begin() as work:
+            await work.generations.begin(generation)
+            await work.commit()
+        await self.execute(
+            "UPDATE sandboxes SET image_generation = '1', image_number = 1, image_reference = :secret WHERE id = :id",
+            secret=SECRET,
+            id=sandbox.id,
+        )
         return sandbox
 
     async def execute(self, statement: str, **values: object) -> None:
@@ -203,7 +225,7 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert (client.state, client.delete_time) == (AccountState.DELETED, erasure.end_time)
     assert found["files"] == (4, 4, 0)
     assert found["file_bytes"] == (200, 200, 0)
-    assert found["sessions"] == found["turns"] == found["events"] == (2, 2, 0)
+    assert found["sessions"] == found["turns"] == found["events"] == found["image_generations"] == (2, 2, 0)
     assert found["freelancer_names"] == (2, 2, 0)
     assert found["api_keys"] == (1, 1, 0)
     assert found["usage_events"] == found["sandbox_records"] == (2, 0, 2)
@@ -221,6 +243,8 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert dump.count(SECRET) > 0
     await world.execute("DELETE FROM request_ids WHERE client = :client", client=OTHER)
     await world.execute("UPDATE sandboxes SET display_name = '', labels = '{}' WHERE id = :id", id=theirs.id)
+    await world.execute("UPDATE sandboxes SET image_reference = '' WHERE id = :id", id=theirs.id)
+    await world.execute("DELETE FROM image_generations WHERE client = :client", client=OTHER)
     await world.execute("UPDATE sessions SET title = ''")
     await world.execute("UPDATE turns SET prompt = ''")
     await world.execute("DELETE FROM events")

@@ -16,6 +16,7 @@ from typing import NewType, Protocol, Self
 from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository, QuotaRepository
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
+from sandboxd.manager.image_ports import GenerationRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import LookRepository
 from sandboxd.manager.pool_ports import PoolRepository
@@ -336,6 +337,11 @@ class UnitOfWork(Protocol):
     @property
     def pools(self) -> PoolRepository:
         """Warm pools and their members."""
+        ...
+
+    @property
+    def generations(self) -> GenerationRepository:
+        """What root file systems were kept as."""
         ...
 
     @property

@@ -13,6 +13,7 @@ from typing import Final
 
 from sandboxd.model.errors import InvalidTransitionError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
+from sandboxd.model.image import SandboxImage
 from sandboxd.model.lifecycle import NO_OVERRIDES, LifecycleOverrides
 
 
@@ -158,6 +159,8 @@ class Sandbox:
     keep_awake_until: datetime | None = None
     """Until then it counts as used."""
     terminate_time: datetime | None = None
+    image: SandboxImage | None = None
+    """What its next start takes; None is the base."""
     version: int = 1
     """Grows with every write; the API shows it as the etag."""
 

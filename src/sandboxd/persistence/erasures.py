@@ -53,6 +53,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "stdin_records": ("stdin_records", f"sandbox IN ({_SANDBOXES})"),
     "conversations": ("conversations", f"sandbox IN ({_SANDBOXES})"),
     "sessions": ("sessions", _OURS),
+    "image_generations": ("image_generations", _OURS),
     "turn_places": ("turn_places", _OURS),
     "requests": ("request_ids", _REQUESTS),
 }  # fmt: skip
@@ -145,7 +146,8 @@ class PostgresErasureRepository(ErasureRepository):
     @override
     async def erase_sandbox(self, sandbox: SandboxId) -> None:
         statement = """
-            UPDATE sandboxes SET display_name = '', labels = '{}', state_reason = :mark, version = version + 1
+            UPDATE sandboxes SET display_name = '', labels = '{}', state_reason = :mark,
+                image_generation = NULL, image_number = NULL, image_reference = NULL, version = version + 1
             WHERE id = :sandbox
         """
         await self._fetch(statement, sandbox=sandbox, mark=ERASED_MARK)

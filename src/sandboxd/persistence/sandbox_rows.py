@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from sandboxd.manager.ports import ErrorRecord, RequestOutcome, RequestRecord
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
+from sandboxd.model.image import GenerationId, SandboxImage
 from sandboxd.model.sandbox import AgentEndpoint, ApprovalMode, Incarnation, Sandbox, SandboxState, Tier
 from sandboxd.persistence.lifecycle_rows import overrides_json, read_overrides
 
@@ -35,6 +36,7 @@ _MOMENTS: Final = (
 
 def sandbox_values(sandbox: Sandbox) -> Values:
     """A sandbox by columns."""
+    image = sandbox.image
     return {
         "id": sandbox.id,
         "client": sandbox.client,
@@ -55,12 +57,22 @@ def sandbox_values(sandbox: Sandbox) -> Values:
         "lifecycle": overrides_json(sandbox.lifecycle),
         "keep_awake_until": sandbox.keep_awake_until,
         "terminate_time": sandbox.terminate_time,
+        "image_generation": image.generation if image else None,
+        "image_number": image.number if image else None,
+        "image_reference": image.reference if image else None,
         "version": sandbox.version,
     }
 
 
 def read_sandbox(row: Row) -> Sandbox:
     """A sandbox from its columns."""
+    image = None
+    if row["image_generation"] is not None:
+        image = SandboxImage(
+            generation=GenerationId(row["image_generation"]),
+            number=row["image_number"],
+            reference=row["image_reference"],
+        )
     return Sandbox(
         id=SandboxId(row["id"]),
         client=ClientId(row["client"]),
@@ -81,6 +93,7 @@ def read_sandbox(row: Row) -> Sandbox:
         lifecycle=read_overrides(row["lifecycle"]),
         keep_awake_until=row["keep_awake_until"],
         terminate_time=row["terminate_time"],
+        image=image,
         version=row["version"],
     )
 
@@ -184,7 +197,9 @@ def read_outcome(written: Values) -> RequestOutcome:
         )
     if sandbox is not None:
         moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox.get(name) else None for name in _MOMENTS}
-        sandbox = read_sandbox({"lifecycle": None} | sandbox | moments)  # an older version may have written it
+        sandbox = read_sandbox(
+            {"lifecycle": None, "image_generation": None} | sandbox | moments
+        )  # an older version may have written it
     response = written.get("response")
     return RequestOutcome(
         sandbox=sandbox,

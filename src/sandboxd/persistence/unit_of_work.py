@@ -29,6 +29,7 @@ from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.erasures import PostgresErasureRepository
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.generations import PostgresGenerationRepository
 from sandboxd.persistence.keys import PostgresKeyRepository
 from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.looks import PostgresLookRepository
@@ -206,6 +207,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def pools(self) -> PostgresPoolRepository:
         return PostgresPoolRepository(self._open())
+
+    @property
+    @override
+    def generations(self) -> PostgresGenerationRepository:
+        return PostgresGenerationRepository(self._open())
 
     @property
     @override

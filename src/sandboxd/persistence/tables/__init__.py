@@ -23,6 +23,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnRow,
 )
 from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
+from sandboxd.persistence.tables.images import ImageGenerationRow
 from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
 from sandboxd.persistence.tables.pools import PoolMemberRow, PoolRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
@@ -49,6 +50,7 @@ __all__ = [
     "EventRow",
     "FreelancerRow",
     "GatewayRow",
+    "ImageGenerationRow",
     "IncarnationRow",
     "OperationRow",
     "PoolMemberRow",

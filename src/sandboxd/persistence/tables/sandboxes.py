@@ -39,6 +39,10 @@ class SandboxRow(Base):
     keep_awake_until: Mapped[Moment | None]
     look_time: Mapped[Moment] = mapped_column(server_default=text("now()"))
     """When the sweep looks at it next; every change of the sandbox asks for a look at once."""
+    image_generation: Mapped[str | None]
+    """No foreign key: generations refer to their sandbox."""
+    image_number: Mapped[int | None]
+    image_reference: Mapped[str | None]
 
     __table_args__ = (
         ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
@@ -46,6 +50,11 @@ class SandboxRow(Base):
         one_of("approval_mode", ApprovalMode),
         one_of("state", SandboxState),
         CheckConstraint("version > 0", name="version"),
+        CheckConstraint(
+            "(image_generation IS NULL) = (image_number IS NULL)"
+            " AND (image_generation IS NULL) = (image_reference IS NULL)",
+            name="image",
+        ),
         CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels"),
         Index(None, "client", "create_time", "id"),
         Index(None, "client", "last_use_time", "id"),

@@ -1,0 +1,103 @@
+"""Generations of sandboxes' images."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from sandboxd.model.image import CommitPhase, CommitTrigger, GenerationStatus
+from sandboxd.persistence.tables.base import Base, Moment, SafeJson, SafeText, one_of
+
+IN_FLIGHT: Final = "status IN ('building', 'pushed', 'verified')"
+
+
+class ImageGenerationRow(Base):
+    """A generation: `model.image.Generation`."""
+
+    __tablename__ = "image_generations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    sandbox: Mapped[str] = mapped_column(ForeignKey("sandboxes.id"))
+    client: Mapped[str]
+    freelancer: Mapped[str]
+    number: Mapped[int]
+    incarnation: Mapped[str]
+    trigger: Mapped[str]
+    dry_run: Mapped[bool]
+    request_id: Mapped[str | None]
+    registry_host: Mapped[str]
+    repository: Mapped[str]
+    base: Mapped[str]
+    parent: Mapped[str | None]
+    """No foreign key: an erasure removes rows in any order."""
+    status: Mapped[str]
+    phase: Mapped[str]
+    progress_entries: Mapped[int] = mapped_column(BigInteger)
+    progress_bytes: Mapped[int] = mapped_column(BigInteger)
+    progress_total_bytes: Mapped[int] = mapped_column(BigInteger)
+    cancelled: Mapped[bool]
+    digest: Mapped[str | None]
+    """Of the manifest; not null where it is built, empty of a dry run."""
+    layer_digest: Mapped[str]
+    diff_id: Mapped[str]
+    raw_bytes: Mapped[int] = mapped_column(BigInteger)
+    compressed_bytes: Mapped[int] = mapped_column(BigInteger)
+    image_bytes: Mapped[int] = mapped_column(BigInteger)
+    layers: Mapped[int]
+    entries: Mapped[int]
+    largest: Mapped[list[Any]] = mapped_column(SafeJson)
+    left_out: Mapped[list[Any]] = mapped_column(SafeJson)
+    unchanged: Mapped[bool]
+    seconds: Mapped[dict[str, float]] = mapped_column(JSONB(none_as_null=True))
+    failure_reason: Mapped[str | None]
+    failure_message: Mapped[str | None] = mapped_column(SafeText())
+    attempts: Mapped[int]
+    create_time: Mapped[Moment]
+    update_time: Mapped[Moment]
+    capture_time: Mapped[Moment | None]
+    push_time: Mapped[Moment | None]
+    verify_time: Mapped[Moment | None]
+    activate_time: Mapped[Moment | None]
+    told_time: Mapped[Moment | None]
+    end_time: Mapped[Moment | None]
+    version: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (
+        ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
+        one_of("trigger", CommitTrigger),
+        one_of("status", GenerationStatus),
+        one_of("phase", CommitPhase),
+        CheckConstraint("number BETWEEN 1 AND 999999", name="number"),
+        CheckConstraint("(failure_reason IS NULL) = (failure_message IS NULL)", name="failure"),
+        CheckConstraint(
+            "status IN ('building', 'failed', 'discarded') OR digest LIKE 'sha256:%' AND registry_host <> ''",
+            name="digest",
+        ),
+        CheckConstraint(f"({IN_FLIGHT}) = (end_time IS NULL)", name="end"),
+        Index("uq_image_generations_number", "client", "freelancer", "number", unique=True),
+        Index("uq_image_generations_in_flight", "sandbox", unique=True, postgresql_where=text(IN_FLIGHT)),
+        Index("uq_image_generations_active", "sandbox", unique=True, postgresql_where=text("status = 'active'")),
+        Index(
+            "uq_image_generations_request",
+            "client",
+            "request_id",
+            unique=True,
+            postgresql_where=text("request_id IS NOT NULL"),
+        ),
+        Index(None, "sandbox", "number"),
+        Index("ix_image_generations_unfinished", "id", postgresql_where=text(IN_FLIGHT)),
+        Index(
+            "ix_image_generations_untold",
+            "id",
+            postgresql_where=text("status = 'active' AND told_time IS NULL"),
+        ),
+        Index(None, "digest"),
+        Index(
+            "ix_image_generations_forgettable",
+            "end_time",
+            postgresql_where=text("status IN ('failed', 'discarded', 'deleted')"),
+        ),
+    )
