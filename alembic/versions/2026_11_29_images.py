@@ -46,6 +46,7 @@ def upgrade() -> None:
         sa.Column("repository", sa.Text(), nullable=False),
         sa.Column("base", sa.Text(), nullable=False),
         sa.Column("parent", sa.Text(), nullable=True),
+        sa.Column("given_up", sa.Text(), nullable=True),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("phase", sa.Text(), nullable=False),
         sa.Column("progress_entries", sa.BigInteger(), nullable=False),
@@ -64,8 +65,7 @@ def upgrade() -> None:
         sa.Column("left_out", _JSON, nullable=False),
         sa.Column("unchanged", sa.Boolean(), nullable=False),
         sa.Column("seconds", _JSON, nullable=False),
-        sa.Column("failure_reason", sa.Text(), nullable=True),
-        sa.Column("failure_message", sa.Text(), nullable=True),
+        sa.Column("failure", _JSON, nullable=True),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("create_time", _MOMENT, nullable=False),
         sa.Column("update_time", _MOMENT, nullable=False),
@@ -90,7 +90,8 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("number BETWEEN 1 AND 999999", name=op.f("ck_image_generations_number")),
         sa.CheckConstraint(
-            "(failure_reason IS NULL) = (failure_message IS NULL)", name=op.f("ck_image_generations_failure")
+            "failure IS NULL OR status IN ('failed', 'superseded', 'deleting', 'deleted')",
+            name=op.f("ck_image_generations_failure"),
         ),
         sa.CheckConstraint(
             "status IN ('building', 'failed', 'discarded') OR digest LIKE 'sha256:%' AND registry_host <> ''",

@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from sandboxd.manager.image_ports import CommitInProgressError, ImageNotFoundError
-from sandboxd.model.errors import ConflictError, InvalidRequestError
+from sandboxd.model.errors import ConflictError, ErrorKind, InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.image import (
     CommitPhase,
@@ -119,7 +119,9 @@ async def made(world: UnitsWorld, sandbox: SandboxId, status: GenerationStatus, 
     for step in ways[status]:
         built = built.enter(step, at=at)
         if step is G.FAILED:
-            built = replace(built, failure=Failure(reason="IMAGE_BROKEN", message="It does not boot."))
+            built = replace(
+                built, failure=Failure(kind=ErrorKind.WRONG_STATE, reason="IMAGE_BROKEN", message="It does not boot.")
+            )
         await save(world, built)
     return built if ways[status] else generation
 
@@ -143,6 +145,7 @@ async def test_everything_of_a_generation_is_kept(world: UnitsWorld) -> None:
         registry="registry.test:5000",
         base="registry.test:5000/base@sha256:0",
         parent=GenerationId("gen-parent"),
+        given_up=IncarnationId("inc-0"),
         content=content,
         progress=CommitProgress(phase=CommitPhase.PUSH, entries=1, bytes=2, total_bytes=3),
         seconds={"capture": 1.5},
@@ -157,7 +160,15 @@ async def test_everything_of_a_generation_is_kept(world: UnitsWorld) -> None:
 
 async def test_a_failure_is_kept(world: UnitsWorld) -> None:
     begun = await begin(world, a_generation(await given_sandbox(world)))
-    failed = begun.fail(Failure(reason="IMAGE_TOO_LARGE", message="Too large: usr/a\x00b."), at=minutes(1))
+    failed = begun.fail(
+        Failure(
+            kind=ErrorKind.WRONG_STATE,
+            reason="IMAGE_TOO_LARGE",
+            message="Too large: usr/a\x00b.",
+            metadata={"path": "usr/a\x00b"},
+        ),
+        at=minutes(1),
+    )
 
     await save(world, failed)
 
@@ -198,7 +209,7 @@ async def test_a_sandbox_has_one_commit_in_flight(world: UnitsWorld) -> None:
             await begin(world, a_generation(sandbox))
         assert refused.value.metadata == {"sandbox": sandbox, "image": "g000001"}
 
-    await save(world, first.fail(Failure(reason="X", message="x"), at=NOON))
+    await save(world, first.fail(Failure(kind=ErrorKind.WRONG_STATE, reason="X", message="x"), at=NOON))
     assert (await begin(world, a_generation(sandbox))).number == 2
 
 
@@ -321,7 +332,9 @@ async def test_the_fallback_is_what_was_active_last(world: UnitsWorld) -> None:
         await save(world, lost)
 
     assert await fallback() == second
-    await save(world, second.fail(Failure(reason="IMAGE_BROKEN", message="x"), at=minutes(6)))
+    await save(
+        world, second.fail(Failure(kind=ErrorKind.WRONG_STATE, reason="IMAGE_BROKEN", message="x"), at=minutes(6))
+    )
     assert await fallback() == first
 
 
@@ -355,7 +368,7 @@ async def test_what_left_no_image_is_forgotten_after_a_while(world: UnitsWorld) 
     pushed = replace(await begin(world, a_generation(sandbox)), content=ImageContent(digest="sha256:7"))
     pushed = replace(pushed.enter(G.PUSHED, at=NOON), registry="registry.test")
     await save(world, pushed)
-    pushed = pushed.fail(Failure(reason="IMAGE_BROKEN", message="x"), at=NOON)
+    pushed = pushed.fail(Failure(kind=ErrorKind.WRONG_STATE, reason="IMAGE_BROKEN", message="x"), at=NOON)
     await save(world, pushed)
     await made(world, sandbox, G.FAILED)
     await made(world, sandbox, G.DISCARDED)

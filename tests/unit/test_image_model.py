@@ -1,16 +1,14 @@
-"""Generations: their statuses, tags and repositories."""
+"""Generations: their statuses and tags."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId, is_name
+from sandboxd.model.errors import ErrorKind
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import (
     MAX_NUMBER,
     STATUS_TRANSITIONS,
@@ -22,16 +20,12 @@ from sandboxd.model.image import (
     GenerationStatusError,
     ImageContent,
     number_of,
-    repository_of,
     tag_of,
 )
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=1)
 G = GenerationStatus
-# A path component and the longest name, of the OCI distribution specification and of what container runtimes take.
-COMPONENT = re.compile(r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*")
-NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9_.@]{0,61}[a-z0-9])?", fullmatch=True).filter(is_name)
 
 
 def a_generation(status: GenerationStatus = G.BUILDING) -> Generation:
@@ -103,9 +97,11 @@ def test_each_step_has_its_moment() -> None:
 
 
 def test_what_becomes_active_again_has_to_be_told_again() -> None:
-    told = replace(a_generation(G.SUPERSEDED), told_time=NOON)
+    told = replace(a_generation(G.SUPERSEDED), told_time=NOON, given_up=IncarnationId("inc"))
 
-    assert told.enter(G.ACTIVE, at=LATER).told_time is None
+    active = told.enter(G.ACTIVE, at=LATER)
+
+    assert (active.told_time, active.given_up) == (None, None)
 
 
 def test_only_what_was_booted_and_is_there_can_be_started_from() -> None:
@@ -118,7 +114,7 @@ def test_only_what_was_booted_and_is_there_can_be_started_from() -> None:
 
 
 def test_a_failure_keeps_its_reason() -> None:
-    failure = Failure(reason="IMAGE_TOO_LARGE", message="Too large.")
+    failure = Failure(kind=ErrorKind.EXHAUSTED, reason="IMAGE_TOO_LARGE", message="Too large.")
 
     failed = a_generation().fail(failure, at=LATER)
 
@@ -148,45 +144,3 @@ def test_there_is_no_tag_beyond_six_digits(number: int) -> None:
 @pytest.mark.parametrize("text", ["", "g", "g1", "g000000", "g0000001", "latest", "G000001", "g00000a", "g000001\n"])
 def test_what_is_no_tag_names_no_number(text: str) -> None:
     assert number_of(text) is None
-
-
-@pytest.mark.parametrize(
-    ("client", "freelancer", "repository"),
-    [
-        ("acme", "ada", "acme/gemini-cli-user-ada"),
-        ("a-b--c", "x.y_z", "a-b--c/gemini-cli-user-x.y_z"),
-        ("acme", "ada@acme.test", "acme/gemini-cli-user-ada__40acme.test"),
-        ("acme", "a..b", "acme/gemini-cli-user-a__2e__2eb"),
-        ("acme", "a__b", "acme/gemini-cli-user-a__5f__5fb"),
-        ("acme", "a__40b", "acme/gemini-cli-user-a__5f__5f40b"),
-        ("acme", "a-.b", "acme/gemini-cli-user-a__2d__2eb"),
-    ],
-)
-def test_a_repository_has_the_names_of_its_owners(client: str, freelancer: str, repository: str) -> None:
-    assert repository_of(ClientId(client), FreelancerId(freelancer)) == repository
-
-
-@given(client=NAMES, freelancer=NAMES)
-def test_every_name_makes_a_repository_that_registries_take(client: str, freelancer: str) -> None:
-    repository = repository_of(ClientId(client), FreelancerId(freelancer))
-
-    assert len(repository) <= 255 - len("a-registry-with-a-long-name.test:65535/")
-    first, second = repository.split("/")
-    assert COMPONENT.fullmatch(first)
-    assert COMPONENT.fullmatch(second)
-
-
-@given(one=NAMES, other=NAMES)
-def test_two_freelancers_never_share_a_repository(one: str, other: str) -> None:
-    same = repository_of(ClientId("acme"), FreelancerId(one)) == repository_of(ClientId("acme"), FreelancerId(other))
-
-    assert same == (one == other)
-
-
-def test_the_longest_names_fit() -> None:
-    worst = "a" + "@" * 61 + "b"
-
-    repository = repository_of(ClientId(worst), FreelancerId(worst))
-
-    assert len(repository) < 200
-    assert repository != repository_of(ClientId(worst), FreelancerId("a" + "@" * 60 + "_b"))

@@ -7,14 +7,13 @@ one sandbox, whose starts take the ACTIVE one.
 from __future__ import annotations
 
 import enum
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, NewType
 
-from sandboxd.model.errors import WrongStateError
+from sandboxd.model.errors import ErrorKind, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 
 GenerationId = NewType("GenerationId", str)
@@ -25,9 +24,6 @@ LISTED: Final = 10
 """Paths, and reasons, that are kept of each kind at most."""
 MAX_NUMBER: Final = 999_999
 """Largest number of a generation: its tag has six digits."""
-MAX_COMPONENT: Final = 100
-"""Longest part of a repository's name that is written out; registries allow 255 characters for all of it."""
-_RUN: Final = re.compile(r"[^a-z0-9]+")
 _TAG: Final = re.compile(r"g([0-9]{6})")
 
 
@@ -148,12 +144,14 @@ class CommitProgress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a commit came to nothing."""
+    """Why a commit came to nothing: an error, as it is raised again."""
 
+    kind: ErrorKind
     reason: str
     """The constant word of the error, as `IMAGE_TOO_LARGE`."""
     message: str
     """For people."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +187,8 @@ class Generation:
     """The base that it lies on, `registry/repository@sha256:…`."""
     parent: GenerationId | None = None
     """What was active when it began, and what it may take the place of."""
+    given_up: IncarnationId | None = None
+    """The life that ran when somebody rolled back to this one: its root file system is not wanted, and not kept."""
     status: GenerationStatus = GenerationStatus.BUILDING
     progress: CommitProgress = field(default_factory=CommitProgress)
     cancelled: bool = False
@@ -256,6 +256,7 @@ class Generation:
             verify_time=at if status is GenerationStatus.VERIFIED else self.verify_time,
             activate_time=at if status is GenerationStatus.ACTIVE else self.activate_time,
             told_time=None if status is GenerationStatus.ACTIVE else self.told_time,
+            given_up=None if status is GenerationStatus.ACTIVE else self.given_up,
             end_time=at if self.end_time is None and not status.in_flight else self.end_time,
             version=self.version + 1,
         )
@@ -296,28 +297,3 @@ def number_of(tag: str) -> int | None:
     """Return the number that a tag names, or None."""
     found = _TAG.fullmatch(tag)
     return int(found[1]) or None if found else None
-
-
-def repository_of(client: ClientId, freelancer: FreelancerId) -> str:
-    """Return the repository of a client's freelancer: `client/gemini-cli-user-freelancer`.
-
-    Two freelancers never share one. A registry allows less in names than we do: letters and digits, between them one
-    `.`, one or two `_`, or any number of `-`; what else a name has is written as `__` and two hexadecimal digits, so
-    that `a@b` becomes `a__40b`, and what would be too long ends in a hash.
-    """
-    return f"{_component(client)}/gemini-cli-user-{_component(freelancer)}"
-
-
-def _component(name: str) -> str:
-    written = _RUN.sub(_escaped, name)
-    if len(written) <= MAX_COMPONENT:
-        return written
-    # Names have at most 63 characters: none decodes to this.
-    return f"h__{hashlib.sha256(name.encode()).hexdigest()}"
-
-
-def _escaped(found: re.Match[str]) -> str:
-    run = found[0]
-    if run in (".", "_") or set(run) == {"-"}:
-        return run
-    return "".join(f"__{ord(one):02x}" for one in run)

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from sandboxd.manager.image_ports import CommitInProgressError, GenerationRepository, ImageNotFoundError
 from sandboxd.manager.ports import MAX_PAGE_SIZE
-from sandboxd.model.errors import ConflictError
+from sandboxd.model.errors import ConflictError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.image import (
     IN_FLIGHT,
@@ -235,6 +235,7 @@ def _values(generation: Generation) -> Values:
         "repository": generation.repository,
         "base": generation.base,
         "parent": generation.parent,
+        "given_up": generation.given_up,
         "status": generation.status.value,
         **_progress_values(generation.progress),
         "cancelled": generation.cancelled,
@@ -250,8 +251,14 @@ def _values(generation: Generation) -> Values:
         "left_out": [{"reason": one.reason, "count": one.count, "paths": list(one.paths)} for one in content.left_out],
         "unchanged": generation.unchanged,
         "seconds": dict(generation.seconds),
-        "failure_reason": failure.reason if failure else None,
-        "failure_message": failure.message if failure else None,
+        "failure": None
+        if failure is None
+        else {
+            "kind": failure.kind.value,
+            "reason": failure.reason,
+            "message": failure.message,
+            "metadata": dict(failure.metadata),
+        },
         "attempts": generation.attempts,
         "create_time": generation.create_time,
         "update_time": generation.update_time,
@@ -284,8 +291,11 @@ def _read(row: Row) -> Generation:
             ),
         )
     failure = None
-    if row["failure_reason"] is not None:
-        failure = Failure(reason=row["failure_reason"], message=row["failure_message"])
+    if row["failure"] is not None:
+        said = row["failure"]
+        failure = Failure(
+            kind=ErrorKind(said["kind"]), reason=said["reason"], message=said["message"], metadata=said["metadata"]
+        )
     return Generation(
         id=GenerationId(row["id"]),
         sandbox=SandboxId(row["sandbox"]),
@@ -300,6 +310,7 @@ def _read(row: Row) -> Generation:
         repository=row["repository"],
         base=row["base"],
         parent=None if row["parent"] is None else GenerationId(row["parent"]),
+        given_up=None if row["given_up"] is None else IncarnationId(row["given_up"]),
         status=GenerationStatus(row["status"]),
         progress=CommitProgress(
             phase=CommitPhase(row["phase"]),

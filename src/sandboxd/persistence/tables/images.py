@@ -9,7 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sandboxd.model.image import CommitPhase, CommitTrigger, GenerationStatus
-from sandboxd.persistence.tables.base import Base, Moment, SafeJson, SafeText, one_of
+from sandboxd.persistence.tables.base import Base, Moment, SafeJson, one_of
 
 IN_FLIGHT: Final = "status IN ('building', 'pushed', 'verified')"
 
@@ -33,6 +33,7 @@ class ImageGenerationRow(Base):
     base: Mapped[str]
     parent: Mapped[str | None]
     """No foreign key: an erasure removes rows in any order."""
+    given_up: Mapped[str | None]
     status: Mapped[str]
     phase: Mapped[str]
     progress_entries: Mapped[int] = mapped_column(BigInteger)
@@ -52,8 +53,7 @@ class ImageGenerationRow(Base):
     left_out: Mapped[list[Any]] = mapped_column(SafeJson)
     unchanged: Mapped[bool]
     seconds: Mapped[dict[str, float]] = mapped_column(JSONB(none_as_null=True))
-    failure_reason: Mapped[str | None]
-    failure_message: Mapped[str | None] = mapped_column(SafeText())
+    failure: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
     attempts: Mapped[int]
     create_time: Mapped[Moment]
     update_time: Mapped[Moment]
@@ -71,7 +71,7 @@ class ImageGenerationRow(Base):
         one_of("status", GenerationStatus),
         one_of("phase", CommitPhase),
         CheckConstraint("number BETWEEN 1 AND 999999", name="number"),
-        CheckConstraint("(failure_reason IS NULL) = (failure_message IS NULL)", name="failure"),
+        CheckConstraint("failure IS NULL OR status IN ('failed', 'superseded', 'deleting', 'deleted')", name="failure"),
         CheckConstraint(
             "status IN ('building', 'failed', 'discarded') OR digest LIKE 'sha256:%' AND registry_host <> ''",
             name="digest",
