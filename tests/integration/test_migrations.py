@@ -58,9 +58,9 @@ ROWS = {
     "0018": (
         """UPDATE sandboxes SET image_generation = 'gen', image_number = 1, image_reference = 'r/a@sha256:0'
         WHERE id = 'sbx'""",
-        """INSERT INTO image_generations VALUES ('gen', 'sbx', 'acme', 'ada', 1, 'inc', 'request', false, 'r', 'r', 'a',
-        'r/base@sha256:1', NULL, NULL, 'active', 'activate', 1, 2, 3, false, 'sha256:0', 'sha256:2', 'sha256:3', 4, 5, 6,
-        7, 8, '[["a", 1]]', '[]', false, '{"capture": 1.5}', NULL, 1, now(), now(), now(), now(), now(), now(),
+        """INSERT INTO image_generations VALUES ('gen', 'sbx', 'acme', 'ada', 1, 'inc', 'request', false, 'r', 'r',
+        'a', 'r/base@sha256:1', NULL, NULL, 'active', 'activate', 1, 2, 3, false, 'sha256:0', 'sha256:2', 'sha256:3',
+        4, 5, 6, 7, 8, '[["a", 1]]', '[]', false, '{"capture": 1.5}', NULL, 1, now(), now(), now(), now(), now(), now(),
         NULL, now(), 1)""",
     ),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
