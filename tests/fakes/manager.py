@@ -33,6 +33,7 @@ from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.image_ports import GenerationRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import Look, LookRepository
+from sandboxd.manager.package_ports import PackageRepository
 from sandboxd.manager.pool_ports import PoolRepository
 from sandboxd.manager.ports import (
     Conversations,
@@ -69,6 +70,7 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.image import Generation, GenerationId
+from sandboxd.model.package_history import KeptChange, PackageRecord
 from sandboxd.model.paging import Page
 from sandboxd.model.pool import Member, Pool, PoolId
 from sandboxd.model.pricing import Price
@@ -83,6 +85,7 @@ from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
 from tests.fakes.generations import FakeGenerationRepository
 from tests.fakes.lifecycle import FakeLookRepository
+from tests.fakes.packages import FakePackageRepository, FakeTurn
 from tests.fakes.pools import FakePoolRepository
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -151,6 +154,9 @@ class _Rows:
     members: dict[SandboxId, Member] = field(default_factory=dict)
     duties: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     generations: dict[GenerationId, Generation] = field(default_factory=dict)
+    package_records: dict[SandboxId, PackageRecord] = field(default_factory=dict)
+    package_changes: dict[SandboxId, list[KeptChange]] = field(default_factory=dict)
+    package_turns: list[FakeTurn] = field(default_factory=list)
 
     def copy(self) -> _Rows:
         return _Rows(
@@ -173,6 +179,9 @@ class _Rows:
             members=dict(self.members),
             duties=dict(self.duties),
             generations=dict(self.generations),
+            package_records=dict(self.package_records),
+            package_changes=dict(self.package_changes),
+            package_turns=list(self.package_turns),
         )
 
 
@@ -216,6 +225,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._keys = FakeKeyRepository(self)
         self._looks = FakeLookRepository(self)
         self._generations = FakeGenerationRepository(self)
+        self._packages = FakePackageRepository(self)
 
     @property
     @override
@@ -281,6 +291,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def generations(self) -> GenerationRepository:
         return self._generations
+
+    @property
+    @override
+    def packages(self) -> PackageRepository:
+        return self._packages
 
     @property
     @override
@@ -374,7 +389,12 @@ class _Sandboxes(_Repository, SandboxRepository):
         if before is None or before.version != sandbox.version - 1:
             raise ConflictError(f"Sandbox {sandbox.id} was changed by somebody else.")
         last = max(before.last_use_time, sandbox.last_use_time)
-        rows.sandboxes[sandbox.id] = replace(sandbox, last_use_time=last)
+        rows.sandboxes[sandbox.id] = replace(
+            sandbox,
+            last_use_time=last,
+            dirty_since=before.dirty_since,
+            unsaved_packages=before.unsaved_packages,
+        )
         rows.look_times[sandbox.id] = sandbox.update_time
 
     @override

@@ -63,6 +63,13 @@ ROWS = {
         4, 5, 6, 7, 8, '[["a", 1]]', '[]', false, '{"capture": 1.5}', NULL, 1, now(), now(), now(), now(), now(), now(),
         NULL, now(), 1)""",
     ),
+    "0019": (
+        """INSERT INTO sandbox_packages VALUES ('sbx', 'inc', 'replica', 1, 1, true, true, now(), now(), now(), NULL,
+        NULL, 0, NULL, 0, '\\x00')""",
+        """INSERT INTO package_changes VALUES ('sbx', 1, 'inc', 1, 'installed', 'dpkg', 'tree', '/var', '2', '',
+        'root', true, now(), now(), 'prc', 'session', 'ses', false)""",
+        "UPDATE sandboxes SET dirty_since = now(), unsaved_packages = 1 WHERE id = 'sbx'",
+    ),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",

@@ -359,6 +359,19 @@ def test_what_an_agent_says_beyond_our_words_is_passed_over() -> None:
     assert package_wire.snapshot_from([pb.PackageSnapshot(packages=odd)]).packages == []
 
 
+def test_a_change_at_no_moment_or_by_an_odd_process_is_no_reason_to_fail() -> None:
+    package = pb.Package(manager=pb.PACKAGE_MANAGER_PIP, name="a", version="1", place=pb.PACKAGE_PLACE_ROOT)
+    told = pb.PackageChange(sequence=1, kind=pb.PACKAGE_CHANGE_KIND_INSTALLED, package=package, process_id="p" * 257)
+
+    read = package_wire.change_from(told)
+    told.time.seconds = 1 << 62
+
+    assert read is not None
+    assert read.process is None
+    assert package_wire.change_from(told) is None
+    assert package_wire.snapshot_from([pb.PackageSnapshot(root_change_time=told.time)]).root_change_time is None
+
+
 def _sequence(news: PackageNews) -> int:
     return news.sequence
 

@@ -16,7 +16,9 @@ from sandboxd.agent.wire import from_rpc_error
 from sandboxd.manager.package_ports import PackageSource
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.packages import MAX_PACKAGES, InstalledPackages, PackageNews
+from sandboxd.model.processes import ProcessId
 from sandboxd.model.sandbox import AgentEndpoint
+from sandboxd.stream.agent_port import ProcessNotFoundError
 
 MAX_PAGES: Final = MAX_PACKAGES // package_wire.PAGE_PACKAGES + 1
 """More than this an honest agent does not send for one moment."""
@@ -36,6 +38,16 @@ class GrpcPackageSource(PackageSource):
             return package_wire.snapshot_from([answer.snapshot])
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise from_rpc_error(error) from error
+        finally:
+            await agent.close()
+
+    @override
+    async def has_terminal(self, endpoint: AgentEndpoint, process: ProcessId, *, timeout: timedelta) -> bool:
+        agent = await self._connector.connect(endpoint)
+        try:
+            return (await agent.get_process(process, timeout=timeout)).spec.terminal is not None
+        except ProcessNotFoundError:
+            return False
         finally:
             await agent.close()
 

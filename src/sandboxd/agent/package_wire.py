@@ -6,7 +6,10 @@ A newer agent may know managers that we do not: what is unknown is passed over, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from typing import Final
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from sandboxd.agent import codec
 from sandboxd.agent.v1 import agent_pb2 as pb
@@ -73,23 +76,30 @@ def snapshot_from(pages: Iterable[pb.PackageSnapshot]) -> InstalledPackages:
         packages=[one for page in listed for told in page.packages if (one := _package_from(told)) is not None],
         sequence=last.sequence,
         complete=last.complete,
-        root_change_time=codec.time_from(last.root_change_time) if last.HasField("root_change_time") else None,
+        root_change_time=_moment(last.root_change_time) if last.HasField("root_change_time") else None,
     )
 
 
 def change_from(told: pb.PackageChange) -> PackageChange | None:
-    """Read a change; None when it is of a kind that we do not know."""
-    kind, package = _KINDS_FROM.get(told.kind), _package_from(told.package)
-    if kind is None or package is None:
+    """Read a change; None when it is of a kind that we do not know, or says what cannot be."""
+    kind, package, moment = _KINDS_FROM.get(told.kind), _package_from(told.package), _moment(told.time)
+    if kind is None or package is None or moment is None:
         return None
     return PackageChange(
         sequence=told.sequence,
         kind=kind,
         package=package,
         old_version=told.old_version if is_word(told.old_version) else "",
-        time=codec.time_from(told.time),
-        process=ProcessId(told.process_id) if told.process_id else None,
+        time=moment,
+        process=ProcessId(told.process_id) if is_word(told.process_id) else None,
     )
+
+
+def _moment(told: Timestamp) -> datetime | None:
+    try:
+        return codec.time_from(told)
+    except (ValueError, OverflowError):  # no moment of this calendar
+        return None
 
 
 def _change_to(change: PackageChange) -> pb.PackageChange:

@@ -19,6 +19,7 @@ from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.image_ports import GenerationRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import LookRepository
+from sandboxd.manager.package_ports import PackageRepository
 from sandboxd.manager.pool_ports import PoolRepository
 from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.errors import ErrorKind
@@ -342,6 +343,11 @@ class UnitOfWork(Protocol):
     @property
     def generations(self) -> GenerationRepository:
         """What root file systems were kept as."""
+        ...
+
+    @property
+    def packages(self) -> PackageRepository:
+        """What is known of packages."""
         ...
 
     @property

@@ -161,6 +161,11 @@ class Sandbox:
     terminate_time: datetime | None = None
     image: SandboxImage | None = None
     """What its next start takes; None is the base."""
+    dirty_since: datetime | None = None
+    """First known change of its root file system that no commit has: gone with the compute, or gone already where it
+    has none. Written by who keeps packages alone, as is the count; the version does not grow with them."""
+    unsaved_packages: int = 0
+    """How many packages belong to that; 0 beside a `dirty_since` where it was something else."""
     version: int = 1
     """Grows with every write; the API shows it as the etag."""
 

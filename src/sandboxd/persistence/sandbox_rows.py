@@ -34,8 +34,12 @@ _MOMENTS: Final = (
 )
 
 
+_UNSAVED: Final[Values] = {"dirty_since": None, "unsaved_packages": 0}
+"""What is no part of a sandbox as it was: it is written by who keeps packages (`packages.py`)."""
+
+
 def sandbox_values(sandbox: Sandbox) -> Values:
-    """A sandbox by columns."""
+    """A sandbox by columns, without what is unsaved of it."""
     image = sandbox.image
     return {
         "id": sandbox.id,
@@ -94,6 +98,8 @@ def read_sandbox(row: Row) -> Sandbox:
         keep_awake_until=row["keep_awake_until"],
         terminate_time=row["terminate_time"],
         image=image,
+        dirty_since=row["dirty_since"],
+        unsaved_packages=row["unsaved_packages"],
         version=row["version"],
     )
 
@@ -198,7 +204,7 @@ def read_outcome(written: Values) -> RequestOutcome:
     if sandbox is not None:
         moments = {name: datetime.fromisoformat(sandbox[name]) if sandbox.get(name) else None for name in _MOMENTS}
         sandbox = read_sandbox(
-            {"lifecycle": None, "image_generation": None} | sandbox | moments
+            {"lifecycle": None, "image_generation": None} | _UNSAVED | sandbox | moments
         )  # an older version may have written it
     response = written.get("response")
     return RequestOutcome(

@@ -33,6 +33,7 @@ from sandboxd.persistence.generations import PostgresGenerationRepository
 from sandboxd.persistence.keys import PostgresKeyRepository
 from sandboxd.persistence.liveness import is_living
 from sandboxd.persistence.looks import PostgresLookRepository
+from sandboxd.persistence.packages import PostgresPackageRepository
 from sandboxd.persistence.pools import PostgresPoolRepository
 from sandboxd.persistence.prices import PostgresPriceRepository
 from sandboxd.persistence.quotas import PostgresQuotaRepository
@@ -212,6 +213,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def generations(self) -> PostgresGenerationRepository:
         return PostgresGenerationRepository(self._open())
+
+    @property
+    @override
+    def packages(self) -> PostgresPackageRepository:
+        return PostgresPackageRepository(self._open())
 
     @property
     @override

@@ -25,6 +25,7 @@ from sandboxd.persistence.tables.conversations import (
 from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
 from sandboxd.persistence.tables.images import ImageGenerationRow
 from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
+from sandboxd.persistence.tables.packages import PackageChangeRow, SandboxPackagesRow
 from sandboxd.persistence.tables.pools import PoolMemberRow, PoolRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.resources import UsageIntervalRow
@@ -53,12 +54,14 @@ __all__ = [
     "ImageGenerationRow",
     "IncarnationRow",
     "OperationRow",
+    "PackageChangeRow",
     "PoolMemberRow",
     "PoolRow",
     "PriceRow",
     "ReplicaRow",
     "RequestRow",
     "SandboxLookRow",
+    "SandboxPackagesRow",
     "SandboxRow",
     "SessionRow",
     "StdinRecordRow",

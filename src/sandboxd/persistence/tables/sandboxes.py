@@ -43,6 +43,9 @@ class SandboxRow(Base):
     """No foreign key: generations refer to their sandbox."""
     image_number: Mapped[int | None]
     image_reference: Mapped[str | None]
+    dirty_since: Mapped[Moment | None]
+    """First change of its root file system that no commit has, as `sandbox_packages` says."""
+    unsaved_packages: Mapped[int] = mapped_column(server_default=text("0"))
 
     __table_args__ = (
         ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
@@ -66,6 +69,7 @@ class SandboxRow(Base):
             "id",
             postgresql_where=text("state IN ('ACTIVE', 'HIBERNATED', 'STOPPED', 'PAUSED')"),
         ),
+        Index("ix_sandboxes_dirty_since", "dirty_since", postgresql_where=text("dirty_since IS NOT NULL")),
         Index("ix_sandboxes_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}),
     )
 
