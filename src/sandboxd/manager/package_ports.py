@@ -110,7 +110,8 @@ class PackageRepository(Protocol):
     async def save(self, record: PackageRecord, changes: Sequence[KeptChange]) -> None:
         """Write a record that is held, add to its history, and show on the sandbox what is unsaved.
 
-        Nobody else writes that: `SandboxRepository.save` leaves it alone. The owner is left as it is. Of the history the newest `MAX_CHANGES` stay.
+        Nobody else writes that: `SandboxRepository.save` leaves it alone. The owner is left as it is. Of the history
+        the newest `MAX_CHANGES` stay.
         """
         ...
 
