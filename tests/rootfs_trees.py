@@ -1,5 +1,6 @@
 """Real trees for tests of captures: a base as it was at a start, what a walk says of it, and what follows from that."""
 
+import hashlib
 import os
 import stat
 import time
@@ -11,6 +12,7 @@ from sandboxd.agent.rootfs_walk import OPEN_DIRECTORY, Expected, Walk, left_out_
 from sandboxd.agent.rootfs_wire import expected_from_entry, only_always
 from sandboxd.model.rootfs import (
     BaselineEntry,
+    BaselineRecord,
     CaptureEnd,
     CaptureFrame,
     ChangedEntry,
@@ -43,6 +45,22 @@ def baseline_of(root: Path) -> list[BaselineEntry]:
     """What a registry would say of an image with this tree."""
     entries = [entry_at(root, path) for path in sorted(all_paths(root), key=walk_key)]
     return [entry for entry in entries if entry is not None]
+
+
+def records_of(root: Path) -> list[BaselineRecord]:
+    """The same with contents' hashes and attributes, as the service keeps it."""
+    return [_record(root, entry) for entry in baseline_of(root)]
+
+
+def _record(root: Path, entry: BaselineEntry) -> BaselineRecord:
+    place = os.fsencode(root) + b"/" + entry.path
+    sha256, xattrs = b"", {}
+    if entry.kind is EntryKind.FILE:
+        with open(place, "rb") as file:  # noqa: PTH123 - bytes
+            sha256 = hashlib.file_digest(file, "sha256").digest()
+    if entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
+        xattrs = {os.fsencode(name): os.getxattr(place, name) for name in os.listxattr(place)}
+    return BaselineRecord(entry=entry, sha256=sha256, xattrs=xattrs)
 
 
 def entry_at(root: Path, path: bytes) -> BaselineEntry | None:
@@ -144,6 +162,11 @@ class Tree:
     def walk(
         self, *, previous: Sequence[bytes] = (), exclude: Sequence[bytes] = (), left_out: dict[bytes, str] | None = None
     ) -> Difference:
+        return read(self.frames(previous=previous, exclude=exclude, left_out=left_out))
+
+    def frames(
+        self, *, previous: Sequence[bytes] = (), exclude: Sequence[bytes] = (), left_out: dict[bytes, str] | None = None
+    ) -> Iterator[CaptureFrame]:
         known = {entry.path for entry in self.baseline}
         expected: list[Expected] = [
             expected_from_entry(entry, always=entry.path in previous) for entry in self.baseline
@@ -152,7 +175,7 @@ class Tree:
         root = os.open(self.root, OPEN_DIRECTORY)
         try:
             skips = left_out_paths(os.fsencode(self.root), exclude) if left_out is None else left_out
-            return read(Walk(root, iter(expected), marker_ns=self.marker_ns, left_out=skips).frames())
+            yield from Walk(root, iter(expected), marker_ns=self.marker_ns, left_out=skips).frames()
         finally:
             os.close(root)
 

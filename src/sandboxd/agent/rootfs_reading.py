@@ -94,6 +94,7 @@ def entry_of(
         mtime=int(status[stat.ST_MTIME]),
         link=link,
         xattrs=attributes,
+        names=status.st_nlink if kind is EntryKind.FILE else 0,
     )
 
 

@@ -247,12 +247,14 @@ class Walk:
                 del self._inodes[inode]
             yield entry_of(path, EntryKind.HARDLINK, status, link=first, attributes={})
             return
-        whole = False
+        whole, names = False, 0
         for frame in read_file(directory, name, path):
+            if isinstance(frame, ChangedEntry):
+                names = frame.names  # who reads this counts on it, not on what was seen before
             whole = whole or isinstance(frame, FileEnd)
             yield frame
-        if whole and status.st_nlink > 1:
-            self._inodes[inode] = (path, status.st_nlink - 1)
+        if whole and names > 1:
+            self._inodes[inode] = (path, names - 1)
 
     def _find(self, path: bytes) -> Generator[CaptureFrame, None, Expected | None]:
         """Pass all of the base that comes before a path, and return what the base has there."""

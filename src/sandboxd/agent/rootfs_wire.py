@@ -175,6 +175,7 @@ def _changed_to(entry: ChangedEntry) -> pb.ChangedEntry:
         modify_time=entry.mtime,
         link=entry.link,
         attributes=[pb.ExtendedAttribute(name=name, value=value) for name, value in sorted(entry.xattrs.items())],
+        names=entry.names,
     )
 
 
@@ -192,4 +193,5 @@ def _changed_from(message: pb.ChangedEntry) -> ChangedEntry:
         mtime=message.modify_time,
         link=message.link,
         xattrs={one.name: one.value for one in message.attributes},
+        names=message.names,
     )

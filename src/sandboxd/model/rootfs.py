@@ -70,6 +70,8 @@ class ChangedEntry:
     link: bytes = b""
     """Target of a SYMLINK; of a HARDLINK the path of the earlier FILE."""
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
+    names: int = 0
+    """How many names a FILE had; a HARDLINK to it comes only where there were several. 0 where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
