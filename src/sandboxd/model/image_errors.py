@@ -65,3 +65,9 @@ class BaselineDamagedError(UnavailableError):
     """A base image's entries in the cache are cut or damaged; they are made anew by the next attempt."""
 
     reason = "BASELINE_DAMAGED"
+
+
+class LayerWriterFailedError(UnavailableError):
+    """The process that writes a layer was killed, or has no room: nothing of the sandbox is wrong; try again."""
+
+    reason = "LAYER_WRITER_FAILED"
