@@ -20,6 +20,7 @@ from sandboxd.model.sandbox import Incarnation, Sandbox
 from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
+from tests.fakes.packages import FakePackageSource
 
 SOON = timedelta(seconds=5)
 NOW = timedelta(0)
@@ -53,6 +54,7 @@ class ManagerWorld:
         self.backend.keeps_root = keeps_root
         self.conversations = FakeConversations()
         self.wakeups = FakeWakeups()
+        self.packages = FakePackageSource()
         self.core, self.manager = self.replica("first")
         self.use = self.core.use
 
@@ -71,6 +73,7 @@ class ManagerWorld:
             duties=FakeDuties(self.duties, replica=name),
             lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
             lifecycle=self.lifecycle,
+            packages=self.packages,
         )
         core = ManagerCore(tools)
         return core, SandboxManager(core=core, conversations=self.conversations)

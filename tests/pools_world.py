@@ -21,6 +21,7 @@ from sandboxd.model.sources import Clock, IdSource
 from tests.eventually import eventually
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeConversations, FakeTokens, FakeWakeups
+from tests.fakes.packages import FakePackageSource
 from tests.manager_world import GATEWAY, a_caller, a_request
 
 QUICK = RefillLimits(at_once=50, per_second=1000.0)
@@ -56,6 +57,7 @@ class PoolReplica:
             lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
             starts=starts or StartLimits(),
             refill=refill,
+            packages=FakePackageSource(),
         )
         self.core = ManagerCore(self.tools)
         self.manager = SandboxManager(core=self.core, conversations=FakeConversations())

@@ -51,6 +51,7 @@ from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeWakeups
+from tests.fakes.packages import FakePackageSource
 
 ACME, OTHER = ClientId("acme_1%"), ClientId("acmeX1y")
 """The first would match the second where it is taken for a pattern."""
@@ -90,6 +91,7 @@ class ErasureWorld:
             replica=f"life-{self.lives}",
             duties=FakeDuties({}, replica=f"life-{self.lives}"),
             lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
+            packages=FakePackageSource(),
         )
         core = ManagerCore(tools)
         self.manager = SandboxManager(core=core, conversations=FakeConversations())

@@ -211,6 +211,18 @@ async def test_what_a_stop_would_lose_stays_hibernated_until_its_owner_says_othe
     assert world.row(careless.id).state is S.TERMINATED
 
 
+async def test_what_is_known_to_be_unsaved_hinders_a_stop_and_is_called_so() -> None:
+    world = ManagerWorld(keeps_root=False)
+    sandbox = await world.given_active()
+    world.units.rows.sandboxes[sandbox.id] = replace(world.row(sandbox.id), dirty_since=world.clock.now())
+
+    await passes(world, 3 * HOUR, every=10 * MINUTE)
+    report = await world.manager.sweep.run(dry_run=True)
+
+    assert world.row(sandbox.id).state is S.HIBERNATED
+    assert [plan.hindrance for plan in report.plans] == ["ROOT_DIRTY"]
+
+
 async def test_a_paused_sandbox_ends_after_thirty_days_and_not_before() -> None:
     world = ManagerWorld(keeps_root=False)
     sandbox = await world.given_paused()

@@ -16,6 +16,7 @@ from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.manager.administration import Figures
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
+from sandboxd.manager.package_metrics import PackageMetrics
 from sandboxd.manager.pool_metrics import PoolMetrics
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.trace import Tracer
@@ -47,6 +48,7 @@ class Observation:
     manager: ManagerMetrics
     lifecycle: LifecycleMetrics
     pools: PoolMetrics
+    packages: PackageMetrics
     stream: StreamMetrics
 
     @staticmethod
@@ -62,6 +64,7 @@ class Observation:
             manager=ManagerMetrics(registry),
             lifecycle=LifecycleMetrics(registry),
             pools=PoolMetrics(registry),
+            packages=PackageMetrics(registry),
             stream=StreamMetrics(registry),
         )
 
@@ -112,6 +115,7 @@ class Observation:
             try:
                 census = await count_sandboxes(database)
                 self.manager.census(census.states, stuck=census.stuck)
+                self.packages.dirty(sandboxes=census.dirty, oldest_seconds=census.oldest_dirty.total_seconds())
             except UnavailableError as error:
                 log.info("census.unanswered", error=error.message)
             await asyncio.sleep(CENSUS_SECONDS)

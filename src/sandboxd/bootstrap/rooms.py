@@ -104,6 +104,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     sessions = PostgresSessions(database)
     ledger = PostgresUsageLedger(database)
     audit = make_audit(settings, database, clock=clock, ids=ids, replica=replica, registry=seen.registry)
+    package_source = GrpcPackageSource(connector)
     core = ManagerCore(
         ManagerTools(
             units=PostgresUnitsOfWork(database),
@@ -129,6 +130,8 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             duties=PostgresDuties(database, replica=replica),
             lifecycle_metrics=seen.lifecycle,
             sweep_every=timedelta(seconds=settings.sweep_seconds),
+            packages=package_source,
+            package_metrics=seen.packages,
         )
     )
     commit = GroupCommit(journal, appended=seen.stream.appended)
@@ -217,7 +220,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         ),
         reflect=settings.reflection,
         tenancy=tenancy,
-        packages=Packages(units=core.tools.units, source=GrpcPackageSource(connector)),
+        packages=Packages(units=core.tools.units, source=package_source),
         tracer=seen.tracer,
     )
     doors.entrance = api

@@ -128,11 +128,17 @@ class Dirtiness(Protocol):
 
 
 class BackendDirtiness(Dirtiness):
-    """The first answer: what the backend says of all its sandboxes. The agent's comes with commits."""
+    """What the backend says of all its sandboxes, and what is known to be unsaved of one.
+
+    That nothing is known to be unsaved proves nothing: a change deep in a directory is seen by no look, only by the
+    walk of a commit. So it makes a sandbox dirty, and never clean.
+    """
 
     def __init__(self, *, keeps_root: bool) -> None:
-        self._root = Root.CLEAN if keeps_root else Root.UNKNOWN
+        self._keeps_root = keeps_root
 
     @override
     async def root_of(self, sandbox: Sandbox) -> Root:
-        return self._root
+        if self._keeps_root:
+            return Root.CLEAN
+        return Root.UNKNOWN if sandbox.dirty_since is None else Root.DIRTY

@@ -155,7 +155,8 @@ class PackageKeeping(SavedMarks):
             await work.commit()
         if kept or _shown(record) != _shown(before):
             await self._changes.announce(watched.sandbox)
-        return Kept(record=record, changes=kept)
+        missed = record.missed - (before.missed if before.incarnation == record.incarnation else 0)
+        return Kept(record=record, changes=kept, missed=missed)
 
     async def _terminals(self, watched: Watched, changes: Sequence[PackageChange]) -> frozenset[ProcessId]:
         """Which of the processes that are named are at a terminal; asked before the transaction."""
@@ -197,6 +198,8 @@ class Kept:
     record: PackageRecord
     changes: Sequence[KeptChange]
     """Those that were not known before."""
+    missed: int
+    """How many more the agent had numbered."""
 
 
 def bounded(installed: InstalledPackages) -> InstalledPackages:

@@ -29,6 +29,10 @@ from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
+from sandboxd.manager.package_keeping import PackageKeeping
+from sandboxd.manager.package_metrics import PackageMetrics
+from sandboxd.manager.package_ports import PackageSource
+from sandboxd.manager.package_watching import PackageWatcher
 from sandboxd.manager.pool_metrics import PoolMetrics
 from sandboxd.manager.pool_ports import PoolBoard
 from sandboxd.manager.pools import MEMBERS_PER_CLIENT
@@ -97,6 +101,8 @@ class ManagerTools:
     """How large the pools of a client may be together."""
     pool_board: PoolBoard | None = None
     """Where people look at pools beside the API."""
+    packages: PackageSource
+    package_metrics: PackageMetrics = field(default_factory=lambda: PackageMetrics(CollectorRegistry()))
 
 
 class ManagerCore:
@@ -155,6 +161,7 @@ class ManagerCore:
         )
         self.losses = Losses(units=units, backend=backend, clock=clock, changes=self.changes, metrics=tools.metrics)
         self.announcements = Announcements(units=units, changes=self.changes)
+        self.package_keeping = PackageKeeping(units=units, source=tools.packages, changes=self.changes, clock=clock)
         self.use = SandboxUse(
             units=units,
             intents=self.intents,
@@ -282,6 +289,16 @@ class SandboxManager:
             deeds=tools.deeds,
         )
 
+        self.package_watcher = PackageWatcher(
+            units=tools.units,
+            source=tools.packages,
+            keeping=core.package_keeping,
+            changes=core.changes,
+            metrics=tools.package_metrics,
+            clock=tools.clock,
+            replica=tools.replica,
+        )
+
     def backend(self) -> BackendDescription:
         """Where sandboxes are placed."""
         return self._core.tools.backend.describe()
@@ -355,6 +372,7 @@ class SandboxManager:
             group.create_task(self.sweeping.run(), name="manager-sweep")
             group.create_task(self.refill.run(), name="manager-pools")
             group.create_task(self._core.announcements.run(), name="manager-announcements")
+            group.create_task(self.package_watcher.run(), name="manager-packages")
 
     async def run_for_a_sweep(self) -> None:
         """Keep going what a sweep from outside needs, until cancelled: no recovery, and no sweep of its own."""
