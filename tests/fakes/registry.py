@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,7 +30,7 @@ class FakeRegistry(Registry):
             raise NotFoundError(f"There is no {reference}.") from None
 
     @override
-    async def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncIterator[bytes]:
+    async def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncGenerator[bytes, None]:
         content = self.blobs[repository].get(digest)
         if content is None:
             raise NotFoundError(f"There is no {digest}.")

@@ -81,7 +81,7 @@ class FakeRootfsCapture(RootfsCapture):
         if timeout <= timedelta():
             raise DeadlineError("The capture did not end in time.")
         left_out = dict.fromkeys(exclude, "excluded") | self.skipped
-        base = {entry.path: entry async for entry in baseline}
+        base = {entry.path: entry async for entry in baseline if entry.path}  # the root is nobody's change
         changed = deleted = content_bytes = 0
         for path in sorted({*base, *self.entries}, key=walk_key):
             above = _above(path)

@@ -170,7 +170,11 @@ class BuiltImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """A base image's entries in a file of the cache, in the order of `walk_key` (`images/baseline_file.py`)."""
+    """A base image's entries in a file of the cache, in the order of `walk_key` (`images/baseline_file.py`).
+
+    The first is the root itself, `b""`. Devices are not among them. The cache may let go of a file that is not used for
+    long: whoever reads it then gets a `BaselineDamagedError`, and asks for it again.
+    """
 
     file: Path
     entries: int

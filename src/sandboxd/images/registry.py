@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -53,7 +53,7 @@ class Registry(Protocol):
         """
         ...
 
-    def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncIterator[bytes]:
+    def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncGenerator[bytes, None]:
         """Stream a blob of this size; it fails at the end where size or digest are not those, and never yields more.
 
         Raises:

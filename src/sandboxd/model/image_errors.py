@@ -71,3 +71,9 @@ class LayerWriterFailedError(UnavailableError):
     """The process that writes a layer was killed, or has no room: nothing of the sandbox is wrong; try again."""
 
     reason = "LAYER_WRITER_FAILED"
+
+
+class ImageInvalidError(UnavailableError):
+    """What the registry has is no image that can be taken apart: damaged, hostile, or of an unknown form."""
+
+    reason = "IMAGE_INVALID"

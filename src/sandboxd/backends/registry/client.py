@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -93,7 +93,7 @@ class OciRegistry(Registry):
         return found
 
     @override
-    async def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncIterator[bytes]:
+    async def blob(self, repository: str, digest: str, *, size: int, timeout: timedelta) -> AsyncGenerator[bytes, None]:
         hashed, count = hashlib.sha256(), 0
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout.total_seconds()
