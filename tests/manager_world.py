@@ -8,19 +8,24 @@ from itertools import count
 
 from prometheus_client import CollectorRegistry
 
+from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
-from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.manager.tools import ManagerTools
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
+from sandboxd.model.image_names import user_repository
 from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.sandbox import Incarnation, Sandbox
 from tests.fakes.agent import FakeAgentConnector
+from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
 from tests.fakes.packages import FakePackageSource
+from tests.fakes.registry import FakeRegistry
 
 SOON = timedelta(seconds=5)
 NOW = timedelta(0)
@@ -43,7 +48,9 @@ def a_request(caller: Caller | None = None, *, request_id: str = "", body: str =
 class ManagerWorld:
     """What the replicas share, and the first of them."""
 
-    def __init__(self, lifecycle: LifecyclePolicy | None = None, *, keeps_root: bool = True) -> None:
+    def __init__(
+        self, lifecycle: LifecyclePolicy | None = None, *, keeps_root: bool = True, commits: bool = False
+    ) -> None:
         self.lifecycle = lifecycle or LifecyclePolicy()
         self.duties: dict[str, tuple[str, int]] = {}
         self.clock = FakeClock()
@@ -55,6 +62,18 @@ class ManagerWorld:
         self.conversations = FakeConversations()
         self.wakeups = FakeWakeups()
         self.packages = FakePackageSource()
+        self.registry = FakeRegistry()
+        self.builder = FakeImageBuilder(self.registry)
+        self.probe = FakeImageProbe()
+        self.running = FakeRunningImages(self.backend)
+        self.image_tools = ImageTools(
+            builder=self.builder,
+            probe=self.probe,
+            running=self.running,
+            registry=self.registry,
+            repository_of=user_repository,
+        )
+        self.commits = commits
         self.core, self.manager = self.replica("first")
         self.use = self.core.use
 
@@ -74,8 +93,11 @@ class ManagerWorld:
             lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
             lifecycle=self.lifecycle,
             packages=self.packages,
+            images=self.image_tools if self.commits else None,
         )
         core = ManagerCore(tools)
+        if core.commits is not None:
+            core.commits.report_every = timedelta(milliseconds=20)
         return core, SandboxManager(core=core, conversations=self.conversations)
 
     async def given_active(self, caller: Caller | None = None, wish: NewSandbox | None = None) -> Sandbox:

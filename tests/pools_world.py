@@ -12,8 +12,9 @@ from sandboxd.manager.once import Once
 from sandboxd.manager.pool_ports import PoolWork
 from sandboxd.manager.pools import Pools, PoolWish
 from sandboxd.manager.ports import UnitsOfWork
-from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.manager.tools import ManagerTools
 from sandboxd.model.caller import Caller
 from sandboxd.model.pool import Member, MemberState, PoolCounts, PoolId, RefillLimits, StartLimits
 from sandboxd.model.sandbox import Tier

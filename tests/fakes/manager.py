@@ -70,6 +70,7 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.image import Generation, GenerationId
+from sandboxd.model.image_errors import ImageBrokenError
 from sandboxd.model.package_history import KeptChange, PackageRecord
 from sandboxd.model.paging import Page
 from sandboxd.model.pool import Member, Pool, PoolId
@@ -585,6 +586,12 @@ class FakeBackend(Backend):
         """What each was last asked to have."""
         self.shrunk: set[SandboxId] = set()
         """Those that were asked to take as little as they can."""
+        self.images: dict[IncarnationId, str] = {}
+        """What each life was started from; empty is the base."""
+        self.next_images: dict[SandboxId, str] = {}
+        """What each was told to start from next."""
+        self.broken_images: set[str] = set()
+        """What does not boot."""
         self._ports = count(10_001)
 
     @override
@@ -600,6 +607,8 @@ class FakeBackend(Backend):
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
         await self._weather()
+        if spec.image in self.broken_images:
+            raise ImageBrokenError(f"{spec.image} does not boot.", image=spec.image)
         self.owners[spec.sandbox] = spec.freelancer
         lives = self.running.setdefault(spec.sandbox, {})
         self.files.add(spec.sandbox)
@@ -610,6 +619,8 @@ class FakeBackend(Backend):
         if incarnation not in lives:
             endpoint = AgentEndpoint(host="127.0.0.1", port=next(self._ports), server_name=f"{incarnation}.test")
             lives[incarnation] = endpoint
+            self.images[incarnation] = spec.image
+            self.next_images[spec.sandbox] = spec.image
             self.connector.agents[_address(endpoint)] = FakeAgent(sandbox=spec.sandbox, incarnation=incarnation)
             self.starts += 1
         return lives[incarnation]

@@ -22,9 +22,10 @@ from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.ports import UnitsOfWork
-from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tenancy import Tenancy, make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.manager.tools import ManagerTools
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.client import AccountState, ClientPolicy
 from sandboxd.model.client_errors import (

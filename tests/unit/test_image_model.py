@@ -97,11 +97,12 @@ def test_each_step_has_its_moment() -> None:
 
 
 def test_what_becomes_active_again_has_to_be_told_again() -> None:
-    told = replace(a_generation(G.SUPERSEDED), told_time=NOON, given_up=IncarnationId("inc"))
+    failure = Failure(kind=ErrorKind.CONFLICT, reason="COMMIT_OVERTAKEN", message="Overtaken.")
+    told = replace(a_generation(G.SUPERSEDED), told_time=NOON, given_up=IncarnationId("inc"), failure=failure)
 
     active = told.enter(G.ACTIVE, at=LATER)
 
-    assert (active.told_time, active.given_up) == (None, None)
+    assert (active.told_time, active.given_up, active.failure) == (None, None, None)
 
 
 def test_only_what_was_booted_and_is_there_can_be_started_from() -> None:

@@ -14,6 +14,7 @@ from sandboxd import __version__
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.manager.administration import Figures
+from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.package_metrics import PackageMetrics
@@ -49,6 +50,7 @@ class Observation:
     lifecycle: LifecycleMetrics
     pools: PoolMetrics
     packages: PackageMetrics
+    commits: CommitMetrics
     stream: StreamMetrics
 
     @staticmethod
@@ -65,6 +67,7 @@ class Observation:
             lifecycle=LifecycleMetrics(registry),
             pools=PoolMetrics(registry),
             packages=PackageMetrics(registry),
+            commits=CommitMetrics(registry),
             stream=StreamMetrics(registry),
         )
 

@@ -23,9 +23,10 @@ from sandboxd.gateway.tokens import SandboxTokenSigner
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.erasing import Eraser
 from sandboxd.manager.packages import Packages
-from sandboxd.manager.sandboxes import ManagerCore, ManagerTools, SandboxManager
+from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
+from sandboxd.manager.tools import ManagerTools
 from sandboxd.manager.turn_quotas import AccountTurnQuotas
 from sandboxd.monitor.own_deeds import AuditedDeeds
 from sandboxd.monitor.sweep import OrphanSweep
@@ -115,6 +116,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             model_endpoint=_model_endpoint(settings),
             metrics=seen.manager,
             pool_metrics=seen.pools,
+            commit_metrics=seen.commits,
             starts=settings.start_limits,
             refill=settings.refill_limits,
             pool_members_per_client=settings.pool_members_per_client,

@@ -7,36 +7,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from datetime import timedelta
-
-from prometheus_client import CollectorRegistry
 
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.admission import Admission
 from sandboxd.manager.announcing import Announcements, RestNotice
-from sandboxd.manager.backend_port import Backend, BackendDescription
+from sandboxd.manager.backend_port import BackendDescription
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.claims import PoolClaims
 from sandboxd.manager.cold_starts import ColdStarts
+from sandboxd.manager.commits import Commits
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
 from sandboxd.manager.freezing import Freezing
-from sandboxd.manager.intents import LEASE, Intents
-from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
-from sandboxd.manager.lifecycle_ports import BackendDirtiness, Duties
+from sandboxd.manager.images import Images
+from sandboxd.manager.intents import Intents
+from sandboxd.manager.lifecycle_ports import BackendDirtiness
 from sandboxd.manager.losses import Losses
-from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.operations import Operations, Settled
-from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.package_keeping import PackageKeeping
-from sandboxd.manager.package_metrics import PackageMetrics
-from sandboxd.manager.package_ports import PackageSource
 from sandboxd.manager.package_watching import PackageWatcher
-from sandboxd.manager.pool_metrics import PoolMetrics
-from sandboxd.manager.pool_ports import PoolBoard
-from sandboxd.manager.pools import MEMBERS_PER_CLIENT
-from sandboxd.manager.ports import Conversations, ModelTokens, SandboxOrder, UnitsOfWork
+from sandboxd.manager.ports import Conversations, SandboxOrder
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
 from sandboxd.manager.recovery import Recovery
@@ -48,61 +39,15 @@ from sandboxd.manager.resting import Resting
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.sweep import Sweep
 from sandboxd.manager.sweeping import SweepLoop
-from sandboxd.manager.tokens import ModelEndpointTarget, TokenKeeper
+from sandboxd.manager.tokens import TokenKeeper
+from sandboxd.manager.tools import ManagerTools
 from sandboxd.manager.use import SandboxUse
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
-from sandboxd.model.pool import RefillLimits, StartLimits
 from sandboxd.model.sandbox import Sandbox
-from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.startup import StartReport
-from sandboxd.model.trace import NO_TRACES, Tracer
-from sandboxd.stream.agent_port import AgentConnector
-from sandboxd.stream.ports import Wakeups
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ManagerTools:
-    """What every part of the manager works with."""
-
-    units: UnitsOfWork
-    backend: Backend
-    connector: AgentConnector
-    wakeups: Wakeups
-    tokens: ModelTokens
-    model_endpoint: ModelEndpointTarget
-    metrics: ManagerMetrics
-    clock: Clock
-    ids: IdSource
-    explicit_registration: bool = False
-    """True where clients and freelancers must be made before they act."""
-    replica: str
-    """Id of this replica: the one whose advisory lock is held while it lives."""
-    lease: timedelta = LEASE
-    """How long the work on a sandbox is ours without a sign of life."""
-    tracer: Tracer = NO_TRACES
-    deeds: OwnDeeds = UNRECORDED
-    lifecycle: LifecyclePolicy = field(default_factory=LifecyclePolicy)
-    """When sandboxes rest whose clients do not wish otherwise."""
-    duties: Duties
-    lifecycle_metrics: LifecycleMetrics
-    sweep_every: timedelta = timedelta(0)
-    """How often sandboxes whose time has come are looked for here; zero leaves that to others."""
-    """Where the service's own work is put on record."""
-    pool_metrics: PoolMetrics = field(default_factory=lambda: PoolMetrics(CollectorRegistry()))
-    starts: StartLimits = field(default_factory=StartLimits)
-    """How many sandboxes this replica starts at once."""
-    refill: RefillLimits = field(default_factory=RefillLimits)
-    """How fast pools are filled."""
-    pool_members_per_client: int = MEMBERS_PER_CLIENT
-    """How large the pools of a client may be together."""
-    pool_board: PoolBoard | None = None
-    """Where people look at pools beside the API."""
-    packages: PackageSource
-    package_metrics: PackageMetrics = field(default_factory=lambda: PackageMetrics(CollectorRegistry()))
 
 
 class ManagerCore:
@@ -162,6 +107,23 @@ class ManagerCore:
         self.losses = Losses(units=units, backend=backend, clock=clock, changes=self.changes, metrics=tools.metrics)
         self.announcements = Announcements(units=units, changes=self.changes)
         self.package_keeping = PackageKeeping(units=units, source=tools.packages, changes=self.changes, clock=clock)
+        self.commits = (
+            None
+            if tools.images is None
+            else Commits(
+                units=units,
+                images=tools.images,
+                changes=self.changes,
+                clock=clock,
+                ids=tools.ids,
+                replica=tools.replica,
+                metrics=tools.commit_metrics,
+                packages=self.package_keeping,
+                deeds=tools.deeds,
+                tracer=tools.tracer,
+                lease=tools.lease,
+            )
+        )
         self.use = SandboxUse(
             units=units,
             intents=self.intents,
@@ -251,6 +213,15 @@ class SandboxManager:
             cold_starts=cold_starts,
             backend=tools.backend,
             metrics=tools.pool_metrics,
+            clock=tools.clock,
+            ids=tools.ids,
+        )
+        self.images = Images(
+            units=tools.units,
+            commits=core.commits,
+            keeps_root=tools.backend.describe().keeps_root,
+            changes=core.changes,
+            metrics=tools.commit_metrics,
             clock=tools.clock,
             ids=tools.ids,
         )
@@ -373,6 +344,8 @@ class SandboxManager:
             group.create_task(self.refill.run(), name="manager-pools")
             group.create_task(self._core.announcements.run(), name="manager-announcements")
             group.create_task(self.package_watcher.run(), name="manager-packages")
+            if self._core.commits is not None:
+                group.create_task(self._core.commits.run(), name="manager-commits")
 
     async def run_for_a_sweep(self) -> None:
         """Keep going what a sweep from outside needs, until cancelled: no recovery, and no sweep of its own."""
@@ -382,5 +355,8 @@ class SandboxManager:
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let running work end within the grace; the rest is for the recovery of whoever comes next."""
-        await self._core.operations.drain(grace=grace)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._core.operations.drain(grace=grace), name="drain-operations")
+            if self._core.commits is not None:
+                group.create_task(self._core.commits.drain(grace=grace), name="drain-commits")
         await self.claims.drain()

@@ -37,6 +37,7 @@ def spec_of(sandbox: Sandbox) -> SandboxSpec:
         freelancer=sandbox.freelancer,
         resources=TIER_RESOURCES[sandbox.tier],
         tier=sandbox.tier,
+        image=sandbox.image.reference if sandbox.image else "",
     )
 
 

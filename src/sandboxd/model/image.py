@@ -257,6 +257,7 @@ class Generation:
             activate_time=at if status is GenerationStatus.ACTIVE else self.activate_time,
             told_time=None if status is GenerationStatus.ACTIVE else self.told_time,
             given_up=None if status is GenerationStatus.ACTIVE else self.given_up,
+            failure=None if status is GenerationStatus.ACTIVE else self.failure,
             end_time=at if self.end_time is None and not status.in_flight else self.end_time,
             version=self.version + 1,
         )

@@ -1,0 +1,332 @@
+"""The steps of one commit: build, probe, activate, tell. Each is safe to repeat, and durable before the next begins.
+
+Nothing is released and nothing becomes active before the one after it is proven: a candidate is in the registry byte
+for byte, then it was booted, and only then the sandbox's row names it. What a crash leaves says its status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.images.ports import (
+    BuildOrder,
+    BuildProgress,
+    BuiltImage,
+    ImageBuilder,
+    ImageLimits,
+    ImageProbe,
+    ImageReference,
+    RunningImages,
+    SecretPolicy,
+)
+from sandboxd.images.registry import Registry
+from sandboxd.manager.changes import Changes
+from sandboxd.manager.package_keeping import PackageKeeping
+from sandboxd.manager.ports import OperationId, UnitOfWork, UnitsOfWork
+from sandboxd.model.commit_errors import CommitOvertakenError, ImageNotRunningError
+from sandboxd.model.errors import StaleOwnerError, UnavailableError
+from sandboxd.model.failpoints import failpoint
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+from sandboxd.model.image import (
+    LISTED,
+    CommitPhase,
+    CommitProgress,
+    Failure,
+    Generation,
+    GenerationStatus,
+    ImageContent,
+    LeftOutPaths,
+)
+from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, Tier
+from sandboxd.model.sources import Clock
+from sandboxd.model.trace import NO_TRACES, Tracer
+
+ASK_TIMEOUT: Final = timedelta(seconds=15)
+_G = GenerationStatus
+_PHASES: Final = {phase.value: phase for phase in CommitPhase}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTools:
+    """What commits work with."""
+
+    builder: ImageBuilder
+    probe: ImageProbe
+    running: RunningImages
+    registry: Registry
+    """Where images are pushed."""
+    repository_of: Callable[[ClientId, FreelancerId], str]
+    """Where a freelancer's images lie there."""
+    secrets: SecretPolicy = SecretPolicy.STRIP
+    build_timeout: timedelta = timedelta(minutes=30)
+    probe_timeout: timedelta = timedelta(minutes=2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """A generation, and the lease under which this process works on it."""
+
+    generation: Generation
+    operation: OperationId
+
+
+@dataclass(slots=True, kw_only=True)
+class ProgressNote:
+    """How far a commit is, from the one who works to the one who writes it down."""
+
+    progress: CommitProgress = field(default_factory=CommitProgress)
+    fresh: bool = False
+
+    def take(self, progress: CommitProgress) -> None:
+        """Note progress."""
+        self.progress, self.fresh = progress, True
+
+    def built(self, said: BuildProgress) -> None:
+        """Note what a builder says."""
+        phase = _PHASES.get(said.phase, CommitPhase.CAPTURE)
+        self.take(CommitProgress(phase=phase, entries=said.entries, bytes=said.bytes, total_bytes=said.total_bytes))
+
+
+def lease_key(generation: Generation) -> SandboxId:
+    """Say under which key the work on a generation is leased: sandboxes' own leases are for their states."""
+    return SandboxId(generation.id)
+
+
+def limits_of(tier: Tier) -> ImageLimits:
+    """Say how large the image of a sandbox may be: as much as its root file system may change, which is its storage."""
+    most = TIER_RESOURCES[tier].storage_bytes
+    return ImageLimits(raw_bytes=most, compressed_bytes=most)
+
+
+class CommitSteps:
+    """Carries a commit out from wherever it stands."""
+
+    def __init__(
+        self,
+        *,
+        units: UnitsOfWork,
+        images: ImageTools,
+        changes: Changes,
+        packages: PackageKeeping | None = None,
+        clock: Clock,
+        tracer: Tracer = NO_TRACES,
+    ) -> None:
+        self._packages = packages
+        self._units = units
+        self._images = images
+        self._changes = changes
+        self._clock = clock
+        self._tracer = tracer
+
+    async def carry_out(self, held: Held, note: ProgressNote) -> Generation:
+        """Go on from the generation's status until its commit has ended; what could not be told is left to recovery.
+
+        Raises:
+            SandboxdError: It failed; the row does not say so yet.
+        """
+        if held.generation.status is _G.BUILDING:
+            failpoint("commit.after_commit")
+            held = await self._build(held, note)
+        if held.generation.status is _G.PUSHED:
+            failpoint("commit.after_push")
+            held = await self._probe(held, note)
+        if held.generation.status is _G.VERIFIED:
+            failpoint("commit.after_verify")
+            held = await self._activate(held, note)
+        return held.generation
+
+    async def _build(self, held: Held, note: ProgressNote) -> Held:
+        held, order = await self._order(held)
+        with self._tracer.step("commit.build"):
+            built = await self._images.builder.build(order, timeout=self._images.build_timeout, progress=note.built)
+        failpoint("commit.after_build")
+        generation = held.generation
+        done = replace(
+            generation,
+            registry=order.base.registry if built.image is None else built.image.registry,
+            repository=generation.repository if built.image is None else built.image.repository,
+            content=_content(built),
+            unchanged=built.unchanged,
+            seconds=dict(built.seconds),
+        )
+        if not generation.dry_run and not built.unchanged and built.image is not None:
+            return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()))
+        discarded = done.enter(_G.DISCARDED, at=self._clock.now())
+        return await self._save(held, discarded, saved=built.unchanged and not generation.dry_run)
+
+    async def _order(self, held: Held) -> tuple[Held, BuildOrder]:
+        """Say what is to be built, and note on what base, in the place of what, and from when on."""
+        generation = held.generation
+        async with self._units.begin() as work:
+            sandbox = await work.sandboxes.get(generation.sandbox)
+            life = await work.incarnations.current(generation.sandbox)
+            active = None if sandbox.image is None else await work.generations.get(sandbox.image.generation)
+        if life is None or life.id != generation.incarnation:
+            raise CommitOvertakenError(
+                f"The life of sandbox {sandbox.id} that was to be committed has ended.", sandbox=sandbox.id
+            )
+        running = await self._images.running.image(sandbox.id, life.id, timeout=ASK_TIMEOUT)
+        base = _base(sandbox, active, generation, running)
+        at = self._clock.now()
+        noted = replace(
+            generation,
+            base=str(base),
+            parent=None if active is None else active.id,
+            capture_time=at,
+            update_time=at,
+            version=generation.version + 1,
+        )
+        order = BuildOrder(
+            sandbox=sandbox.id,
+            incarnation=life.id,
+            base=base,
+            repository=generation.repository,
+            generation=generation.number,
+            limits=limits_of(sandbox.tier),
+            labels={
+                "dev.sandboxd.client": sandbox.client,
+                "dev.sandboxd.freelancer": sandbox.freelancer,
+                "dev.sandboxd.sandbox": sandbox.id,
+            },
+            previous=None if active is None else ImageReference.parse(active.reference),
+            dry_run=generation.dry_run,
+            secrets=self._images.secrets,
+        )
+        return await self._save(held, noted), order
+
+    async def _probe(self, held: Held, note: ProgressNote) -> Held:
+        note.take(CommitProgress(phase=CommitPhase.PROBE))
+        generation, began = held.generation, self._clock.monotonic()
+        image = ImageReference.parse(generation.reference)
+        with self._tracer.step("commit.probe"):
+            await self._images.probe.probe(generation.sandbox, image, timeout=self._images.probe_timeout)
+        failpoint("commit.after_probe")
+        timed = self._timed(generation, CommitPhase.PROBE, since=began)
+        return await self._save(held, timed.enter(_G.VERIFIED, at=self._clock.now()))
+
+    async def _activate(self, held: Held, note: ProgressNote) -> Held:
+        """Let the sandbox's row name it, if the row is still what the commit began with; else it is SUPERSEDED."""
+        note.take(CommitProgress(phase=CommitPhase.ACTIVATE))
+        began = self._clock.monotonic()
+        async with self._units.begin() as work:
+            sandbox = await work.sandboxes.get(held.generation.sandbox, for_update=True)
+            generation = await self._still(work, held)
+            now = self._clock.now()
+            present = None if sandbox.image is None else sandbox.image.generation
+            if (present, sandbox.incarnation) != (generation.parent, generation.incarnation):
+                activated = replace(generation.enter(_G.SUPERSEDED, at=now), failure=_overtaken(generation))
+            else:
+                if present is not None:
+                    former = await work.generations.get(present, for_update=True)
+                    await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
+                timed = self._timed(generation, CommitPhase.ACTIVATE, since=began)
+                activated = timed.enter(_G.ACTIVE, at=now)
+                image = activated.image
+                await work.sandboxes.save(replace(sandbox, image=image, update_time=now, version=sandbox.version + 1))
+                await self._mark_saved(work, activated)
+            await work.generations.save(activated)
+            await work.commit()
+        failpoint("commit.after_activate")
+        await self._changes.announce(activated.sandbox)
+        return replace(held, generation=activated)
+
+    def _timed(self, generation: Generation, phase: CommitPhase, *, since: float) -> Generation:
+        seconds = {**generation.seconds, phase.value: round(self._clock.monotonic() - since, 6)}
+        return replace(generation, seconds=seconds)
+
+    async def _save(self, held: Held, changed: Generation, *, saved: bool = False) -> Held:
+        async with self._units.begin() as work:
+            await self._still(work, held)
+            await work.generations.save(changed)
+            if saved:
+                await self._mark_saved(work, changed)
+            await work.commit()
+        await self._changes.announce(changed.sandbox)
+        return replace(held, generation=changed)
+
+    async def _mark_saved(self, work: UnitOfWork, generation: Generation) -> None:
+        """Note with the image what of the packages is in it."""
+        if self._packages is not None and generation.capture_time is not None:
+            await self._packages.mark_saved_in(
+                work, generation.sandbox, generation.incarnation, captured_at=generation.capture_time
+            )
+
+    async def _still(self, work: UnitOfWork, held: Held) -> Generation:
+        """The row, locked, and still ours to work on."""
+        found = await work.generations.get(held.generation.id, for_update=True)
+        if not await work.operations.holds(lease_key(found), held.operation) or not found.status.in_flight:
+            raise StaleOwnerError(f"Another replica has taken over the commit {found.tag}.", image=found.tag)
+        return found
+
+
+def _base(
+    sandbox: Sandbox, active: Generation | None, generation: Generation, running: ImageReference
+) -> ImageReference:
+    """Say on what the layer lies.
+
+    Raises:
+        ImageNotRunningError: What runs is neither the base nor what its next start takes, and not what that was made
+            from: a commit would bring back what was rolled back.
+        UnavailableError: What runs is an image of the freelancer's, and the row knows of none.
+    """
+    if active is None:
+        if running.repository == generation.repository:
+            raise ImageNotRunningError(
+                f"Sandbox {sandbox.id} runs from {running.digest}, and its next start takes the base. "
+                "Pause and Resume it first.",
+                sandbox=sandbox.id,
+                running=running.digest,
+            )
+        return running
+    follows = active.incarnation == generation.incarnation or running.digest == _digest(active)
+    if active.given_up == generation.incarnation or not follows:
+        raise ImageNotRunningError(
+            f"Sandbox {sandbox.id} does not run from {active.tag}, which its next start takes since a rollback: "
+            "what runs is not kept. Pause and Resume it, or roll forward.",
+            sandbox=sandbox.id,
+            image=active.tag,
+            running=running.digest,
+        )
+    try:
+        return ImageReference.parse(active.base)
+    except ValueError as error:
+        raise UnavailableError(f"The base of {active.tag} is not known.", image=active.tag) from error
+
+
+def _digest(generation: Generation) -> str:
+    return "" if generation.content is None else generation.content.digest
+
+
+def _overtaken(generation: Generation) -> Failure:
+    error = CommitOvertakenError(
+        f"While {generation.tag} was made, sandbox {generation.sandbox} began another life or got another image. "
+        "What is active stays. Commit again.",
+        sandbox=generation.sandbox,
+        image=generation.tag,
+    )
+    return Failure(kind=error.kind, reason=error.reason, message=error.message, metadata=error.metadata)
+
+
+def _content(built: BuiltImage) -> ImageContent:
+    return ImageContent(
+        digest="" if built.image is None else built.image.digest,
+        layer_digest=built.layer_digest,
+        diff_id=built.diff_id,
+        raw_bytes=built.raw_bytes,
+        compressed_bytes=built.compressed_bytes,
+        image_bytes=built.image_bytes,
+        layers=built.layers,
+        entries=built.entries,
+        largest=tuple(built.largest[:LISTED]),
+        left_out=tuple(
+            LeftOutPaths(reason=one.reason, count=one.count, paths=tuple(one.paths[:LISTED]))
+            for one in built.left_out[: 2 * LISTED]
+        ),
+    )

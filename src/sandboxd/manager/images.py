@@ -1,0 +1,332 @@
+"""What callers can do with images: commit a sandbox, follow and cancel that, list what there is, roll back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.manager.access import require_visible
+from sandboxd.manager.changes import Changes
+from sandboxd.manager.commit_metrics import CommitMetrics
+from sandboxd.manager.commit_steps import Held
+from sandboxd.manager.commits import Commits
+from sandboxd.manager.image_ports import CommitInProgressError
+from sandboxd.manager.outcome import restore_error
+from sandboxd.manager.packages import SandboxNotRunningError
+from sandboxd.manager.ports import (
+    DEFAULT_PAGE_SIZE,
+    REQUEST_KEPT_FOR,
+    ErrorRecord,
+    RequestOutcome,
+    RequestRecord,
+    UnitOfWork,
+    UnitsOfWork,
+)
+from sandboxd.model.caller import Caller, Request
+from sandboxd.model.commit_errors import CommitEndedError, CommitsOffError, ImageUnusableError
+from sandboxd.model.errors import InternalError, RequestIdReusedError, SandboxdError
+from sandboxd.model.failpoints import failpoint
+from sandboxd.model.ids import RequestId, SandboxId
+from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
+from sandboxd.model.image_errors import CaptureUnsupportedError
+from sandboxd.model.paging import Page
+from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sources import Clock, IdSource
+
+WATCH_SECONDS: Final = 1.0
+"""How often a commit that is followed is looked at."""
+COMMITTABLE: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
+"""States in which a root file system is there and nobody is about to take it away."""
+_G = GenerationStatus
+
+log = structlog.get_logger(__name__)
+
+
+class Images:
+    """The use cases of images. Without `commits` they answer that there are none, and why."""
+
+    def __init__(
+        self,
+        *,
+        units: UnitsOfWork,
+        commits: Commits | None,
+        keeps_root: bool,
+        changes: Changes,
+        metrics: CommitMetrics,
+        clock: Clock,
+        ids: IdSource,
+    ) -> None:
+        self._units = units
+        self._commits = commits
+        self._keeps_root = keeps_root
+        self._changes = changes
+        self._metrics = metrics
+        self._clock = clock
+        self._ids = ids
+
+    async def commit(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        *,
+        dry_run: bool = False,
+        wait: bool = True,
+        timeout: timedelta,
+    ) -> Generation:
+        """Keep a sandbox's root file system as an image, and answer when it is active, or nothing had changed.
+
+        Args:
+            request: Who asks; the same id is answered with the same commit, whatever it came to.
+            sandbox: Which.
+            dry_run: Capture and count only.
+            wait: Else the answer comes when it has begun.
+            timeout: How long the caller waits.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+            SandboxNotRunningError: It has no root file system now.
+            CommitInProgressError: Another commit of it is in flight.
+            CaptureUnsupportedError, CommitsOffError: Nothing is committed in this installation.
+            RequestIdReusedError: The request id was used with another body.
+            DeadlineError: It has not ended in time; it goes on.
+            SandboxdError: What it failed with.
+        """
+        async with self._units.begin() as work:
+            require_visible(await work.sandboxes.get(sandbox), request.caller)
+        commits = self._required(sandbox)
+        begun = await self._begin(commits, request, sandbox, dry_run=dry_run)
+        if not wait:
+            return begun
+        return raise_failure(await commits.wait(begun.id, timeout=timeout))
+
+    async def _begin(self, commits: Commits, request: Request, sandbox: SandboxId, *, dry_run: bool) -> Generation:
+        now, caller = self._clock.now(), request.caller
+        name = GenerationId(self._ids.new("gen"))
+        claim = RequestRecord(
+            client=caller.client,
+            request_id=request.request_id,
+            method="Commit",
+            subject=caller.subject,
+            body_hash=request.body_hash,
+            sandbox=sandbox,
+            outcome=RequestOutcome(response=name.encode()),
+            create_time=now,
+            expire_time=now + REQUEST_KEPT_FOR,
+        )
+        failpoint("commit.before_commit")
+        async with self._units.begin() as work:
+            earlier = await work.requests.claim(claim)
+            if earlier is not None:
+                return await self._earlier(work, earlier, claim)
+            held = await self._insert(
+                work,
+                commits,
+                sandbox,
+                name=name,
+                trigger=CommitTrigger.REQUEST,
+                dry_run=dry_run,
+                request_id=request.request_id,
+            )
+            await work.commit()
+        await self._changes.announce(sandbox)
+        commits.start(held)
+        return held.generation
+
+    async def _insert(
+        self,
+        work: UnitOfWork,
+        commits: Commits,
+        sandbox: SandboxId,
+        *,
+        name: GenerationId,
+        trigger: CommitTrigger,
+        dry_run: bool = False,
+        request_id: RequestId | None = None,
+    ) -> Held:
+        found = await work.sandboxes.get(sandbox, for_update=True)
+        life = await work.incarnations.current(sandbox)
+        if found.state not in COMMITTABLE or life is None or life.ready_time is None:
+            raise SandboxNotRunningError(sandbox, state=found.state)
+        now = self._clock.now()
+        return await commits.insert(
+            work,
+            Generation(
+                id=name,
+                sandbox=sandbox,
+                client=found.client,
+                freelancer=found.freelancer,
+                number=1,
+                incarnation=life.id,
+                trigger=trigger,
+                dry_run=dry_run,
+                request_id=request_id,
+                repository=commits.images.repository_of(found.client, found.freelancer),
+                parent=None if found.image is None else found.image.generation,
+                create_time=now,
+                update_time=now,
+            ),
+        )
+
+    async def _earlier(self, work: UnitOfWork, earlier: RequestRecord, mine: RequestRecord) -> Generation:
+        if (earlier.method, earlier.subject, earlier.body_hash) != (mine.method, mine.subject, mine.body_hash):
+            raise RequestIdReusedError(mine.request_id)
+        if earlier.outcome is None or earlier.outcome.response is None:
+            raise InternalError(f"The request {mine.request_id} has no commit.")
+        return await work.generations.get(GenerationId(earlier.outcome.response.decode()))
+
+    async def get(self, caller: Caller, sandbox: SandboxId, number: int) -> Generation:
+        """One generation, in whatever status.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+            ImageNotFoundError: It has no such image.
+        """
+        async with self._units.begin() as work:
+            require_visible(await work.sandboxes.get(sandbox), caller)
+            return await work.generations.numbered(sandbox, number)
+
+    async def list(
+        self, caller: Caller, sandbox: SandboxId, *, everything: bool, page_size: int, page_token: str
+    ) -> Page[Generation]:
+        """One page of a sandbox's generations, the newest first.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+            InvalidRequestError: The page token is none.
+        """
+        async with self._units.begin() as work:
+            require_visible(await work.sandboxes.get(sandbox), caller)
+            return await work.generations.list(
+                sandbox, everything=everything, page_size=page_size or DEFAULT_PAGE_SIZE, page_token=page_token
+            )
+
+    async def watch(self, caller: Caller, sandbox: SandboxId, number: int) -> AsyncIterator[Generation]:
+        """Follow a commit: as it is now, then each change and its progress, until it has ended. Raises as `get`."""
+        seen = await self.get(caller, sandbox, number)
+        yield seen
+        while seen.status.in_flight:
+            await self._changes.wait(sandbox, timeout=WATCH_SECONDS)
+            async with self._units.begin() as work:
+                found = await work.generations.get(seen.id)
+            if found != seen:
+                seen = found
+                yield seen
+
+    async def cancel(self, caller: Caller, sandbox: SandboxId, number: int, *, timeout: timedelta) -> Generation:
+        """End a commit; answers it FAILED, or as it is where its end was faster. Asking again is the same.
+
+        Raises:
+            SandboxNotFoundError, ImageNotFoundError: The caller has no such sandbox, or that no such image.
+            CommitEndedError: It has ended otherwise before.
+            DeadlineError: It has not ended in time; the wish stands.
+        """
+        found = await self.get(caller, sandbox, number)
+        if not found.status.in_flight:
+            if found.cancelled and found.status is _G.FAILED:
+                return found
+            raise CommitEndedError(
+                f"The commit {found.tag} of sandbox {sandbox} has ended: it is {found.status.value}.",
+                sandbox=sandbox,
+                image=found.tag,
+                status=found.status.value,
+            )
+        commits = self._required(sandbox)
+        await commits.cancel(found.id)
+        return await commits.wait(found.id, timeout=timeout)
+
+    async def rollback(self, request: Request, sandbox: SandboxId, number: int) -> Generation:
+        """Let every next start of a sandbox take an older generation; what runs goes on, and is not kept.
+
+        Raises:
+            SandboxNotFoundError, ImageNotFoundError: The caller has no such sandbox, or that no such image.
+            ImageUnusableError: Nothing can be started from it.
+            CommitInProgressError: A commit is in flight; it would take the place of what is rolled back to.
+            RequestIdReusedError: The request id was used with another body.
+        """
+        now, caller = self._clock.now(), request.caller
+        claim = RequestRecord(
+            client=caller.client,
+            request_id=request.request_id,
+            method="RollbackImage",
+            subject=caller.subject,
+            body_hash=request.body_hash,
+            sandbox=sandbox,
+            create_time=now,
+            expire_time=now + REQUEST_KEPT_FOR,
+        )
+        failpoint("rollback.before_commit")
+        async with self._units.begin() as work:
+            found = require_visible(await work.sandboxes.get(sandbox, for_update=True), caller)
+            wanted = await work.generations.numbered(sandbox, number)
+            commits = self._required(sandbox)
+            claim = replace(claim, outcome=RequestOutcome(response=wanted.id.encode()))
+            earlier = await work.requests.claim(claim)
+            if earlier is not None:
+                return await self._earlier(work, earlier, claim)
+            flying = await work.generations.in_flight(sandbox)
+            if flying is not None:
+                raise CommitInProgressError(sandbox, number=flying.number)
+            active = await self._switch(work, found, wanted)
+            await work.commit()
+        failpoint("rollback.after_commit")
+        self._metrics.rolled_back()
+        log.info("image.rolled_back", sandbox=sandbox, image=active.tag)
+        await self._changes.announce(sandbox)
+        await commits.telling.tell_untold()
+        return active
+
+    async def _switch(self, work: UnitOfWork, sandbox: Sandbox, wanted: Generation) -> Generation:
+        locked = await work.generations.get(wanted.id, for_update=True)
+        if not locked.bootable or locked.status is _G.VERIFIED:
+            raise ImageUnusableError(
+                f"Sandbox {sandbox.id} cannot start from {locked.tag}: it is {locked.status.value}"
+                f"{'' if locked.verify_time else ' and was never booted'}.",
+                sandbox=sandbox.id,
+                image=locked.tag,
+                status=locked.status.value,
+            )
+        if locked.status is _G.ACTIVE:
+            return locked
+        now = self._clock.now()
+        life = await work.incarnations.current(sandbox.id)
+        if sandbox.image is not None:
+            former = await work.generations.get(sandbox.image.generation, for_update=True)
+            await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
+        active = replace(locked.enter(_G.ACTIVE, at=now), given_up=None if life is None else life.id)
+        await work.generations.save(active)
+        await work.sandboxes.save(replace(sandbox, image=active.image, update_time=now, version=sandbox.version + 1))
+        return active
+
+    def _required(self, sandbox: SandboxId) -> Commits:
+        if self._commits is not None:
+            return self._commits
+        if self._keeps_root:
+            raise CaptureUnsupportedError(
+                f"Sandbox {sandbox} has no root file system of its own: the local backend's is the machine's, and "
+                "what is installed there stays.",
+                sandbox=sandbox,
+            )
+        raise CommitsOffError(
+            "This installation keeps no images: it has no registry. What is installed outside home and workspace is "
+            "gone with a sandbox's compute.",
+            sandbox=sandbox,
+        )
+
+
+def raise_failure(generation: Generation) -> Generation:
+    """Answer a generation whose commit ended well.
+
+    Raises:
+        SandboxdError: What it failed with.
+    """
+    failure = generation.failure
+    if failure is None or generation.status not in (_G.FAILED, _G.SUPERSEDED):
+        return generation
+    error: SandboxdError = restore_error(
+        ErrorRecord(kind=failure.kind, reason=failure.reason, message=failure.message, metadata=dict(failure.metadata))
+    )
+    raise error
