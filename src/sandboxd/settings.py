@@ -163,6 +163,9 @@ class Settings(KubernetesSettings, LifecycleSettings):
     loses them at once."""
     stream_write_seconds: float = Field(default=60, gt=0, le=3600)
     """A stream whose client takes nothing for so long is ended; the client can come back."""
+    connection_age_seconds: float = Field(default=60, ge=1, le=86_400)
+    """After so long, by a tenth more or less, a client's connection takes no new calls, and open ones go on: the next
+    call meets the balancer, which knows replicas that started, and those that are not ready."""
 
     gateway_listen: Address = "127.0.0.1:8082"
     """Where the gateway listens for agents. Without TLS only a loopback address is accepted."""

@@ -17,6 +17,7 @@ from sandboxd.persistence.replicas import PostgresReplicas
 from sandboxd.stream.ports import Holder
 from tests.contract.postgres_worlds import insert_sandbox
 from tests.eventually import eventually
+from tests.fault_proxy import before_postgres, url_through
 
 
 @asynccontextmanager
@@ -141,3 +142,17 @@ async def test_the_holder_of_a_conversation_is_found_while_it_lives(postgres_url
 async def kept(database: Database) -> set[str]:
     async with database.raw() as connection:
         return {row["id"] for row in await connection.fetch("SELECT id FROM replicas")}
+
+
+async def test_how_long_the_lock_has_been_lost_is_known_and_forgotten_once_it_is_back(postgres_url: str) -> None:
+    proxy = before_postgres(postgres_url)
+    async with proxy.running(), living(url_through(proxy, postgres_url), "one") as presence:
+        assert presence.lost_for == timedelta()
+        proxy.refusing = True
+        proxy.cut()
+
+        await eventually(lambda: presence.lost_for > timedelta(seconds=0.2), within=5)
+        proxy.refusing = False
+
+        await eventually(lambda: presence.held, within=10)
+        assert presence.lost_for == timedelta()

@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from sandboxd.dev.identity import DevIssuer
 from sandboxd.dev.node import find_node
 from sandboxd.settings import Settings
 from tests.eventually import eventually
+from tests.fault_proxy import FaultProxy, before_postgres, url_through
 from tests.ports import a_free_port
 
 CLI = Path(__file__).resolve().parents[1] / "bench" / "recorded_cli.py"
@@ -45,6 +46,8 @@ class Role:
     web_port: int = field(default_factory=a_free_port)
     port: int = field(default_factory=a_free_port)
     process: asyncio.subprocess.Process | None = None
+    way: FaultProxy | None = None
+    """Between it and the database."""
 
     @property
     def alive(self) -> asyncio.subprocess.Process:
@@ -75,7 +78,7 @@ class Cluster:
         environment = child_environment(
             {
                 "SANDBOXD_DATA_DIR": str(self.home),
-                "SANDBOXD_DATABASE_URL": self.database_url,
+                "SANDBOXD_DATABASE_URL": url_through(role.way, self.database_url) if role.way else self.database_url,
                 "SANDBOXD_GRPC_LISTEN": f"{local}:{role.port}",
                 "SANDBOXD_WEB_LISTEN": f"{local}:{role.web_port}",
                 "SANDBOXD_GATEWAY_LISTEN": f"{local}:{self.gateway.port}",
@@ -87,6 +90,7 @@ class Cluster:
                 "SANDBOXD_GEMINI_CLI": str(CLI),
                 "SANDBOXD_REPLICA": role.name,
                 "SANDBOXD_LEASE_SECONDS": str(self.lease_seconds),
+                "SANDBOXD_CONNECTION_AGE_SECONDS": "5",
                 "SANDBOXD_LOG_LEVEL": "info",
             },
             with_api_key=True,
@@ -126,6 +130,11 @@ class Cluster:
     def thaw(self, role: Role) -> None:
         """SIGCONT."""
         role.alive.send_signal(signal.SIGCONT)
+
+    def cut_off(self, role: Role, *, cut: bool) -> None:
+        """Let not a byte pass between it and the database, and tell nobody; or let them pass again."""
+        assert role.way is not None, f"{role.name} has no proxy before its database"
+        role.way.silent = cut
 
     def log(self, role: Role) -> str:
         return (self.home / f"{role.name}.log").read_text(errors="replace")[-3000:]
@@ -194,9 +203,10 @@ async def cluster(
         lease_seconds=lease_seconds,
         replicas=[Role(name=f"serve-{number}", verb="serve") for number in range(replicas)],
     )
-    try:
+    async with AsyncExitStack() as cleanup:
+        cleanup.push_async_callback(made.end)
+        for role in made.replicas:
+            role.way = await cleanup.enter_async_context(before_postgres(database_url).running())
         for role in (made.gateway, *made.replicas):
             await made.start(role)
         yield made
-    finally:
-        await made.end()

@@ -210,12 +210,14 @@ class Run:
             await self._measured("kill -9 of one", self._kill(first))
             await self._measured("SIGTERM of one", self._restart(second))
             await self._measured("SIGSTOP of one", self._freeze(third))
+            await self._measured("one cut from the database", self._cut_off(second))
             return
         await self._measured("nothing", self._calm())
         await self._measured("kill -9 of one", self._kill(first))
         for role in self.cluster.replicas:
             await self._measured(f"SIGTERM of {role.name}", self._restart(role))
         await self._measured(f"SIGSTOP of one for {self.plan.freeze_seconds:g} s", self._freeze(second))
+        await self._measured("one cut from the database until all streams move", self._cut_off(third))
         await self._measured("SIGTERM of one while another comes up", self._both(third, first))
 
     async def _measured(self, name: str, doing: object) -> None:
@@ -257,6 +259,15 @@ class Run:
             await asyncio.sleep(self.plan.freeze_seconds)
         finally:
             self.cluster.thaw(role)
+
+    async def _cut_off(self, role: Role) -> None:
+        """Everybody must hear something while it is still cut off, not only when the database is back."""
+        self.cluster.cut_off(role, cut=True)
+        try:
+            await asyncio.sleep(1)  # what was under way has come
+            await self._all_move()
+        finally:
+            self.cluster.cut_off(role, cut=False)
 
     async def _both(self, going: Role, coming: Role) -> None:
         await self.cluster.kill(coming)

@@ -217,12 +217,15 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             max_concurrent_rpcs=settings.max_concurrent_rpcs,
             expired_grace=settings.token_grace,
             write_within=timedelta(seconds=settings.stream_write_seconds),
+            connection_age=timedelta(seconds=settings.connection_age_seconds),
             max_streams=settings.max_streams,
             max_streams_per_client=settings.max_streams_per_client,
         ),
         reflect=settings.reflection,
         tenancy=tenancy,
         packages=Packages(units=core.tools.units, source=package_source),
+        # Whoever has no address is alone: nobody else would hear more.
+        cut_off=lambda: bool(presence.address) and presence.lost_for > settings.lease,
         tracer=seen.tracer,
     )
     doors.entrance = api

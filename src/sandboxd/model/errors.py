@@ -292,6 +292,12 @@ class DatabaseUnavailableError(UnavailableError):
     reason = "DATABASE_UNAVAILABLE"
 
 
+class ReplicaCutOffError(UnavailableError):
+    """This replica has lost the database for so long that others have taken over what it did: connect anew."""
+
+    reason = "REPLICA_CUT_OFF"
+
+
 class DeadlineError(SandboxdError):
     """The work did not finish in the time that was given."""
 

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -66,11 +68,17 @@ class ReplicaPresence(Wakeups):
         self._outgoing: dict[tuple[str, str], None] = {}
         self._to_send = asyncio.Event()
         self._held = asyncio.Event()
+        self._lost_at: float | None = None
 
     @property
     def held(self) -> bool:
         """True while the lock is ours and hints arrive."""
         return self._held.is_set()
+
+    @property
+    def lost_for(self) -> timedelta:
+        """How long ago the lock was lost that has not come back; zero while it is ours, and before it ever was."""
+        return timedelta() if self._lost_at is None else timedelta(seconds=time.monotonic() - self._lost_at)
 
     async def wait_held(self) -> None:
         """Wait until the lock is ours: before this the replica must not own anything."""
@@ -87,6 +95,8 @@ class ReplicaPresence(Wakeups):
                     wait = _FIRST_WAIT_SECONDS
                 log.warning("presence.lost", replica=self._replica, retry_seconds=round(wait, 2), error=str(error))
             finally:
+                if self._held.is_set():
+                    self._lost_at = time.monotonic()
                 self._held.clear()
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311  no secret
             wait = min(wait * 2, _LAST_WAIT_SECONDS)
@@ -126,6 +136,7 @@ class ReplicaPresence(Wakeups):
             if self.address:
                 await connection.execute(SAY, self._replica, self.address)
             self._held.set()
+            self._lost_at = None
             log.info("presence.held", replica=self._replica, address=self.address)
             await self._send_until_lost(connection)
         finally:

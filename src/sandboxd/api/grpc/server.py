@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -115,6 +115,9 @@ class ServerLimits:
     """How often an open stream asks whether its caller is still welcome."""
     write_within: timedelta = timedelta(seconds=60)
     """How long a stream's client may take nothing."""
+    connection_age: timedelta = timedelta(minutes=1)
+    """After this long, by a tenth more or less, a connection takes no new calls, and those that are open go on. A call
+    that is made anew so meets the balancer, which knows replicas that started, and those that are cut off."""
     max_streams: int = 1000
     max_streams_per_client: int = 500
 
@@ -141,12 +144,13 @@ class ApiServer:
         administration: Administration,
         packages: Packages,
         standing: Standing | None = None,
+        cut_off: Callable[[], bool] = lambda: False,
         tracer: Tracer = NO_TRACES,
     ) -> None:
         if missing := without_row(_SERVED):
             raise TypeError(f"RPCs without a row in the permission table: {', '.join(missing)}")
         standing = standing or AccountStanding(tenancy.accounts)
-        stay = Stay(standing=standing, grace=limits.expired_grace, look_every=limits.standing_every)
+        stay = Stay(standing=standing, grace=limits.expired_grace, look_every=limits.standing_every, cut_off=cut_off)
         rules = RequestRules()
         self._drain = Drain()
         self._health = health.aio.HealthServicer()
@@ -269,6 +273,7 @@ class ApiServer:
 def _options(limits: ServerLimits) -> Sequence[tuple[str, int]]:
     return (
         ("grpc.server_max_unrequested_time_in_server", int(limits.accept_within.total_seconds())),
+        ("grpc.max_connection_age_ms", int(limits.connection_age.total_seconds() * 1000)),
         # Two servers on one port must fail, not share its connections at random.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

@@ -13,7 +13,7 @@ from sandboxd.api.grpc.ports import Standing
 from sandboxd.api.grpc.rpc import Rpc
 from sandboxd.model.accounts import Standings
 from sandboxd.model.caller import Caller
-from sandboxd.model.errors import UnauthenticatedError, UnavailableError
+from sandboxd.model.errors import ReplicaCutOffError, UnauthenticatedError, UnavailableError
 
 Announce = Callable[[UnauthenticatedError, timedelta], Awaitable[None]]
 """Tells the caller that its proof has expired, and when its stream will end."""
@@ -45,9 +45,20 @@ class Stay:
         standing: Standing,
         grace: timedelta,
         look_every: timedelta,
+        cut_off: Callable[[], bool] = lambda: False,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Watch.
+
+        Args:
+            standing: Knows who is welcome.
+            grace: How long after the end of its proof a caller may stay.
+            look_every: How often all of this is looked at.
+            cut_off: Whether this replica hears of nothing any more, while others may.
+            monotonic: The clock of `Proof.ends`, in seconds.
+        """
         self._standing = standing
+        self._cut_off = cut_off
         self._grace = grace.total_seconds()
         self._look_seconds = look_every.total_seconds()
         self._monotonic = monotonic
@@ -62,6 +73,7 @@ class Stay:
         Raises:
             UnauthenticatedError: Its token, or its certificate, expired a grace ago.
             ForbiddenError: It is not welcome any more.
+            ReplicaCutOffError: Here it would hear nothing any more; another replica knows.
         """
         proof = rpc.proof
         while True:
@@ -75,6 +87,8 @@ class Stay:
                     raise proof.expired()
                 pause = min(pause, left if left > 0 else left + self._grace)
             await self._standing.wait(rpc.caller, timeout=timedelta(seconds=pause))
+            if self._cut_off():
+                raise ReplicaCutOffError("This replica has lost its database. Connect again: others may have it.")
             try:
                 await self._standing.check(rpc.caller)
             except UnavailableError:
