@@ -1,6 +1,9 @@
 """Drives sandboxes as clients would, and collects what their stamps tell."""
 
+from __future__ import annotations
+
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -56,6 +59,8 @@ class Samples:
     turns: int = 0
     resent: int = 0
     """Prompts that were sent again, because the service asked for it."""
+    reopened: int = 0
+    """Streams that the service ended with UNAVAILABLE, and that were opened again after the last event seen."""
     failures: list[str] = field(default_factory=list)
 
     def take(self, line: str, received: int) -> None:
@@ -72,6 +77,48 @@ class Samples:
             return
         self.first_byte.append((call["request"] + call["first"]) / MILLISECOND)
         self.whole_call.append((call["request"] + call["last"]) / MILLISECOND)
+
+
+class _Stream:
+    """One session over as many calls as it takes."""
+
+    def __init__(
+        self,
+        stub: sandbox_pb2_grpc.SandboxServiceAsyncStub,
+        metadata: Sequence[tuple[str, str]],
+        opening: stream_pb2.Open,
+    ) -> None:
+        self._stub, self._metadata, self._opening = stub, metadata, opening
+        self._open_id = str(uuid.uuid4())
+        self._call: grpc.aio.StreamStreamCall[stream_pb2.StreamRequest, stream_pb2.StreamResponse] | None = None
+
+    async def write(self, request: stream_pb2.StreamRequest) -> None:
+        """Write, on a new call where there is none; whatever is wrong with the call, the next read tells."""
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            if self._call is None:
+                self._call = self._stub.Stream(metadata=tuple(self._metadata))
+                await self._call.write(stream_pb2.StreamRequest(request_id=self._open_id, open=self._opening))
+            await self._call.write(request)
+
+    async def read(self) -> object:
+        """Read the next answer; after an error there is no call any more."""
+        assert self._call is not None
+        try:
+            event = await self._call.read()
+        except grpc.aio.AioRpcError:
+            self._call = None
+            raise
+        if isinstance(event, stream_pb2.StreamResponse):
+            if event.HasField("stream_ready"):
+                self._opening.session, self._open_id = event.stream_ready.session, ""
+            if event.sequence:
+                self._opening.after_sequence = event.sequence
+        return event
+
+    async def end(self) -> None:
+        """Say that nothing more comes."""
+        if self._call is not None:
+            await self._call.done_writing()
 
 
 class Client:
@@ -118,37 +165,46 @@ class Client:
         all are through, one more turn that everybody begins in the same instant. The first turn, for which the CLI is
         started, is taken within `gate`.
         """
-        call = self._stub.Stream(metadata=self._metadata)
-        await call.write(stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), open=stream_pb2.Open(sandbox=sandbox)))
+        stream = _Stream(self._stub, self._metadata, stream_pb2.Open(sandbox=sandbox))
         async with gate or nullcontext():
-            await self._turn(call, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
+            await self._turn(stream, Plan(chunks=1, interval=0, calls=0), warm_up := Samples())
         samples.resent += warm_up.resent
+        samples.reopened += warm_up.reopened
         samples.failures += [f"in the turn before: {failure}" for failure in warm_up.failures]
         await ready.wait()
         # The first turns are spread over the length of one, or they would come in step.
         await asyncio.sleep(random.uniform(0, plan.seconds))
         for _ in range(turns):
             await asyncio.sleep(random.uniform(0, plan.seconds / 2))
-            await self._turn(call, plan, samples)
+            await self._turn(stream, plan, samples)
         await ready.wait()
         if at_once is not None:
             await ready.wait()
-            await self._turn(call, plan, at_once)
+            await self._turn(stream, plan, at_once)
             await ready.wait()
-        await call.done_writing()
+        await stream.end()
 
     async def _turn(
         self,
-        call: grpc.aio.StreamStreamCall[stream_pb2.StreamRequest, stream_pb2.StreamResponse],
+        stream: _Stream,
         plan: Plan,
         samples: Samples,
     ) -> None:
         prompt = stream_pb2.StreamRequest(request_id=str(uuid.uuid4()), prompt=stream_pb2.Prompt(text=plan.prompt))
-        await call.write(prompt)
+        await stream.write(prompt)
         text = ""
         async with asyncio.timeout(TURN_SECONDS):
             while True:
-                event = await call.read()
+                try:
+                    event = await stream.read()
+                except grpc.aio.AioRpcError as error:
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
+                    # What every client does: open it again after the last event seen, and send what may be lost again.
+                    samples.reopened += 1
+                    await asyncio.sleep(RESEND_SECONDS)
+                    await stream.write(prompt)
+                    continue
                 received = time.monotonic_ns()
                 if not isinstance(event, stream_pb2.StreamResponse):
                     samples.failures.append("the stream ended in a turn")
@@ -169,7 +225,7 @@ class Client:
                         # What every client does: the same request again, which is done once.
                         samples.resent += 1
                         await asyncio.sleep(RESEND_SECONDS)
-                        await call.write(prompt)
+                        await stream.write(prompt)
                     case "command_failed":
                         raise RuntimeError(f"refused: {event.command_failed.message}")
                     case _:

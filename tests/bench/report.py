@@ -32,8 +32,8 @@ def render(runs: list[Run], *, without: Samples, floors: dict[int, Samples], pla
     load += " (with the real CLI: one model call, whose answer has that many chunks)"
     baseline = "The same model calls without agent and gateway, alone on the machine: first byte "
     baseline += f"{_both(without.first_byte)}, whole call {_both(without.whole_call)}"
-    heads = ["CLI", "Streams", "Turns begin", "Turns", "Failures", "Resent", "Events", "Event P50", "P99", "max"]
-    heads += ["Calls", "First byte P50", "P99", "Whole call P50", "P99"]
+    heads = ["CLI", "Streams", "Turns begin", "Turns", "Failures", "Resent", "Reopened", "Events"]
+    heads += ["Event P50", "P99", "max", "Calls", "First byte P50", "P99", "Whole call P50", "P99"]
     lines = [
         f"Measured {day}: {machine}, Python {platform.python_version()}. Each stream: {load}.",
         "",
@@ -47,7 +47,7 @@ def render(runs: list[Run], *, without: Samples, floors: dict[int, Samples], pla
     ]
     for run in floor + runs:
         samples = run.samples
-        counts = [samples.turns, len(samples.failures), samples.resent, len(samples.event)]
+        counts = [samples.turns, len(samples.failures), samples.resent, samples.reopened, len(samples.event)]
         cells = [run.cli, str(run.streams), run.starts, *map(str, counts)]
         cells += [_ms(samples.event, share) for share in (0.5, 0.99, 1.0)]
         cells += [str(len(samples.whole_call))]
