@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -20,6 +22,10 @@ NEVER = {
     "SANDBOXD_TERMINATE_AFTER_SECONDS": "0",
     "SANDBOXD_SWEEP_SECONDS": "0.2",
 }
+
+
+DUE = 4
+"""Sandboxes that two sweeps find at once."""
 
 
 @pytest.fixture
@@ -102,6 +108,35 @@ async def test_a_sweep_from_outside_puts_to_rest_what_a_dead_service_left(servic
             return False
 
     await eventually(rested, within=240, every=0.2)
+
+
+@pytest.mark.timeout(600)
+async def test_sweeps_at_once_put_each_sandbox_to_rest_once(service: Service) -> None:
+    """Two from outside at the same moment, again and again, until everything that is due rests."""
+    quick = NEVER | {"SANDBOXD_HIBERNATE_AFTER_SECONDS": "2"}
+    await service.start(settings=NEVER)
+    async with service.client() as client:
+        for number in range(DUE):
+            await client.create(display_name=f"due {number}")
+    await service.kill()
+
+    done: Counter[str] = Counter()
+    both = False
+    for _ in range(8):  # the first round takes a reading, the next one announces
+        answers = await asyncio.gather(service.sweep(settings=quick), service.sweep(settings=quick))
+        assert [code for code, _ in answers] == [0, 0], answers
+        reports = [json.loads(printed) for _, printed in answers]
+        for report in reports:
+            done.update({f"{step} {end}": n for step, ends in report["steps"].items() for end, n in ends.items()})
+        both = both or all(report["looked"] == DUE for report in reports)
+        if done.total() >= DUE:
+            break
+
+    assert done["hibernate done"] == DUE, done
+    assert both  # or they never met
+    await service.start(settings=NEVER)
+    await service.wait_ready()
+    assert await states(service) == [pb.SANDBOX_STATE_HIBERNATED] * DUE
 
 
 async def test_a_sweep_that_cannot_reach_the_database_says_so_by_its_exit_code(service: Service) -> None:
