@@ -11,6 +11,7 @@ from sandboxd.manager.announcing import RestNotice
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.editing import SandboxEdit
 from sandboxd.manager.operations import Settled
+from sandboxd.manager.package_tidings import PackageTidings
 from sandboxd.manager.ports import SandboxOrder
 from sandboxd.manager.reading import ChangeKind, SandboxChange, Selection
 from sandboxd.model.caller import Caller, Request
@@ -65,6 +66,7 @@ class FakeManager:
     timeouts: list[timedelta] = field(default_factory=list)
     changes: asyncio.Queue[SandboxChange] = field(default_factory=asyncio.Queue)
     notices: asyncio.Queue[RestNotice] = field(default_factory=asyncio.Queue)
+    tidings: asyncio.Queue[PackageTidings] = field(default_factory=asyncio.Queue)
 
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
         await self._weather(timeout)
@@ -101,6 +103,10 @@ class FakeManager:
     async def rest_notices(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
         while True:
             yield await self.notices.get()
+
+    async def package_tidings(self, sandbox: SandboxId) -> AsyncIterator[PackageTidings]:
+        while True:
+            yield await self.tidings.get()
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:
         return next_step(sandbox, LifecyclePolicy().under(sandbox.lifecycle), at=MOMENT)

@@ -183,6 +183,12 @@ CASES = [
         unseen=NO_SANDBOX,
     ),
     Case(
+        method=f"{G}/ListPackageChanges",
+        ask=lambda t: package_pb2.ListPackageChangesRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+    ),
+    Case(
         method=f"{S}/List",
         ask=lambda t: sandbox_pb2.ListRequest(filter=terminated_of(t)),
         roles=EVERYBODY,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from typer.testing import CliRunner
 
 from sandboxd.ctl.app import app
@@ -519,7 +520,7 @@ def test_packages_lists_all_pages_and_says_what_is_kept(platform: FakePlatform) 
     root, home = package_pb2.PACKAGE_PLACE_ROOT, package_pb2.PACKAGE_PLACE_HOME
     platform.packages = [
         package_pb2.Package(manager=dpkg, name="bash", version="5.2", place=root, initial=True, requested=True),
-        package_pb2.Package(manager=dpkg, name="tree", version="2.1", place=root, requested=True),
+        package_pb2.Package(manager=dpkg, name="tree", version="2.1", place=root, requested=True, unsaved=True),
         package_pb2.Package(manager=pip, name="rich\x1b[2J", version="13", place=home, requested=True),
     ]
 
@@ -536,3 +537,63 @@ def test_packages_lists_all_pages_and_says_what_is_kept(platform: FakePlatform) 
     assert [one["manager"] for one in of_pip.objects] == ["PACKAGE_MANAGER_PIP"]
     assert "something else in the root file system was changed" in none.out + none.err
     assert ctl("packages", "nobody").code == 3
+
+
+def test_packages_of_a_sandbox_that_does_not_run_are_what_was_known(platform: FakePlatform) -> None:
+    dpkg, root = package_pb2.PACKAGE_MANAGER_DPKG, package_pb2.PACKAGE_PLACE_ROOT
+    platform.packages = [package_pb2.Package(manager=dpkg, name="tree", version="2.1", place=root, unsaved=True)]
+    platform.record_time = Timestamp(seconds=1_800_000_000)
+
+    shown = ctl("packages", "demo")
+
+    assert "does not run" in shown.out + shown.err
+    assert "What is not saved is gone." in shown.out + shown.err
+
+
+def test_packages_shows_the_history_with_the_newest_last(platform: FakePlatform) -> None:
+    dpkg, pip = package_pb2.PACKAGE_MANAGER_DPKG, package_pb2.PACKAGE_MANAGER_PIP
+    platform.changes = [
+        package_pb2.PackageChange(
+            number=number,
+            kind=package_pb2.PACKAGE_CHANGE_KIND_CHANGED,
+            package=package_pb2.Package(
+                manager=dpkg if number % 2 else pip,
+                name=f"p{number}\x1b[2J",
+                version="2",
+                place=package_pb2.PACKAGE_PLACE_ROOT,
+                unsaved=number == 5,
+            ),
+            old_version="1",
+            requester=package_pb2.PACKAGE_REQUESTER_IMAGE,
+            session="sandboxes/demo/sessions/ses-1" if number == 5 else "",
+        )
+        for number in range(1, 6)
+    ]
+    platform.missed = 7
+
+    shown = ctl("packages", "demo", "--history")
+    newest = ctl("packages", "demo", "--history", "--limit", "3", "-o", "json")
+    of_pip = ctl("packages", "demo", "--history", "--manager", "pip", "-o", "json")
+    unsaved = ctl("packages", "demo", "--history", "--unsaved", "-o", "json")
+
+    assert [int(line.split()[0]) for line in shown.out.splitlines()[1:6]] == [1, 2, 3, 4, 5]
+    assert "1 → 2" in shown.out
+    assert ("ses-1" in shown.out, "the image" in shown.out, "not saved" in shown.out) == (True, True, True)
+    assert "\x1b[2J" not in shown.out
+    assert "7 changes" in shown.out + shown.err
+    assert [one["number"] for one in newest.objects] == [3, 4, 5]
+    assert [one["number"] for one in of_pip.objects] == [2, 4]
+    assert [one["number"] for one in unsaved.objects] == [5]
+
+
+def test_ls_and_show_say_what_is_unsaved(platform: FakePlatform) -> None:
+    before = ctl("ls")
+    sandbox = platform.sandboxes[f"sandboxes/{BOX}"]
+    sandbox.unsaved.dirty_since.GetCurrentTime()
+    changed = ctl("ls"), ctl("show", "demo")
+    sandbox.unsaved.packages = 2
+    packages = ctl("ls"), ctl("show", "demo")
+
+    assert "UNSAVED" not in before.out
+    assert ("UNSAVED" in changed[0].out, "changes of the root file system, since" in changed[1].out) == (True, True)
+    assert all("2 packages" in shown.out for shown in packages)

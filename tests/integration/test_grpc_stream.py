@@ -11,14 +11,26 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from sandboxd.api.grpc.server import ServerLimits
+from sandboxd.manager.package_tidings import PackageTidings
 from sandboxd.model.caller import Caller
 from sandboxd.model.errors import ForbiddenError, UnavailableError
 from sandboxd.model.events import Text
-from sandboxd.model.ids import SessionId
+from sandboxd.model.ids import IncarnationId, SessionId
+from sandboxd.model.package_history import Asked, KeptChange, Requester
+from sandboxd.model.packages import (
+    Package,
+    PackageChange,
+    PackageChangeKind,
+    PackageKey,
+    PackageManager,
+    PackagePlace,
+)
 from sandboxd.v1 import sandbox_pb2
 from sandboxd.v1 import stream_pb2 as pb
+from sandboxd.v1.package_pb2 import PACKAGE_REQUESTER_SESSION
 from tests.eventually import eventually
 from tests.fakes.api import a_sandbox
+from tests.fakes.manager import NOON
 from tests.integration.api_world import World, a_world, next_event, refused, rest_of
 
 
@@ -448,3 +460,40 @@ async def test_a_suspended_client_is_refused_and_its_open_streams_end(tmp_path: 
         ]
 
     assert {(error.code, error.reason) for error in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "CLIENT_SUSPENDED")}
+
+
+async def test_changes_of_packages_come_beside_the_log_and_say_how_many_were_left_out(world: World) -> None:
+    key = PackageKey(manager=PackageManager.DPKG, name="tree", directory="/var/lib/dpkg")
+    package = Package(key=key, version="2", place=PackagePlace.ROOT)
+
+    def changes(*numbers: int) -> list[KeptChange]:
+        return [
+            KeptChange(
+                number=number,
+                incarnation=IncarnationId("inc-1"),
+                change=PackageChange(sequence=number, kind=PackageChangeKind.INSTALLED, package=package, time=NOON),
+                kept_time=NOON,
+                asked=Asked(requester=Requester.SESSION, session=SessionId("ses-1")),
+            )
+            for number in numbers
+        ]
+
+    call = world.stream()
+    await call.write(opening())
+    world.manager.tidings.put_nowait(PackageTidings(changes=changes(8, 9), after_number=5, last_number=9))
+    # The one in between was let fall: this stream is slow.
+    world.manager.tidings.put_nowait(PackageTidings(changes=changes(13), after_number=11, last_number=13))
+    told: list[pb.StreamResponse] = []
+    while len(told) < 2:
+        message = await call.read()
+        if message.HasField("packages_changed"):
+            told.append(message)
+    await call.done_writing()
+    await rest_of(call)
+
+    assert [one.sequence for one in told] == [0, 0]
+    assert [[change.number for change in one.packages_changed.changes] for one in told] == [[8, 9], [13]]
+    assert [one.packages_changed.earlier for one in told] == [2, 3]
+    change = told[0].packages_changed.changes[0]
+    assert (change.requester, change.session) == (PACKAGE_REQUESTER_SESSION, "sandboxes/sbx-1/sessions/ses-1")
+    assert change.package.unsaved

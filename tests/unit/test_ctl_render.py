@@ -8,6 +8,7 @@ from rich.console import Console
 from sandboxd.ctl.console import make_console
 from sandboxd.ctl.render import EventRenderer
 from sandboxd.ctl.sanitize import clean, clean_line
+from sandboxd.v1 import package_pb2
 from sandboxd.v1 import stream_pb2 as pb
 
 Event = pb.StreamResponse
@@ -222,6 +223,15 @@ def test_no_event_can_bring_a_control_character_to_the_terminal(attack: str) -> 
         Event(usage=pb.Usage(model=attack, cost_micros=1, currency="USD")),
         Event(turn_completed=pb.TurnCompleted()),
         Event(notice=pb.Notice(code=attack, message=attack)),
+        Event(
+            packages_changed=pb.PackagesChanged(
+                changes=[
+                    package_pb2.PackageChange(
+                        package=package_pb2.Package(name=attack, version=attack), old_version=attack, session=attack
+                    )
+                ]
+            )
+        ),
         Event(error=pb.Error(reason=attack, message=attack)),
         Event(
             command_failed=pb.CommandFailed(
@@ -235,6 +245,27 @@ def test_no_event_can_bring_a_control_character_to_the_terminal(attack: str) -> 
 
     forbidden = {*map(chr, range(32)), *map(chr, range(127, 160)), "\u202e"} - {"\n"}
     assert forbidden & {*shown} == set()
+
+
+def test_changes_of_packages_are_one_line_that_says_what_is_not_saved() -> None:
+    changes = [
+        package_pb2.PackageChange(
+            number=number,
+            kind=package_pb2.PACKAGE_CHANGE_KIND_CHANGED if number == 7 else package_pb2.PACKAGE_CHANGE_KIND_INSTALLED,
+            package=package_pb2.Package(
+                name=f"p{number}", version="2", manager=package_pb2.PACKAGE_MANAGER_DPKG, unsaved=number == 7
+            ),
+            old_version="1" if number == 7 else "",
+        )
+        for number in range(2, 8)
+    ]
+
+    shown = plain(Event(packages_changed=pb.PackagesChanged(changes=changes, earlier=3, last_number=7)))
+    saved = plain(Event(packages_changed=pb.PackagesChanged(changes=changes[:1], last_number=2)))
+
+    assert shown.startswith("packages: 4 packages before these, installed p3 2 (dpkg), ")
+    assert shown.endswith("changed p7 1 → 2 (dpkg); not saved yet\n")
+    assert saved == "packages: installed p2 2 (dpkg)\n"
 
 
 def test_a_long_line_is_cut_where_one_line_is_wanted() -> None:

@@ -62,6 +62,29 @@ async def test_a_watcher_gets_what_is_there_then_every_change(world: ManagerWorl
     assert await next_change(changes) == (ChangeKind.REMOVED, ended)
 
 
+async def test_a_watcher_is_told_when_something_becomes_unsaved_and_when_it_is_saved(world: ManagerWorld) -> None:
+    there = await world.given_active()
+    (life,) = world.lives(there.id)
+    changes = world.manager.watch(a_caller(), Selection())
+    await next_change(changes)
+    await next_change(changes)
+
+    async with world.units.begin() as work:
+        record = await work.packages.hold(there.id, life.id)
+        await work.packages.save(
+            replace(record, dirty_since=world.clock.now(), other_unsaved_time=world.clock.now()), []
+        )
+        await work.commit()
+    await world.core.changes.announce(there.id)
+    _, dirty = await next_change(changes)
+    await world.core.package_keeping.mark_saved(there.id, life.id, captured_at=world.clock.now())
+    _, clean = await next_change(changes)
+
+    assert dirty is not None
+    assert (dirty.dirty_since, dirty.version) == (world.clock.now(), there.version)
+    assert clean == there
+
+
 async def test_a_watcher_sees_a_new_sandbox_and_not_those_of_others(world: ManagerWorld) -> None:
     changes = world.manager.watch(ADA, Selection())
     await next_change(changes)

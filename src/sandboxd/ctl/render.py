@@ -15,6 +15,7 @@ from sandboxd.ctl.diffs import unified
 from sandboxd.ctl.figures import count, money, span
 from sandboxd.ctl.permissions import ALLOW, in_order
 from sandboxd.ctl.sanitize import clean, clean_line
+from sandboxd.ctl.tables_packages import changes_line
 from sandboxd.v1 import stream_pb2
 
 _ICONS = {
@@ -287,6 +288,8 @@ class EventRenderer:
                 self.note("cancelling the turn …" + (f" ({why})" if why else ""), "yellow")
             case "notice":
                 self.note(f"! {event.notice.message or event.notice.code}", "yellow")
+            case "packages_changed":
+                self.note(changes_line(event.packages_changed))
             case "pong":
                 self.note("pong")
             case _:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sandboxd.ctl.figures import ago, money, span
+from sandboxd.ctl.figures import ago, count, money, span
 from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean, clean_line
 from sandboxd.v1 import sandbox_pb2, session_pb2, usage_pb2
@@ -41,11 +41,12 @@ def sandbox_table(sandboxes: Iterable[sandbox_pb2.Sandbox], console: Console) ->
             clean_line(each.freelancer),
             tier_name(each.tier),
             _ago(each, "last_use_time", "create_time"),
+            _unsaved(each),
             _labels(each.labels),
         )
         for each in sandboxes
     ]
-    columns = ("SANDBOX", "NAME", "STATE", "FREELANCER", "TIER", "LAST USE", "LABELS")
+    columns = ("SANDBOX", "NAME", "STATE", "FREELANCER", "TIER", "LAST USE", "UNSAVED", "LABELS")
     return filled(console, columns, rows, spare=("TIER", "FREELANCER", "LABELS", "LAST USE"))
 
 
@@ -128,6 +129,7 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
         ("rests", lifecycle_line(sandbox.lifecycle)),
         ("kept awake", _until(sandbox, "keep_awake_until")),
         ("next", _next(sandbox)),
+        ("unsaved", _unsaved_line(sandbox)),
     ]
     for name, value in facts:
         if str(value):
@@ -151,6 +153,21 @@ def lifecycle_line(wishes: sandbox_pb2.Lifecycle) -> str:
     if wishes.HasField("discard_root_changes"):
         parts.append(f"root file system {'may' if wishes.discard_root_changes else 'must not'} be lost")
     return ", ".join(parts)
+
+
+def _unsaved(sandbox: sandbox_pb2.Sandbox) -> str:
+    """Write what of a sandbox is unsaved, for the table of sandboxes; nothing where nothing is known."""
+    if not sandbox.HasField("unsaved"):
+        return ""
+    return count(sandbox.unsaved.packages, "package") if sandbox.unsaved.packages else "changes"
+
+
+def _unsaved_line(sandbox: sandbox_pb2.Sandbox) -> str:
+    """Write it for the list of everything that is known of one sandbox."""
+    if not sandbox.HasField("unsaved"):
+        return ""
+    what = "changes of the root file system" if not sandbox.unsaved.packages else _unsaved(sandbox)
+    return f"{what}, since {ago(sandbox.unsaved.dirty_since.ToDatetime(tzinfo=UTC)).removesuffix(' ago')}"
 
 
 def _next(sandbox: sandbox_pb2.Sandbox) -> str:

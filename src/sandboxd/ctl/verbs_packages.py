@@ -24,9 +24,12 @@ class Manager(StrEnum):
 
 @app.command(
     help=help_text(
-        "List what is installed in a running sandbox, as its package managers say.",
+        "List what is installed in a sandbox, as its package managers say, or what was changed. "
+        "Of one that does not run, what was known last.",
         "sandboxctl packages demo",
         "sandboxctl packages demo --unsaved",
+        "sandboxctl packages demo --history",
+        "sandboxctl packages demo --history --manager dpkg --limit 0",
         "sandboxctl packages demo --manager pip --output json",
     )
 )
@@ -42,13 +45,24 @@ def packages(
             "--unsaved", help="Only what is not in the image and not on the home volume: gone with the compute."
         ),
     ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="What was installed, removed and changed, the newest last.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=0, help="With --history: the newest so many; 0 for all.")
+    ] = 50,
     output: OutputOption = None,
 ) -> None:
     """List packages."""
     from sandboxd.ctl.commands import packages as command
 
+    of = manager.value if manager else ""
     execute(
         context,
         output,
-        lambda shell: command.ls(shell, sandbox, manager=manager.value if manager else "", unsaved=unsaved),
+        lambda shell: (
+            command.history(shell, sandbox, manager=of, unsaved=unsaved, limit=limit)
+            if history
+            else command.ls(shell, sandbox, manager=of, unsaved=unsaved)
+        ),
     )

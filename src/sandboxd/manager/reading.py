@@ -121,7 +121,7 @@ class Reading:
                 for sandbox in present:
                     gone = gone - {sandbox.id}
                     before = known.get(sandbox.id)
-                    if before is None or before.version != sandbox.version:
+                    if before is None or _shown(before) != _shown(sandbox):
                         known[sandbox.id] = sandbox
                         yield SandboxChange(kind=ChangeKind.UPDATED, sandbox=sandbox)
                 for sandbox_id in sorted(gone):
@@ -159,3 +159,8 @@ class Reading:
                 return await work.sandboxes.get(last.id)
         except SandboxNotFoundError:
             return last
+
+
+def _shown(sandbox: Sandbox) -> tuple[object, ...]:
+    """What tells a watched sandbox from itself as it was: its version does not grow with what is unsaved of it."""
+    return sandbox.version, sandbox.dirty_since, sandbox.unsaved_packages

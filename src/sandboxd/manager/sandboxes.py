@@ -26,6 +26,7 @@ from sandboxd.manager.lifecycle_ports import BackendDirtiness
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.operations import Operations, Settled
 from sandboxd.manager.package_keeping import PackageKeeping
+from sandboxd.manager.package_tidings import PackageTelling, PackageTidings
 from sandboxd.manager.package_watching import PackageWatcher
 from sandboxd.manager.ports import Conversations, SandboxOrder
 from sandboxd.manager.quieting import Quieting
@@ -260,6 +261,7 @@ class SandboxManager:
             deeds=tools.deeds,
         )
 
+        self._package_telling = PackageTelling(units=tools.units, changes=core.changes)
         self.package_watcher = PackageWatcher(
             units=tools.units,
             source=tools.packages,
@@ -285,6 +287,10 @@ class SandboxManager:
     def rest_notices(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
         """What policy is about to do with a sandbox, as it becomes known; see `Announcements.follow`."""
         return self._core.announcements.follow(sandbox)
+
+    def package_tidings(self, sandbox: SandboxId) -> AsyncIterator[PackageTidings]:
+        """Which packages of a sandbox change, as it becomes known; see `PackageTelling.follow`."""
+        return self._package_telling.follow(sandbox)
 
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
         """Make a sandbox; see `Creation.create`."""
@@ -344,6 +350,7 @@ class SandboxManager:
             group.create_task(self.refill.run(), name="manager-pools")
             group.create_task(self._core.announcements.run(), name="manager-announcements")
             group.create_task(self.package_watcher.run(), name="manager-packages")
+            group.create_task(self._package_telling.run(), name="manager-package-tidings")
             if self._core.commits is not None:
                 group.create_task(self._core.commits.run(), name="manager-commits")
 

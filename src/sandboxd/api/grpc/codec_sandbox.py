@@ -72,7 +72,14 @@ def encode_sandbox(sandbox: Sandbox, *, backend: str, planned: NextStep | None =
         keep_awake_until=timestamp(sandbox.keep_awake_until),
         state_time=timestamp(sandbox.state_time),
         next_step=encode_next_step(planned),
+        unsaved=_encode_unsaved(sandbox),
     )
+
+
+def _encode_unsaved(sandbox: Sandbox) -> pb.Unsaved | None:
+    if sandbox.dirty_since is None:
+        return None
+    return pb.Unsaved(dirty_since=timestamp(sandbox.dirty_since), packages=sandbox.unsaved_packages)
 
 
 def encode_change(change: SandboxChange, *, backend: str, planned: NextStep | None = None) -> pb.WatchResponse:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import grpc.aio
 from typing_extensions import override
 
-from sandboxd.api.grpc.names import sandbox_id, timestamp
+from sandboxd.api.grpc.codec_packages import (
+    KINDS_BACK,
+    MANAGERS_BACK,
+    PLACES_BACK,
+    REQUESTERS_BACK,
+    encode_package,
+    encode_package_change,
+)
+from sandboxd.api.grpc.names import moment, sandbox_id, timestamp
 from sandboxd.api.grpc.rpc import current_rpc
+from sandboxd.manager.package_ports import ChangeSelection
 from sandboxd.manager.packages import LOOK_TIMEOUT, Packages, PackageSelection
-from sandboxd.model.packages import Package, PackageManager, PackagePlace
 from sandboxd.v1 import package_pb2 as pb
 from sandboxd.v1 import package_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """Any: servicers here never touch the context's own request and response types."""
-_MANAGERS: Final = {
-    PackageManager.DPKG: pb.PACKAGE_MANAGER_DPKG,
-    PackageManager.PIP: pb.PACKAGE_MANAGER_PIP,
-    PackageManager.NPM: pb.PACKAGE_MANAGER_NPM,
-    PackageManager.CARGO: pb.PACKAGE_MANAGER_CARGO,
-    PackageManager.GEM: pb.PACKAGE_MANAGER_GEM,
-    PackageManager.GO: pb.PACKAGE_MANAGER_GO,
-}
-_MANAGERS_BACK: Final = {number: manager for manager, number in _MANAGERS.items()}
-_PLACES: Final = {PackagePlace.ROOT: pb.PACKAGE_PLACE_ROOT, PackagePlace.HOME: pb.PACKAGE_PLACE_HOME}
 
 
 class PackageServicer(package_pb2_grpc.PackageServiceServicer):
@@ -41,26 +39,45 @@ class PackageServicer(package_pb2_grpc.PackageServiceServicer):
         page = await self._packages.list(
             rpc.caller,
             sandbox_id(request.sandbox),
-            PackageSelection(manager=_MANAGERS_BACK.get(request.manager), unsaved=request.unsaved),
+            PackageSelection(manager=MANAGERS_BACK.get(request.manager), unsaved=request.unsaved),
             page_size=request.page_size,
             page_token=request.page_token,
             timeout=rpc.remaining(at_most=LOOK_TIMEOUT),
         )
         return pb.ListPackagesResponse(
-            packages=[_encode(package) for package in page.packages],
+            packages=[encode_package(one.package, unsaved=one.unsaved) for one in page.packages],
             next_page_token=page.next_token,
             incomplete=not page.complete,
             root_change_time=timestamp(page.root_change_time),
+            recorded=page.record_time is not None,
+            record_time=timestamp(page.record_time),
         )
 
-
-def _encode(package: Package) -> pb.Package:
-    return pb.Package(
-        manager=_MANAGERS[package.key.manager],
-        name=package.key.name,
-        version=package.version,
-        place=_PLACES[package.place],
-        directory=package.key.directory,
-        requested=package.requested,
-        initial=package.initial,
-    )
+    @override
+    async def ListPackageChanges(
+        self, request: pb.ListPackageChangesRequest, context: Context
+    ) -> pb.ListPackageChangesResponse:
+        """Return a page of a history."""
+        sandbox = sandbox_id(request.sandbox)
+        page = await self._packages.changes(
+            current_rpc().caller,
+            sandbox,
+            ChangeSelection(
+                manager=MANAGERS_BACK.get(request.manager),
+                kind=KINDS_BACK.get(request.kind),
+                place=PLACES_BACK.get(request.place),
+                requester=REQUESTERS_BACK.get(request.requester),
+                unsaved=request.unsaved,
+                after_number=request.after_number,
+                since=moment(request, "start_time"),
+            ),
+            newest_first=request.order_by == "number desc",
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return pb.ListPackageChangesResponse(
+            changes=[encode_package_change(one, sandbox=sandbox) for one in page.changes],
+            next_page_token=page.next_token,
+            last_number=page.last_number,
+            missed=page.missed,
+        )

@@ -137,6 +137,7 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_POOLS}/UpdatePool": changes(Scope.CLIENT, ADMINS),
     f"{_POOLS}/DeletePool": changes(Scope.CLIENT, ADMINS),
     f"{_PACKAGES}/ListPackages": reads(Scope.OWN),
+    f"{_PACKAGES}/ListPackageChanges": reads(Scope.OWN),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),

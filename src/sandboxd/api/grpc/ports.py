@@ -10,6 +10,7 @@ from sandboxd.manager.announcing import RestNotice
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.editing import SandboxEdit
 from sandboxd.manager.operations import Settled
+from sandboxd.manager.package_tidings import PackageTidings
 from sandboxd.manager.ports import SandboxOrder
 from sandboxd.manager.reading import SandboxChange, Selection
 from sandboxd.model.caller import Caller, Request
@@ -93,6 +94,10 @@ class SandboxManager(Protocol):
 
     def rest_notices(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
         """What policy is about to do with a sandbox, as it becomes known; for ever."""
+        ...
+
+    def package_tidings(self, sandbox: SandboxId) -> AsyncIterator[PackageTidings]:
+        """Which packages of a sandbox change, as it becomes known; for ever."""
         ...
 
     async def next_step(self, sandbox: Sandbox) -> NextStep | None:

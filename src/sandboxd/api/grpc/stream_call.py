@@ -13,6 +13,7 @@ import structlog
 from sandboxd.api.grpc.admission import Drain, StreamSlots, draining
 from sandboxd.api.grpc.body_hash import hash_command
 from sandboxd.api.grpc.codec_events import encode_event
+from sandboxd.api.grpc.codec_packages import encode_tidings
 from sandboxd.api.grpc.codec_session import decode_opening, decode_prompt
 from sandboxd.api.grpc.deeds import deed_of, outcome_of
 from sandboxd.api.grpc.errors import INTERNAL_MESSAGE, WatchOnlyError
@@ -197,6 +198,7 @@ class _Call:
                 tasks.create_task(self._send_events(), name=f"stream-events {self._session}")
                 tasks.create_task(self._take_commands(), name=f"stream-commands {self._session}")
                 tasks.create_task(self._tell_rests(), name=f"stream-rests {self._session}")
+                tasks.create_task(self._tell_packages(), name=f"stream-packages {self._session}")
                 tasks.create_task(self._calls.drain.end(), name=f"stream-drain {self._session}")
                 tasks.create_task(self._calls.stay.end(self._rpc, self._announce), name=f"stream-stay {self._session}")
         except BaseExceptionGroup as group:
@@ -220,6 +222,16 @@ class _Call:
             async for one in notices:
                 notice = pb.Notice(code=one.code, message=one.message, due_time=timestamp(one.due_time))
                 await self._write(pb.StreamResponse(notice=notice))
+
+    async def _tell_packages(self) -> None:
+        """Tell which packages of the sandbox change. No part of the session's log: the sandbox has its own history."""
+        told: int | None = None
+        tidings = self._calls.manager.package_tidings(self._sandbox)
+        async with closed_at_end(tidings):
+            async for one in tidings:
+                told = one.after_number if told is None else told
+                await self._write(encode_tidings(one, sandbox=self._sandbox, told=told))
+                told = one.last_number
 
     async def _send_events(self) -> None:
         sent = 0

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from rich.console import Console
-from rich.table import Table
-
 from sandboxd.ctl.exits import Exit
+from sandboxd.ctl.figures import count
 from sandboxd.ctl.names import find_sandbox
-from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell
-from sandboxd.ctl.tables import filled
-from sandboxd.v1 import package_pb2 as pb
+from sandboxd.ctl.tables import when
+from sandboxd.ctl.tables_packages import history_table, package_table
 
 
 async def ls(shell: Shell, said: str, *, manager: str, unsaved: bool) -> Exit:
@@ -23,6 +18,10 @@ async def ls(shell: Shell, said: str, *, manager: str, unsaved: bool) -> Exit:
         for each in listed.packages:
             shell.emit(each)
         return Exit.OK
+    if listed.last.recorded:
+        moment = when(listed.last.record_time)
+        gone = " What is not saved is gone." if any(each.unsaved for each in listed.packages) else ""
+        shell.say(f"The sandbox does not run; this is what was known at {moment}.{gone}", "yellow")
     shell.out.print(package_table(listed.packages, shell.out))
     if listed.last.incomplete:
         shell.say("Not all of it could be read; of some managers this is what they said before.", "yellow")
@@ -31,23 +30,15 @@ async def ls(shell: Shell, said: str, *, manager: str, unsaved: bool) -> Exit:
     return Exit.OK
 
 
-def package_table(packages: Iterable[pb.Package], console: Console) -> Table:
-    """Make the table of `packages`."""
-    columns = ("MANAGER", "PACKAGE", "VERSION", "KEPT", "ASKED FOR")
-    rows = [
-        (
-            pb.PackageManager.Name(each.manager).removeprefix("PACKAGE_MANAGER_").lower(),
-            clean_line(each.name),
-            clean_line(each.version),
-            _kept(each),
-            "yes" if each.requested else "no",
-        )
-        for each in packages
-    ]
-    return filled(console, columns, rows, spare=("ASKED FOR",))
-
-
-def _kept(package: pb.Package) -> str:
-    if package.place == pb.PACKAGE_PLACE_HOME:
-        return "home volume"
-    return "image" if package.initial else "not saved"
+async def history(shell: Shell, said: str, *, manager: str, unsaved: bool, limit: int) -> Exit:
+    """List what was installed, removed and changed, the newest last."""
+    name = await find_sandbox(shell.client, said)
+    changes, last = await shell.client.packages.history(name, manager=manager, unsaved=unsaved, limit=limit)
+    if shell.json:
+        for each in changes:
+            shell.emit(each)
+        return Exit.OK
+    shell.out.print(history_table(changes, shell.out))
+    if last.missed:
+        shell.say(f"{count(last.missed, 'change')} came too fast to be noted, or while nobody watched.", "yellow")
+    return Exit.OK
