@@ -34,6 +34,8 @@ FIRST = IncarnationId("inc-01jd0000000000000000000001")
 SECOND = IncarnationId("inc-01jd0000000000000000000002")
 UID, SET_UID, POD_UID = "uid-sandbox", "uid-set", "uid-pod"
 TEMPLATE = Template(image="registry.example/sandbox@sha256:1", agent_image="registry.example/agent@sha256:2")
+OWN_IMAGE = f"registry.example/kept/acme/gemini-cli-user-ada@sha256:{'a' * 64}"
+THEIRS = f"registry.example/kept/globex/gemini-cli-user-ada@sha256:{'b' * 64}"
 NETWORK = Network(own_namespace="sandboxd-system", gateway_port=8082)
 SETTINGS = PlanSettings(instance=INSTANCE, network=NETWORK)
 RESOURCES = PlacedResources(cpu="1", memory="2G", home="2G", workspace="8G", ephemeral_storage="10G")
@@ -85,10 +87,17 @@ def namespace_parts() -> Mapping[Kind, Mapping[str, Json]]:
     return {kind: {one["metadata"]["name"]: seen(one) for one in objects} for kind, objects in built.items()}
 
 
-def a_set(*, replicas: int = 1, incarnation: IncarnationId = FIRST, last_node: str = "", **metadata: Any) -> Json:
+def a_set(
+    *,
+    replicas: int = 1,
+    incarnation: IncarnationId = FIRST,
+    image: str = "",
+    last_node: str = "",
+    **metadata: Any,
+) -> Json:
     built = stateful_set(
         SANDBOX,
-        a_spec(incarnation=incarnation),
+        a_spec(incarnation=incarnation, image=image),
         TEMPLATE,
         namespace=NAMESPACE,
         uid=UID,

@@ -72,6 +72,34 @@ class Front:
     seen: list[str] = field(default_factory=list)
     """Methods, in order."""
     address: str = ""
+    _runner: web.AppRunner | None = None
+    _site: web.TCPSite | None = None
+
+    async def start(self) -> None:
+        """Listen at a free port."""
+        application = web.Application(client_max_size=64 << 20)
+        application.router.add_route("*", "/{path:.*}", self.handle)
+        self._runner = web.AppRunner(application)
+        await self._runner.setup()
+        self.address = f"127.0.0.1:{a_free_port()}"
+        await self.restore()
+
+    async def cut(self) -> None:
+        """Listen no more: connections are refused."""
+        assert self._site is not None
+        await self._site.stop()
+
+    async def restore(self) -> None:
+        """Listen again, at the same port."""
+        assert self._runner is not None
+        host, _, port = self.address.rpartition(":")
+        self._site = web.TCPSite(self._runner, host, int(port))
+        await self._site.start()
+
+    async def stop(self) -> None:
+        """End for good."""
+        assert self._runner is not None
+        await self._runner.cleanup()
 
     async def handle(self, request: web.Request) -> web.Response:
         """Pass one exchange on."""
@@ -97,14 +125,8 @@ class Front:
 async def a_front(registry: RealRegistry) -> AsyncIterator[Front]:
     """Start one on a free port."""
     front = Front(registry=registry)
-    application = web.Application(client_max_size=64 << 20)
-    application.router.add_route("*", "/{path:.*}", front.handle)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    port = a_free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    front.address = f"127.0.0.1:{port}"
+    await front.start()
     try:
         yield front
     finally:
-        await runner.cleanup()
+        await front.stop()

@@ -11,9 +11,13 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import aiohttp
+
+from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.image_names import user_repository
 
 HERE: Final = Path(__file__).parent
 Json = dict[str, Any]  # Any: JSON
@@ -64,10 +68,49 @@ async def push_on_top(registry: str, reference: str, files: Mapping[str, bytes])
     return await _push_changed(registry, reference, above, layers=[layer])
 
 
-async def _push_changed(
-    registry: str, reference: str, change: Callable[[Json, Json], None], *, layers: Iterable[bytes]
+async def own_image(
+    registry: str,
+    base: str,
+    files: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    gone: Iterable[str] = (),
+    client: str = "acme",
+    freelancer: str = "ada",
 ) -> str:
-    """Push what a change makes of an image's manifest and configuration, and the layers that it added."""
+    """Push an image as a commit makes one: the base's layers and one above them, in the freelancer's repository.
+
+    Args:
+        registry: Where, as this machine reaches it.
+        base: The image below, in the same registry.
+        files: What the layer adds or replaces, all executable.
+        gone: Paths that it takes away.
+        client: Whose freelancer.
+        freelancer: Whose image.
+    """
+    whiteouts = {str(Path(path).with_name(f".wh.{Path(path).name}")): b"" for path in gone}
+    layer = await asyncio.to_thread(_tar, {**files, **whiteouts})
+
+    def above(manifest: Json, config: Json) -> None:
+        manifest["layers"].append({"mediaType": _LAYER, "digest": _digest(layer), "size": len(layer)})
+        config["rootfs"]["diff_ids"].append(_digest(layer))
+        config.pop("history", None)
+
+    repository = user_repository(ClientId(client), FreelancerId(freelancer))
+    return await _push_changed(registry, base, above, layers=[layer], target=repository)
+
+
+async def _push_changed(
+    registry: str,
+    reference: str,
+    change: Callable[[Json, Json], None],
+    *,
+    layers: Iterable[bytes],
+    target: str = "",
+) -> str:
+    """Push what a change makes of an image's manifest and configuration, and the layers that it added.
+
+    Into the same repository unless a target is named, which then gets the image's own layers too.
+    """
     name, _, tag = reference.partition("/")[2].rpartition("@")
     async with aiohttp.ClientSession(f"http://{registry}") as session:
         async with session.get(f"/v2/{name}/manifests/{tag}", headers={"Accept": _MANIFEST}) as got:
@@ -76,13 +119,21 @@ async def _push_changed(
         async with session.get(f"/v2/{name}/blobs/{manifest['config']['digest']}") as found:
             found.raise_for_status()
             config = json.loads(await found.read())
+        for one in manifest["layers"] if target else ():
+            await _mount_blob(session, target, one["digest"], source=name)
+        name = target or name
         change(manifest, config)
         blob = json.dumps(config).encode()
-        for one in (*layers, blob):
-            await _push_blob(session, name, one)
+        for content in (*layers, blob):
+            await _push_blob(session, name, content)
         manifest["config"] |= {"digest": _digest(blob), "size": len(blob)}
         made = await _push_manifest(session, name, json.dumps(manifest).encode())
     return f"localhost:{registry.rpartition(':')[2]}/{name}@{made}"
+
+
+async def _mount_blob(session: aiohttp.ClientSession, name: str, digest: str, *, source: str) -> None:
+    async with session.post(f"/v2/{name}/blobs/uploads/", params={"mount": digest, "from": source}) as answered:
+        assert answered.status == 201, f"{source}@{digest} was not mounted: {answered.status}"
 
 
 async def _push_blob(session: aiohttp.ClientSession, name: str, blob: bytes) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 
@@ -26,6 +27,8 @@ from sandboxd.model.ids import SandboxId
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.kube import FakeKube
 
+BASE_IMAGE = f"registry.example/sandboxd/sandbox@sha256:{'0' * 64}"
+
 
 class FakeOperator:
     """Takes every change up as soon as it is written."""
@@ -35,11 +38,17 @@ class FakeOperator:
         self._connector = connector
         self._servers: dict[str, asyncio.Server] = {}
         self._numbers = count(1)
+        self.base = BASE_IMAGE
+        """What its one template names."""
         self.down = False
         self.trouble: tuple[Reason, str] | None = None
         """Why no pod comes about."""
+        self.lost: tuple[Reason, str] | None = None
+        """How each pod ends before its agent answers."""
         self.mute = False
         """Pods come up, and no agent answers in them."""
+        self.deaf = False
+        """With `mute`: not even the kubelet finds the agent's port open."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeOperator]:
@@ -89,10 +98,18 @@ class FakeOperator:
         pod = self._kube.objects.get(("pods", namespace, pod_of(sandbox)))
         if spec.mode is Mode.STOPPED:
             await self._end_pod(namespace, sandbox)
-            made = PlacedStatus(state=PlacedState.STOPPED, reason=Reason.STOPPED, incarnation=spec.incarnation)
+            made = PlacedStatus(
+                state=PlacedState.STOPPED,
+                reason=Reason.STOPPED,
+                incarnation=spec.incarnation,
+                next_image=spec.image or self.base,
+            )
         elif self.trouble is not None:
             reason, message = self.trouble
             made = PlacedStatus(state=PlacedState.PENDING, reason=reason, message=message)
+        elif self.lost is not None:
+            reason, message = self.lost
+            made = PlacedStatus(state=PlacedState.FAILED, reason=reason, message=message, incarnation=spec.incarnation)
         else:
             bound = status.incarnation == spec.incarnation and status.pod_uid
             if bound and (pod is None or pod["metadata"]["uid"] != status.pod_uid or _restarts(pod)):
@@ -103,7 +120,7 @@ class FakeOperator:
                     pod_uid=status.pod_uid,
                 )
             elif bound:
-                made = status
+                made = replace(status, next_image=spec.image or self.base)
             else:
                 await self._end_pod(namespace, sandbox)
                 await self._make_claims(namespace, sandbox)
@@ -122,10 +139,10 @@ class FakeOperator:
 
         server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        self._servers[sandbox] = server
         if self.mute:
             server.close()
         else:
+            self._servers[sandbox] = server
             agent = FakeAgent(sandbox=sandbox, incarnation=spec.incarnation)
             self._connector.agents[f"127.0.0.1:{port}"] = agent
         pod = await self._kube.put(
@@ -143,8 +160,13 @@ class FakeOperator:
             pod_uid=pod["metadata"]["uid"],
             pod_ip="127.0.0.1",
             pod_name=pod_of(sandbox),
+            image=spec.image or self.base,
+            next_image=spec.image or self.base,
             agent_port=port,
-            conditions=[Condition(type=kind, status=True, reason=Reason.AS_DESIRED) for kind in done],
+            conditions=[
+                Condition(type=ConditionType.READY, status=not self.deaf, reason=Reason.AS_DESIRED),
+                *(Condition(type=kind, status=True, reason=Reason.AS_DESIRED) for kind in done),
+            ],
         )
 
     async def _end_pod(self, namespace: str, sandbox: SandboxId) -> None:

@@ -23,14 +23,21 @@ from sandboxd.images.ports import (
 )
 from sandboxd.images.registry import OCI_MANIFEST, Manifest, digest_of
 from sandboxd.model.errors import SandboxdError, UnavailableError
-from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import tag_of
 from sandboxd.model.image_errors import ImageBrokenError
+from sandboxd.model.image_names import user_repository
 from tests.fakes.manager import FakeBackend
 from tests.fakes.registry import FakeRegistry
 
 REGISTRY = "registry.test:5000"
 BASE = ImageReference(registry=REGISTRY, repository="sandboxd/sandbox", digest="sha256:" + "b" * 64)
+
+
+def an_image(digit: str = "a", *, client: str = "acme", freelancer: str = "ada") -> ImageReference:
+    """An image of a freelancer; another digit is another one."""
+    repository = user_repository(ClientId(client), FreelancerId(freelancer))
+    return ImageReference(registry=REGISTRY, repository=repository, digest=f"sha256:{digit * 64}")
 
 
 class FakeImageBuilder(ImageBuilder):

@@ -26,7 +26,7 @@ SPEC = PlacedSpec(
     tier=Tier.PREMIUM,
     mode=Mode.HIBERNATED,
     template="gpu",
-    image="registry.example/sandbox@sha256:0",
+    image=f"registry.example/acme/gemini-cli-user-ada@sha256:{'0' * 64}",
     resources=PlacedResources(cpu="4", memory="8G", home="20G", workspace="80G", ephemeral_storage="10G", gpu=1),
     kept=False,
 )
@@ -74,6 +74,8 @@ def test_a_status_survives_the_way_through_a_resource() -> None:
         node="node",
         start_time="2026-01-01T00:00:00Z",
         restarts=1,
+        image="registry.example/acme/gemini-cli-user-ada@sha256:0",
+        next_image="registry.example/sandbox@sha256:1",
         reason=Reason.OUT_OF_MEMORY,
         message="It had no memory left.",
         conditions=(

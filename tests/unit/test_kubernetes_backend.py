@@ -185,7 +185,9 @@ async def test_what_waiting_does_not_help_is_told_at_once(
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (Reason.IMAGE_MISSING, "pull secret of template default"),
+        (Reason.IMAGE_MISSING, "no such image: look at the images of template default"),
+        (Reason.IMAGE_BROKEN, "cannot be unpacked"),
+        (Reason.REGISTRY_UNAVAILABLE, "pull secrets of template default in namespace client-acme"),
         (Reason.UNSCHEDULABLE, "add nodes"),
         (Reason.VOLUME_PENDING, "storage class"),
         (Reason.TEMPLATE_MISSING, "no SandboxTemplate default"),

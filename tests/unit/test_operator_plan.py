@@ -12,11 +12,13 @@ from sandboxd.operator.plan import Create, Delete, Patch, Resize, Step, Wave, Wr
 from tests.operator_world import (
     FIRST,
     NOW,
+    OWN_IMAGE,
     POD_UID,
     RESOURCES,
     SANDBOX,
     SECOND,
     SETTINGS,
+    THEIRS,
     a_claim,
     a_desired,
     a_namespace,
@@ -53,6 +55,7 @@ def describe(step: Step) -> str:
             return f"{'rotate' if step.resource_version else 'make'} identity"
 
 
+CANNOT_PULL = {"waiting": {"reason": "ImagePullBackOff"}}
 LOST = bound(state=PlacedState.FAILED, reason=Reason.POD_EVICTED, message="It was evicted.")
 SMALL = a_pod(mode=Mode.HIBERNATED)
 WAITING_FOR_AN_IMAGE = a_pod(state={"waiting": {"reason": "ErrImagePull"}}, revision="revision-0")
@@ -138,6 +141,28 @@ TABLE = {
         a_desired(status=bound()),
         running(pod=a_pod(revision="revision-0")),
         [],
+    ),
+    "another image is for the next pod": (
+        a_desired(status=bound(), image=OWN_IMAGE),
+        running(),
+        [["change statefulsets"]],
+    ),
+    "a pod whose image cannot be pulled goes when another one is wanted": (
+        a_desired(image=OWN_IMAGE),
+        running(stateful_set=a_set(image=OWN_IMAGE), pod=a_pod(state=CANNOT_PULL, revision="revision-0", ready=False)),
+        [["delete pods"]],
+    ),
+    "nothing is made from another client's image": (a_desired(image=THEIRS), an_observed(), []),
+    "another client's image changes nothing of what runs": (a_desired(image=THEIRS, status=bound()), running(), []),
+    "another client's image replaces no pod of the incarnation before": (
+        a_desired(image=THEIRS, incarnation=SECOND, status=bound()),
+        running(),
+        [],
+    ),
+    "a sandbox with another client's image can be stopped": (
+        a_desired(image=THEIRS, mode=Mode.STOPPED, status=bound()),
+        running(),
+        [["scale to 0"]],
     ),
     "volumes grow where their class can": (
         a_desired(status=bound(), resources=replace(RESOURCES, workspace="40G")),

@@ -14,10 +14,13 @@ from sandboxd.operator.observed import Desired, Observed, Refusal
 from tests.operator_world import (
     FIRST,
     NOW,
+    OWN_IMAGE,
     POD_UID,
     RESOURCES,
     SECOND,
     SETTINGS,
+    TEMPLATE,
+    THEIRS,
     a_claim,
     a_desired,
     a_namespace,
@@ -63,6 +66,7 @@ def refused(message: str, *, reason: str = "Forbidden", resize: bool = False, **
 
 KILLED = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
 EXITED = {"terminated": {"exitCode": 3, "reason": "Error", "message": "no such file"}}
+NEVER_RAN = {"terminated": {"exitCode": 128, "reason": "StartError", "message": "not a directory"}}
 PENDING_CLAIMS = {"home": a_claim("home", "2G", phase="Pending")}
 EVICTED = a_pod(
     status={"phase": "Failed", "reason": "Evicted", "message": "The node was low on memory.", "containerStatuses": []}
@@ -103,7 +107,32 @@ TABLE = {
         R.VOLUME_PENDING,
     ),
     "the image cannot be pulled": (a_desired(), waiting_for("ErrImagePull", "not found"), S.PENDING, R.IMAGE_MISSING),
-    "pulling is given time": (a_desired(), waiting_for("ImagePullBackOff"), S.PENDING, R.IMAGE_MISSING),
+    "pulling is given time": (a_desired(), waiting_for("ImagePullBackOff"), S.PENDING, R.REGISTRY_UNAVAILABLE),
+    "pulling is given time after the registry has said no": (
+        a_desired(status=PlacedStatus(state=S.PENDING, incarnation=FIRST, reason=R.IMAGE_MISSING)),
+        waiting_for("ImagePullBackOff", 'Back-off pulling image "x"'),
+        S.PENDING,
+        R.IMAGE_MISSING,
+    ),
+    "the registry is away": (
+        a_desired(),
+        waiting_for("ErrImagePull", "dial tcp 127.0.0.1:5000: connect: connection refused"),
+        S.PENDING,
+        R.REGISTRY_UNAVAILABLE,
+    ),
+    "the image is another client's": (
+        a_desired(image=THEIRS),
+        running(stateful_set=None, pod=None),
+        S.PENDING,
+        R.IMAGE_FOREIGN,
+    ),
+    "the next image is another client's": (a_desired(image=THEIRS, status=bound()), running(), S.RUNNING, R.AS_DESIRED),
+    "its container could never be started": (
+        a_desired(),
+        running(pod=a_pod(restarts=1, last=NEVER_RAN, state={"waiting": {"reason": "CrashLoopBackOff"}})),
+        S.FAILED,
+        R.CONTAINER_FAILED,
+    ),
     "the image's name is none": (a_desired(), waiting_for("InvalidImageName"), S.PENDING, R.IMAGE_MISSING),
     "the container cannot be made": (
         a_desired(),
@@ -422,3 +451,36 @@ def test_a_deferred_resize_is_told_of() -> None:
     after = conclude(a_desired(status=before), running(pod=a_pod(conditions=(DEFERRED,))), SETTINGS, now=NOW)
 
     assert told(a_desired(status=before), after) == ["ResizeDeferred"]
+
+
+def test_the_status_tells_which_image_runs_and_which_is_next() -> None:
+    pod = a_pod()
+    pod["spec"]["containers"][0]["image"] = OWN_IMAGE
+
+    runs = conclude(a_desired(status=bound()), running(pod=pod), SETTINGS, now=NOW)
+    stopped = conclude(
+        a_desired(mode=Mode.STOPPED, image=OWN_IMAGE),
+        running(stateful_set=a_set(replicas=0), pod=None),
+        SETTINGS,
+        now=NOW,
+    )
+    without = conclude(a_desired(), an_observed(template=None), SETTINGS, now=NOW)
+
+    assert (runs.image, runs.next_image) == (OWN_IMAGE, TEMPLATE.image)
+    assert (stopped.image, stopped.next_image) == ("", OWN_IMAGE)
+    assert (without.image, without.next_image) == ("", "")
+
+
+def test_a_pod_of_a_former_incarnation_does_not_tell_which_image_runs() -> None:
+    status = conclude(a_desired(incarnation=SECOND, image=OWN_IMAGE, status=bound()), running(), SETTINGS, now=NOW)
+
+    assert (status.image, status.next_image) == ("", OWN_IMAGE)
+
+
+def test_an_image_that_is_refused_is_told_of_while_the_former_runs_on() -> None:
+    status = conclude(a_desired(image=THEIRS, status=bound()), running(), SETTINGS, now=NOW)
+
+    degraded = status.find(ConditionType.DEGRADED)
+    assert degraded is not None
+    assert (degraded.status, degraded.reason) == (True, R.IMAGE_FOREIGN)
+    assert "not one of client acme" in degraded.message

@@ -291,13 +291,15 @@ class RunningImages(Protocol):
         """Return what this incarnation was started from, as its backend knows it, by digest.
 
         Raises:
-            UnavailableError: It does not run.
+            UnavailableError: It does not run, or its backend does not say now.
+            ImageUnnamedError: It runs from an image that is named by a tag.
         """
         ...
 
     async def set_image(self, sandbox: SandboxId, image: ImageReference | None, *, timeout: timedelta) -> None:
         """Let every next start take this image, or the base where it is None; what runs goes on.
 
-        Also where nobody asks for the start: a pod that is evicted comes back from this image.
+        Also where nobody asks for the start: a pod that is evicted comes back from this image. A sandbox that has no
+        place is success: its first start takes what `SandboxSpec.image` says, as every start does.
         """
         ...

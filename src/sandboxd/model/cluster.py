@@ -157,7 +157,7 @@ class PlacedSpec:
     mode: Mode = Mode.RUNNING
     template: str = DEFAULT_TEMPLATE
     image: str = ""
-    """By digest; empty takes the template's."""
+    """By digest, of the client's repository; empty takes the template's. The next pod takes it, what runs goes on."""
     kept: bool = True
     """True: when the resource goes, its claims are labelled as kept. The operator never deletes claims itself."""
     pool: str = ""

@@ -59,6 +59,13 @@ class Reason(enum.Enum):
     VOLUME_PENDING = "VolumePending"
     VOLUME_LOST = "VolumeLost"
     IMAGE_MISSING = "ImageMissing"
+    """The registry says that it has no such image."""
+    IMAGE_BROKEN = "ImageBroken"
+    """What the registry has cannot be unpacked."""
+    IMAGE_FOREIGN = "ImageForeign"
+    """The image is not one of the sandbox's client."""
+    REGISTRY_UNAVAILABLE = "RegistryUnavailable"
+    """The registry does not answer the node, or does not let it pull: nothing is known of the image."""
     POD_REFUSED = "PodRefused"
     """Admission, or the node, did not take the pod."""
     CONTAINER_FAILED = "ContainerFailed"
@@ -136,6 +143,10 @@ class PlacedStatus:
     start_time: str = ""
     """When the pod's container started, RFC 3339."""
     restarts: int = 0
+    image: str = ""
+    """What the pod was made from; empty without one."""
+    next_image: str = ""
+    """What the next pod is made from; empty where the template is missing."""
     reason: Reason = Reason.NOT_CREATED
     message: str = ""
     conditions: Sequence[Condition] = field(default_factory=tuple)
@@ -158,6 +169,8 @@ class PlacedStatus:
             "agentPort": self.agent_port,
             "startTime": self.start_time,
             "restarts": self.restarts,
+            "image": self.image,
+            "nextImage": self.next_image,
             "reason": self.reason.value,
             "message": self.message,
             "conditions": [one.as_mapping(generation=self.observed_generation) for one in self.conditions],
@@ -178,6 +191,8 @@ class PlacedStatus:
             agent_port=int(given.get("agentPort", AGENT_PORT)),
             start_time=given.get("startTime", ""),
             restarts=int(given.get("restarts", 0)),
+            image=given.get("image", ""),
+            next_image=given.get("nextImage", ""),
             reason=Reason(given.get("reason", Reason.NOT_CREATED.value)),
             message=given.get("message", ""),
             conditions=tuple(Condition.from_mapping(one) for one in given.get("conditions", ())),

@@ -18,6 +18,12 @@ class ImageBrokenError(SandboxdError):
     reason = "IMAGE_BROKEN"
 
 
+class ImageUnnamedError(WrongStateError):
+    """A sandbox runs from an image that is named by a tag: what the tag meant at its start, nobody knows any more."""
+
+    reason = "IMAGE_UNNAMED"
+
+
 class CaptureUnsupportedError(WrongStateError):
     """The sandbox has no root file system of its own: what is there is the machine's."""
 

@@ -21,6 +21,7 @@ from sandboxd.operator.losses import find_loss, is_bound
 from sandboxd.operator.observed import (
     Desired,
     Observed,
+    container_image,
     container_resources,
     container_status,
     incarnation_of,
@@ -29,6 +30,7 @@ from sandboxd.operator.observed import (
     last_node_of,
 )
 from sandboxd.operator.plan import PlanSettings, sizes
+from sandboxd.operator.pod_shape import next_image
 
 
 def conclude(desired: Desired, observed: Observed, settings: PlanSettings, *, now: str) -> PlacedStatus:
@@ -66,6 +68,7 @@ def _with_pod(desired: Desired, observed: Observed) -> PlacedStatus:
         pod_uid=before.pod_uid if is_bound(desired) else "",
         start_time=before.start_time if is_bound(desired) else "",
         restarts=before.restarts if is_bound(desired) else 0,
+        next_image="" if observed.template is None else next_image(spec, observed.template),
     )
     if pod is None or incarnation_of(pod) != spec.incarnation:
         # A stopped incarnation has no pod to be told from: what comes next is bound anew.
@@ -80,6 +83,7 @@ def _with_pod(desired: Desired, observed: Observed) -> PlacedStatus:
         pod_uid=kept.pod_uid or (uid if bound else ""),
         pod_ip=pod.get("status", {}).get("podIP", ""),
         pod_name=pod["metadata"]["name"],
+        image=container_image(pod),
         node=pod["spec"].get("nodeName", "") or kept.node,
         start_time=status.get("state", {}).get("running", {}).get("startedAt", kept.start_time),
         restarts=int(status.get("restartCount", 0)),

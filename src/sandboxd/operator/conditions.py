@@ -9,6 +9,7 @@ from typing import Any, Final
 from sandboxd.model.cluster_status import Condition, ConditionType, PlacedState, Reason
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.operator.comparing import says
+from sandboxd.operator.image_rules import is_foreign, pull_reason
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.losses import find_loss
 from sandboxd.operator.observed import (
@@ -71,9 +72,11 @@ def waiting(desired: Desired, observed: Observed, settings: PlanSettings) -> Fin
         return found(Reason.TEMPLATE_MISSING, f"There is no SandboxTemplate {desired.spec.template}.")
     if foreign := _foreign(desired, observed, settings):
         return found(Reason.OBJECT_FOREIGN, foreign)
+    if refused := is_foreign(desired.spec):
+        return found(Reason.IMAGE_FOREIGN, refused)
     pod = observed.pod
     if pod is not None and incarnation_of(pod) == desired.spec.incarnation:
-        return _pod_waits(pod, observed)
+        return _pod_waits(pod, observed, before=desired.status.reason)
     # A claim that was refused its growth keeps no pod from starting.
     if refusal := next((one for one in observed.refusals if not one.growth), None):
         return found(reason_of(refusal), refusal.message)
@@ -84,7 +87,7 @@ def waiting(desired: Desired, observed: Observed, settings: PlanSettings) -> Fin
     return found(Reason.STARTING, "The pod is being made.")
 
 
-def _pod_waits(pod: Mapping[str, Any], observed: Observed) -> Finding:  # Any: JSON
+def _pod_waits(pod: Mapping[str, Any], observed: Observed, *, before: Reason) -> Finding:  # Any: JSON
     placed = pod_condition(pod, "PodScheduled")
     if placed.get("status") == "False":
         text = str(placed.get("message", ""))
@@ -97,7 +100,7 @@ def _pod_waits(pod: Mapping[str, Any], observed: Observed) -> Finding:  # Any: J
         state = other.get("state", {}).get("waiting") or state
     why, text = state.get("reason", ""), state.get("message", "")
     if why in IMAGE_REASONS or why.startswith("ErrImage"):
-        return Finding(status=False, reason=Reason.IMAGE_MISSING, message=f"{why}: {text}")
+        return Finding(status=False, reason=pull_reason(why, text, before=before), message=f"{why}: {text}")
     if why not in _STARTING_REASONS:
         return Finding(status=False, reason=Reason.CONTAINER_FAILED, message=f"{why}: {text}")
     return Finding(status=False, reason=Reason.STARTING, message="The container is being made.")
@@ -231,6 +234,8 @@ def degraded(desired: Desired, observed: Observed, settings: PlanSettings) -> Fi
         return Finding(status=True, reason=loss.reason, message=loss.message)
     if foreign := _foreign(desired, observed, settings):
         return Finding(status=True, reason=Reason.OBJECT_FOREIGN, message=foreign)
+    if refused := is_foreign(desired.spec):
+        return Finding(status=True, reason=Reason.IMAGE_FOREIGN, message=refused)
     if not observed.node_ready:
         return Finding(status=True, reason=Reason.NODE_LOST, message="The pod's node does not answer.")
     if desired.status.state is PlacedState.FAILED:

@@ -25,6 +25,7 @@ from sandboxd.operator.observed import (
 LOSSES: Final = frozenset(
     {
         Reason.CONTAINER_RESTARTED,
+        Reason.CONTAINER_FAILED,
         Reason.OUT_OF_MEMORY,
         Reason.POD_EVICTED,
         Reason.POD_DELETED,
@@ -42,6 +43,8 @@ _DISRUPTIONS: Final[Mapping[str, tuple[Reason, str]]] = {
     "DeletionByTaintManager": (Reason.NODE_LOST, "The pod's node does not answer, or was tainted against it."),
     "DeletionByPodGC": (Reason.NODE_LOST, "The pod's node is gone."),
 }
+_NEVER_RAN: Final = frozenset({"StartError", "ContainerCannotRun"})
+"""What runtimes say of a container whose first program they could not start."""
 _DELETED: Final = (Reason.POD_DELETED, "The pod was deleted by somebody else than sandboxd.")
 
 
@@ -101,6 +104,9 @@ def _restarted(pod: Mapping[str, Any]) -> Loss | None:
             reason=Reason.OUT_OF_MEMORY, message="The sandbox used more memory than its tier has, and was killed."
         )
     last = (ended.get("message") or "").strip()
+    if ended.get("reason") in _NEVER_RAN:
+        text = f"The node cannot start the container. {last}".strip()
+        return Loss(reason=Reason.CONTAINER_FAILED, message=text[:1000])
     text = f"The container ended with exit code {ended.get('exitCode')}. {last}".strip()
     return Loss(reason=Reason.CONTAINER_RESTARTED, message=text[:1000])
 

@@ -126,6 +126,11 @@ def container_resources(pod: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
+def container_image(pod: Mapping[str, Any]) -> str:
+    """The image that the container is made from, as the pod's spec names it: a runtime's own id of it says less."""
+    return next((str(one["image"]) for one in pod["spec"]["containers"] if one["name"] == CONTAINER), "")
+
+
 def pod_condition(pod: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     """A condition of a pod; empty where there is none."""
     found = (one for one in pod.get("status", {}).get("conditions", ()) if one["type"] == kind)

@@ -16,6 +16,7 @@ from sandboxd.model.ids import IncarnationId
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.operator.builders import Json, mark_of, stateful_set, wanted_of
 from sandboxd.operator.comparing import merging, says
+from sandboxd.operator.image_rules import is_foreign
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.losses import find_loss
 from sandboxd.operator.observed import (
@@ -150,7 +151,7 @@ def _place(desired: Desired, observed: Observed, settings: PlanSettings) -> Iter
             yield _patch(Kind.STATEFUL_SET, found, {"spec": {"replicas": 0}})
         return
     template = observed.template
-    if template is None:
+    if template is None or is_foreign(desired.spec):
         return
     yield from _identity(desired, observed, settings)
     built = stateful_set(
@@ -233,8 +234,8 @@ def _replace_pod(desired: Desired, observed: Observed) -> Iterator[Step]:
     if pod is None or found is None or is_terminating(pod) or observed.template is None:
         return
     owners = {one["uid"] for one in pod["metadata"].get("ownerReferences", ())}
-    if found["metadata"]["uid"] not in owners or not wants_pod(desired, observed):
-        return
+    if found["metadata"]["uid"] not in owners or not wants_pod(desired, observed) or is_foreign(desired.spec):
+        return  # where the image is refused the StatefulSet is as it was, and would make the same pod again
     former = incarnation_of(pod) != desired.spec.incarnation
     outdated = not _has_started(pod) and _is_outdated(pod, found)
     if former or outdated:

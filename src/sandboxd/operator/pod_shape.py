@@ -145,13 +145,24 @@ def pod_template(
         "schedulerName": template.scheduler or DEFAULT_SCHEDULER,
         "affinity": _affinity(template, last_node),
         "topologySpreadConstraints": [dict(one) for one in template.topology_spread],
-        "imagePullSecrets": [{"name": name} for name in template.image_pull_secrets],
+        "imagePullSecrets": [{"name": name} for name in pull_secrets(template, own=bool(spec.image))],
     }
     pod |= {name: value for name, value in optional.items() if value}
     return {
         "metadata": {"labels": labels, "annotations": {INCARNATION_ANNOTATION: spec.incarnation}},
         "spec": pod,
     }
+
+
+def next_image(spec: PlacedSpec, template: Template) -> str:
+    """What a sandbox's next pod is made from."""
+    return spec.image or template.image
+
+
+def pull_secrets(template: Template, *, own: bool) -> tuple[str, ...]:
+    """Names of the Secrets that a pod pulls with; the agent's image is the template's also where the other is not."""
+    more = template.user_image_pull_secrets if own else ()
+    return tuple(dict.fromkeys((*template.image_pull_secrets, *more)))
 
 
 def _affinity(template: Template, last_node: str) -> dict[str, Any]:
@@ -183,7 +194,7 @@ def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:
     probe = {"tcpSocket": {"port": AGENT_PORT}}
     return {
         "name": CONTAINER,
-        "image": spec.image or template.image,
+        "image": next_image(spec, template),
         "imagePullPolicy": "IfNotPresent",
         "command": list(AGENT_COMMAND),
         # Or the agent's libraries would read the sandbox's own configuration of them.

@@ -39,6 +39,8 @@ class Template:
     agent_image: str
     agent_delivery: AgentDelivery = AgentDelivery.IMAGE_VOLUME
     image_pull_secrets: Sequence[str] = ()
+    user_image_pull_secrets: Sequence[str] = ()
+    """Beside those, for sandboxes that have an image of their own."""
     runtime_class: str = ""
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, Any]] = ()  # Any: JSON
@@ -63,6 +65,7 @@ class Template:
             agent_image=spec["agentImage"],
             agent_delivery=AgentDelivery(spec.get("agentDelivery", AgentDelivery.IMAGE_VOLUME.value)),
             image_pull_secrets=tuple(spec.get("imagePullSecrets", ())),
+            user_image_pull_secrets=tuple(spec.get("userImagePullSecrets", ())),
             runtime_class=spec.get("runtimeClassName", ""),
             node_selector=spec.get("nodeSelector", {}),
             tolerations=tuple(spec.get("tolerations", ())),

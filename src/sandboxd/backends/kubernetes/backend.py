@@ -24,6 +24,7 @@ from sandboxd.backends.kubernetes.placed import Placed, gpus_of, quantities
 from sandboxd.backends.kubernetes.recipe import Recipe
 from sandboxd.backends.kubernetes.refusals import ClusterUnavailableError, translated
 from sandboxd.backends.kubernetes.removal import Removal
+from sandboxd.backends.kubernetes.running_images import KubernetesImages
 from sandboxd.backends.kubernetes.starting import Starting
 from sandboxd.kubeapi.errors import KubeError, KubeUnavailableError
 from sandboxd.kubeapi.ports import KubeApi
@@ -94,6 +95,8 @@ class KubernetesBackend(Backend):
             removal=self._removal,
             instance=installation.instance,
         )
+        self.images = KubernetesImages(objects=self._objects, mirror=self._mirror)
+        """Which images its sandboxes run from, and are to run from."""
         self._reports: OrderedDict[IncarnationId, StartReport] = OrderedDict()
 
     async def run(self) -> None:
@@ -116,6 +119,7 @@ class KubernetesBackend(Backend):
             tier=spec.tier,
             resources=self._resources(spec),
             template=self._installation.template,
+            image=spec.image,
             pool=spec.pool,
             recipe=spec.recipe,
         )

@@ -14,8 +14,8 @@ from sandboxd.model.cluster import API_VERSION, TEMPLATES
 from sandboxd.model.sandbox import TIER_RESOURCES
 
 ALL_TEMPLATES: Final = f"/apis/{API_VERSION}/{TEMPLATES}"
-_FOR_PEOPLE: Final = frozenset({"pidsLimit"})
-"""Fields of a template that no pod is made from."""
+_APART: Final = frozenset({"pidsLimit", "userImagePullSecrets"})
+"""Fields of a template that no pod of a pool is made from."""
 
 
 class Recipe:
@@ -42,7 +42,7 @@ def recipe_of(template: Mapping[str, Any], *, premium_gpus: int = 0) -> str:  # 
     Images are taken by their names. A tag that was moved to another image is no change of a template: name by digest.
     """
     made = {
-        "template": {name: value for name, value in template.items() if name not in _FOR_PEOPLE},
+        "template": {name: value for name, value in template.items() if name not in _APART},
         "tiers": {
             tier.value: quantities(resources, gpus=gpus_of(tier, premium_gpus=premium_gpus)).as_mapping()
             for tier, resources in TIER_RESOURCES.items()

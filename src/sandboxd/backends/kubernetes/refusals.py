@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Final
 
+from sandboxd.backends.kubernetes.image_trouble import OWN_PATIENCE, broken_at, image_broken
 from sandboxd.backends.kubernetes.placed import Placed
 from sandboxd.kubeapi.errors import (
     KubeConflictError,
@@ -53,6 +54,9 @@ PATIENCE: Final[Mapping[Reason, timedelta]] = {
     Reason.OBJECT_FOREIGN: timedelta(0),
     Reason.POD_REFUSED: timedelta(seconds=3),
     Reason.IMAGE_MISSING: timedelta(seconds=10),
+    Reason.IMAGE_BROKEN: timedelta(seconds=10),
+    Reason.IMAGE_FOREIGN: timedelta(0),
+    Reason.REGISTRY_UNAVAILABLE: timedelta(seconds=10),
     Reason.UNSCHEDULABLE: timedelta(seconds=20),
     Reason.VOLUME_LOST: timedelta(seconds=3),
 }
@@ -63,7 +67,11 @@ LOOK: Final[Mapping[Reason, str]] = {
     "ResourceQuota of namespace {namespace}",
     Reason.UNSCHEDULABLE: "No node has room for it: add nodes, or look at the requests and the node selector of "
     "template {template} (kubectl describe pod -n {namespace} {sandbox}-0)",
-    Reason.IMAGE_MISSING: "Its image cannot be pulled: look at image and pull secret of template {template}",
+    Reason.IMAGE_MISSING: "There is no such image: look at the images of template {template}",
+    Reason.IMAGE_BROKEN: "Its image cannot be unpacked: look at the images of template {template}",
+    Reason.IMAGE_FOREIGN: "Its image is not one of its client",
+    Reason.REGISTRY_UNAVAILABLE: "Its image cannot be pulled now: look at its registry, and at the pull secrets of "
+    "template {template} in namespace {namespace}",
     Reason.VOLUME_PENDING: "Its volumes are not bound: look at the storage class of template {template} and at the "
     "claims of namespace {namespace}",
     Reason.VOLUME_LOST: "A volume of it is lost: look at the claims of namespace {namespace}",
@@ -78,9 +86,18 @@ LOOK: Final[Mapping[Reason, str]] = {
 }
 
 
+def patience_of(placed: Placed) -> timedelta | None:
+    """How long what the operator reports may stay so until a start is given up; None waits for the deadline."""
+    reason = placed.status.reason
+    own = OWN_PATIENCE.get(reason) if broken_at(placed) is not None else None
+    return own or PATIENCE.get(reason)
+
+
 def refusal(placed: Placed) -> SandboxdError:
     """The error of a sandbox that does not come about, from what the operator reports."""
     status = placed.status
+    if (step := broken_at(placed)) is not None:
+        return image_broken(placed.sandbox, placed.spec.image, step, status.message)
     sandbox, cause = str(placed.sandbox), status.reason.value
     names = {"namespace": placed.namespace, "template": placed.spec.template, "sandbox": placed.sandbox}
     look = LOOK.get(status.reason, "The cluster does not start it").format(**names)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
+from sandboxd.backends.kubernetes.image_trouble import LISTEN_PATIENCE, image_broken, listens
 from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import SandboxObjects, lost_pod
 from sandboxd.backends.kubernetes.placed import Placed
 from sandboxd.backends.kubernetes.reaching import reach
-from sandboxd.backends.kubernetes.refusals import PATIENCE, SupersededError, lateness, refusal
+from sandboxd.backends.kubernetes.refusals import SupersededError, lateness, patience_of, refusal
 from sandboxd.backends.kubernetes.removal import Removal
 from sandboxd.backends.kubernetes.watch_of_start import WatchOfStart
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError
+from sandboxd.model.boot_step import BootStep
 from sandboxd.model.cluster import Mode, PlacedSpec
-from sandboxd.model.cluster_status import PlacedState, Reason
+from sandboxd.model.cluster_status import ConditionType, PlacedState, Reason
 from sandboxd.model.errors import DeadlineError, SandboxdError
 from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.image_errors import ImageBrokenError
 from sandboxd.model.sandbox import AgentEndpoint
 from sandboxd.model.sources import Clock
 from sandboxd.model.startup import StartReport
@@ -27,6 +31,8 @@ from sandboxd.stream.agent_port import AgentConnector
 
 EVENTS_TIMEOUT: Final = timedelta(seconds=1)
 """How long the kubelet's words on images are waited for; without them the path is told as `local`."""
+
+_Answer = AgentEndpoint | SandboxdError
 
 log = structlog.get_logger(__name__)
 
@@ -50,6 +56,7 @@ class Starting:
         self._connector = connector
         self._clock = clock
         self._instance = instance
+        self.listen_patience = LISTEN_PATIENCE
 
     async def start(
         self, sandbox: SandboxId, wanted: PlacedSpec, *, deadline: float
@@ -70,7 +77,18 @@ class Starting:
                     raise
         if placed is None:
             placed = await self._again(sandbox, wanted, deadline=deadline)
-        return await self._until_answering(placed, watch, deadline=deadline)
+        try:
+            return await self._until_answering(placed, watch, deadline=deadline)
+        except ImageBrokenError:
+            # Nothing replaces a pod that never started: it goes, so that a start from another image finds its place.
+            await self._let_go(placed)
+            raise
+
+    async def _let_go(self, placed: Placed) -> None:
+        try:
+            await self._objects.set_mode(placed, Mode.STOPPED)
+        except KubeError as error:  # the next start ends it: it names another incarnation
+            log.warning("cluster.broken_image_left", sandbox=placed.sandbox, error=error.message)
 
     async def until_stopped(self, placed: Placed, *, deadline: float) -> Placed | None:
         """Wait until no pod of the sandbox is left; None where the whole sandbox has gone meanwhile.
@@ -123,7 +141,7 @@ class Starting:
         changes = {
             name: value
             for name, value in wanted.as_mapping().items()
-            if name not in ("client", "freelancer", "image", "kept", "pool", "recipe")
+            if name not in ("client", "freelancer", "kept", "pool", "recipe")
         }
         return await self._objects.change(found, changes)
 
@@ -142,7 +160,7 @@ class Starting:
         pulls = asyncio.create_task(self._read_pulls(placed, watch), name=f"pulls-{incarnation}")
         reaching = asyncio.create_task(reach(self._connector, endpoint), name=f"reach-{incarnation}")
         try:
-            await asyncio.wait({failing, reaching}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_either(placed, {failing, reaching}, left=left)
             if reaching.done():
                 reaching.result()
                 answered = self._clock.monotonic()
@@ -163,14 +181,28 @@ class Starting:
                 task.cancel()
             await asyncio.gather(failing, pulls, reaching, return_exceptions=True)
 
+    async def _until_either(self, placed: Placed, tasks: set[asyncio.Task[Any]], *, left: float) -> None:
+        """Wait for the first of them; of an image of its own no longer than an agent takes to listen.
+
+        Raises:
+            ImageBrokenError: It does not even for the kubelet, which is beside it.
+        """
+        limit = min(left, self.listen_patience.total_seconds()) if placed.spec.image else left
+        done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        if done or not placed.spec.image:
+            return
+        seen = self._mirror.get(placed.sandbox)
+        started = None if seen is None else seen.status.find(ConditionType.AGENT_STARTED)
+        if seen is not None and started is not None and started.status is True and not listens(seen):
+            text = f"It does not listen {limit:.0f} s after its start."
+            raise image_broken(placed.sandbox, placed.spec.image, BootStep.AGENT, text)
+        await asyncio.wait(tasks, timeout=left - limit, return_when=asyncio.FIRST_COMPLETED)
+
     async def _until_addressed(self, placed: Placed, watch: WatchOfStart, *, deadline: float) -> AgentEndpoint:
         """Wait for the pod's address; gives up earlier where waiting does not help."""
         incarnation = placed.spec.incarnation
-        trouble: list[Reason] = []
 
-        def look(seen: Placed | None) -> AgentEndpoint | SandboxdError | Reason | None:
-            if seen is None or seen.uid != placed.uid or not _about(seen, placed):
-                return None
+        def look(seen: Placed) -> AgentEndpoint | SandboxdError | None:
             watch.see(seen, at=self._clock.monotonic())
             if (over := _superseded(seen, incarnation)) is not None:
                 return over
@@ -178,50 +210,71 @@ class Starting:
                 return seen.endpoint
             if seen.status.state is PlacedState.FAILED and seen.status.incarnation == incarnation:
                 return refusal(seen)
-            reason = seen.status.reason
-            return reason if reason in PATIENCE and reason not in trouble else None
+            return None
 
-        began = self._clock.monotonic()
-        while True:
-            patience = min((PATIENCE[reason].total_seconds() for reason in trouble), default=float("inf"))
-            until = min(deadline, began + patience) if trouble else deadline
-            found = await self._mirror.wait(placed.sandbox, look, seconds=max(0.0, until - self._clock.monotonic()))
-            match found:
-                case AgentEndpoint():
-                    return found
-                case SandboxdError():
-                    raise found
-                case Reason():
-                    trouble, began = [found], self._clock.monotonic()
-                case _:
-                    last = self._mirror.get(placed.sandbox) or placed
-                    if last.status.reason in PATIENCE and last.taken_up:
-                        raise refusal(last)
-                    if self._clock.monotonic() < deadline:
-                        trouble = []  # it has passed
-                        continue
-                    seconds = deadline - watch.began
-                    raise DeadlineError(
-                        lateness(last, seconds=seconds, instance=self._instance),
-                        sandbox=placed.sandbox,
-                        incarnation=incarnation,
-                    )
+        match await self._wait(placed, look, deadline=deadline):
+            case AgentEndpoint() as endpoint:
+                return endpoint
+            case SandboxdError() as error:
+                raise error
+            case _:
+                last = self._mirror.get(placed.sandbox) or placed
+                seconds = deadline - watch.began
+                raise DeadlineError(
+                    lateness(last, seconds=seconds, instance=self._instance),
+                    sandbox=placed.sandbox,
+                    incarnation=incarnation,
+                )
 
     async def _until_failed(self, placed: Placed, watch: WatchOfStart, *, deadline: float) -> SandboxdError:
         """Go on watching while the agent is tried: its container may end, or somebody else may take the sandbox."""
         incarnation = placed.spec.incarnation
 
-        def look(seen: Placed | None) -> SandboxdError | None:
-            if seen is None or seen.uid != placed.uid or not _about(seen, placed):
-                return None
+        def look(seen: Placed) -> SandboxdError | None:
             watch.see(seen, at=self._clock.monotonic())
             if (over := _superseded(seen, incarnation)) is not None:
                 return over
             failed = seen.status.incarnation == incarnation and (_over(seen) or seen.status.restarts > 0)
             return refusal(seen) if failed else None
 
-        found = await self._mirror.wait(placed.sandbox, look, seconds=self._left(deadline) + 1.0)
-        return found or DeadlineError(lateness(placed, seconds=0.0, instance=self._instance), sandbox=placed.sandbox)
+        found = await self._wait(placed, look, deadline=deadline + 1.0)
+        if isinstance(found, SandboxdError):
+            return found
+        return DeadlineError(lateness(placed, seconds=0.0, instance=self._instance), sandbox=placed.sandbox)
+
+    async def _wait(
+        self, placed: Placed, look: Callable[[Placed], _Answer | None], *, deadline: float
+    ) -> _Answer | None:
+        """Look at each change of what was written until that answers; give up earlier where waiting does not help.
+
+        None when the time is over.
+        """
+        trouble: Reason | None = None
+        until = deadline
+
+        def seeing(seen: Placed | None) -> _Answer | Reason | None:
+            if seen is None or seen.uid != placed.uid or not _about(seen, placed):
+                return None
+            if (answer := look(seen)) is not None:
+                return answer
+            reason = seen.status.reason
+            return reason if reason is not trouble and patience_of(seen) is not None else None
+
+        while True:
+            left = max(0.0, until - self._clock.monotonic())
+            found: _Answer | Reason | None = await self._mirror.wait(placed.sandbox, seeing, seconds=left)
+            last = self._mirror.get(placed.sandbox) or placed
+            if isinstance(found, Reason):
+                patience = patience_of(last) or timedelta(0)
+                trouble, until = found, min(deadline, self._clock.monotonic() + patience.total_seconds())
+            elif found is not None:
+                return found
+            elif last.taken_up and patience_of(last) is not None:
+                return refusal(last)
+            elif self._clock.monotonic() < deadline:
+                trouble, until = None, deadline  # it has passed
+            else:
+                return None
 
     async def _read_pulls(self, placed: Placed, watch: WatchOfStart) -> None:
         seen = self._mirror.get(placed.sandbox)
