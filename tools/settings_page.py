@@ -10,8 +10,8 @@ HEAD = """# Settings
 
 Every role reads environment variables, or the TOML file that `SANDBOXD_CONFIG` names (there the names below stand in
 lower case, without the prefix). Strongest first: the command line, the environment, `…_FILE` for secrets
-(`SANDBOXD_DATABASE_URL_FILE`, `SANDBOXD_GEMINI_API_KEY_FILE`), the TOML file, the defaults. What is in force is logged
-at start, secrets only as `(set)`; a misspelt variable is named.
+(`SANDBOXD_DATABASE_URL_FILE`, `SANDBOXD_GEMINI_API_KEY_FILE`, `SANDBOXD_IMAGES_REGISTRY_PASSWORD_FILE`), the TOML
+file, the defaults. What is in force is logged at start, secrets only as `(set)`; a misspelt variable is named.
 
 Read elsewhere: `GEMINI_API_KEY` (as `SANDBOXD_GEMINI_API_KEY`) and `SANDBOXD_CACHE_DIR` (where `make setup` keeps what
 it downloads, `~/.cache/sandboxd`). The agent has no such settings: a file configures it

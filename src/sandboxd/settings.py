@@ -24,6 +24,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from sandboxd.model.pool import RefillLimits, StartLimits
+from sandboxd.settings_images import ImageSettings
 from sandboxd.settings_kubernetes import KubernetesSettings
 from sandboxd.settings_lifecycle import LifecycleSettings
 from sandboxd.settings_rules import PREFIX, Address, check_key_url, problems_between, split_names
@@ -54,7 +55,7 @@ Names = Annotated[str, AfterValidator(_check_names)]
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
-class Settings(KubernetesSettings, LifecycleSettings):
+class Settings(KubernetesSettings, LifecycleSettings, ImageSettings):
     """All settings. A role reads those that it needs. Groups of them stand in modules of their own."""
 
     model_config = SettingsConfigDict(

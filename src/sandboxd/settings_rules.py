@@ -50,6 +50,7 @@ def problems_between(given: Given) -> list[str]:
         *_platform_problems(given),
         *_issuer_problems(given),
         *_peer_problems(given),
+        *_image_problems(given),
     ]
 
 
@@ -156,6 +157,30 @@ def _peer_problems(given: Given) -> list[str]:
     if not told and listen.rpartition(":")[0].strip("[]") in ("0.0.0.0", "::"):  # noqa: S104  refused here
         return [f"{PREFIX}PEER_ADDRESS: other replicas cannot use {listen}; say at which address they reach this one"]
     return []
+
+
+def _image_problems(given: Given) -> list[str]:
+    name = f"{PREFIX}IMAGES_REGISTRY"
+    registry, address = str(given.get("images_registry") or ""), str(given.get("images_registry_address") or "")
+    user, password = given.get("images_registry_user"), given.get("images_registry_password")
+    authority = given.get("images_registry_authority_file")
+    problems = []
+    if not registry:
+        needing = ("address", "authority_file", "user", "password")
+        problems += [
+            f"{name}_{one.upper()}: it is for {name}, which is not set"
+            for one in needing
+            if given.get(f"images_registry_{one}")
+        ]
+    if bool(user) != bool(password):
+        problems.append(f"{name}_USER and {name}_PASSWORD belong together: set both or none")
+    if authority and not Path(authority).is_file():
+        problems.append(f"{name}_AUTHORITY_FILE: the file {authority} does not exist")
+    reached = address or registry
+    plain = str(given.get("images_registry_plain")).lower() in {"1", "true", "t", "yes", "y", "on"}
+    if plain and password and not is_loopback(f"{reached.partition(':')[0]}:1"):
+        problems.append(f"{name}_PLAIN: the password would go to {reached} without TLS; only loopback is accepted")
+    return problems
 
 
 def _names(prefix: str) -> str:

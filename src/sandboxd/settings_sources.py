@@ -27,6 +27,7 @@ class SecretFiles(PydanticBaseSettingsSource):
         for name, variables in {
             "database_url": [f"{PREFIX}DATABASE_URL_FILE"],
             "database_owner_url": [f"{PREFIX}DATABASE_OWNER_URL_FILE"],
+            "images_registry_password": [f"{PREFIX}IMAGES_REGISTRY_PASSWORD_FILE"],
             "gemini_api_key": [f"{PREFIX}GEMINI_API_KEY_FILE", "GEMINI_API_KEY_FILE"],
         }.items():
             for variable in variables:

@@ -50,6 +50,11 @@ class FakeRegistry(Registry):
         return digest in self.blobs[source]
 
     @override
+    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+        content = b"".join([piece async for piece in self.blob(source, digest, size=size, timeout=timeout)])
+        self.blobs[repository][digest] = content
+
+    @override
     async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
         whole = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
         if digest_of(whole) != digest:

@@ -213,3 +213,65 @@ def test_keys_come_from_one_place(tmp_path: Path) -> None:
     assert "none.pem does not exist" in str(caught.value)
     with pytest.raises(SettingsError, match="is not set"):
         load_settings(jwt_jwks_authority_file=tmp_path / "none.pem")
+
+
+# ------------------------------------------------------------------------------------------------ images that are kept
+
+
+def test_what_belongs_to_a_registry_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "password").write_text("canary\n")
+    monkeypatch.setenv("SANDBOXD_IMAGES_REGISTRY_PASSWORD_FILE", str(tmp_path / "password"))
+    monkeypatch.setenv("SANDBOXD_IMAGES_REGISTRY_AUTHORITY_FILE", "/nowhere/ca.pem")
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    told = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert told == [
+        "SANDBOXD_IMAGES_REGISTRY_AUTHORITY_FILE: it is for SANDBOXD_IMAGES_REGISTRY, which is not set",
+        "SANDBOXD_IMAGES_REGISTRY_PASSWORD: it is for SANDBOXD_IMAGES_REGISTRY, which is not set",
+        "SANDBOXD_IMAGES_REGISTRY_USER and SANDBOXD_IMAGES_REGISTRY_PASSWORD belong together: set both or none",
+        "SANDBOXD_IMAGES_REGISTRY_AUTHORITY_FILE: the file /nowhere/ca.pem does not exist",
+    ]
+
+
+@pytest.mark.parametrize("plain", [True, "on"])
+def test_a_registrys_password_goes_nowhere_in_the_clear(plain: object) -> None:
+    given = {"images_registry_user": "u", "images_registry_password": "canary", "images_registry_plain": plain}
+
+    with pytest.raises(SettingsError, match="PLAIN: the password would go to registry.test:5000 without TLS"):
+        load_settings(images_registry="registry.test:5000", **given)
+    settings = load_settings(images_registry="registry.test:5000", images_registry_address="127.0.0.1:5000", **given)
+
+    assert redact(settings)["images_registry_password"] == "(set)"
+    assert "canary" not in f"{settings!r}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("images_registry", "https://registry.test"),
+        ("images_registry", "registry.test/project"),
+        ("images_registry_address", "user@registry.test"),
+        ("images_repository_prefix", "/sandboxes"),
+        ("images_repository_prefix", "Sandboxes"),
+        ("images_secrets", "ignore"),
+        ("images_compression", "none"),
+        ("images_architecture", "riscv64"),
+        ("images_spool_bytes", 0),
+        ("images_workers", 0),
+    ],
+)
+def test_what_images_are_kept_by_is_checked(name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"SANDBOXD_{name.upper()}"):
+        load_settings(**{"images_registry": "registry.test", name: value})
+
+
+def test_each_tier_has_a_limit_of_its_own() -> None:
+    limits = load_settings(images_layer_bytes_premium=7, images_layer_entries=5).image_limits
+
+    assert {tier.value: (limit.raw_bytes, limit.entries) for tier, limit in limits.items()} == {
+        "basic": (5_000_000_000, 5),
+        "standard": (10_000_000_000, 5),
+        "premium": (7, 5),
+    }

@@ -69,6 +69,14 @@ class Registry(Protocol):
         """Take a blob over from another repository; False where the registry refuses, and then nothing is left open."""
         ...
 
+    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+        """Take a blob over from another repository through us, a chunk at a time. Else as `upload`.
+
+        Raises:
+            NotFoundError: The source has none.
+        """
+        ...
+
     async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
         """Upload a blob in chunks, going on where a cut left it. A failed or cancelled upload is taken back."""
         ...

@@ -83,3 +83,9 @@ class ImageInvalidError(UnavailableError):
     """What the registry has is no image that can be taken apart: damaged, hostile, or of an unknown form."""
 
     reason = "IMAGE_INVALID"
+
+
+class SpoolFullError(ExhaustedError):
+    """Where layers are written before they are pushed has no room; nothing of the sandbox is wrong."""
+
+    reason = "SPOOL_FULL"

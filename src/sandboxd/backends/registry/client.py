@@ -7,8 +7,8 @@ import hashlib
 import json
 import re
 import ssl
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Self
@@ -19,7 +19,14 @@ from yarl import URL
 
 from sandboxd.backends.registry.access import RegistryAccess, RegistryAccount, scopes_of
 from sandboxd.backends.registry.transport import ATTEMPTS, Call, Transport, pause, within
-from sandboxd.backends.registry.uploads import Content, Upload, location_of
+from sandboxd.backends.registry.uploads import (
+    Content,
+    ContentGoneError,
+    KeptContent,
+    PassingContent,
+    Upload,
+    location_of,
+)
 from sandboxd.images.registry import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
@@ -35,6 +42,7 @@ _ACCEPT: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX
 _CHUNK: Final = 8 << 20
 _READ: Final = 256 << 10
 _CANCEL_SECONDS: Final = 10.0
+_ASK_TIMEOUT: Final = timedelta(seconds=60)
 _TAGS_BYTES: Final = 4 << 20
 _PAGES: Final = 1000
 _NEXT: Final = re.compile(r'<([^>]+)>\s*;.*\brel="?next"?')
@@ -137,23 +145,42 @@ class OciRegistry(Registry):
         return answer.status == 201
 
     @override
+    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+        async def once() -> bool:
+            async with aclosing(self.blob(source, digest, size=size, timeout=timeout)) as pieces:
+                content = PassingContent(pieces, size=size)
+                await content.begin()
+                return await self._upload_once(repository, content, digest)
+
+        async with within(timeout, f"copy of {digest}"):
+            await self._upload(repository, digest, once)
+
+    @override
     async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        scopes = scopes_of(repository, write=True)
+        kept = KeptContent(source=content, size=size)
         async with within(timeout, f"upload of {digest}"):
-            for attempt in range(1, ATTEMPTS + 1):
-                if await self._upload_once(repository, Content(source=content, size=size), digest, scopes):
-                    return
-                # The session is gone. Closed, where only the answer to the last request was lost; else thrown away, as
-                # docker-registry does with one whose answer to a chunk was lost.
-                if await self.has_blob(repository, digest, timeout=timeout):
-                    return
-                await pause(attempt)
-        raise UnavailableError("The registry forgets uploads. Try again.", digest=digest)
+            await self._upload(repository, digest, lambda: self._upload_once(repository, kept, digest))
 
-    async def _upload_once(self, repository: str, content: Content, digest: str, scopes: tuple[str, ...]) -> bool:
+    async def _upload(self, repository: str, digest: str, once: Callable[[], Awaitable[bool]]) -> None:
+        """Upload in as many sessions as it takes."""
+        failure = UnavailableError("The registry forgets uploads. Try again.", digest=digest)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                if await once():
+                    return
+            except ContentGoneError as error:
+                failure = error
+            # The session is gone. Closed, where only the answer to the last request was lost; else thrown away, as
+            # docker-registry does with one whose answer to a chunk was lost.
+            if await self.has_blob(repository, digest, timeout=_ASK_TIMEOUT):
+                return
+            await pause(attempt)
+        raise failure
+
+    async def _upload_once(self, repository: str, content: Content, digest: str) -> bool:
         """Upload in one session; False where the registry does not know it any more."""
-        url = self._url(repository, "blobs/uploads/")
+        url, scopes = self._url(repository, "blobs/uploads/"), scopes_of(repository, write=True)
         session = await Upload.begin(self._transport(), url, scopes=scopes, chunk=self._chunk)
         try:
             await session.send(content, digest=digest)

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from yarl import URL
 
 from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, pause
-from sandboxd.model.errors import UnavailableError
+from sandboxd.model.errors import SandboxdError, UnavailableError
 
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
+class Content(Protocol):
+    """What is uploaded."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of it."""
+        ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return a piece, none at the end; one that was returned is asked for again where it did not arrive.
+
+        Raises:
+            ContentGoneError: It cannot be read there any more.
+        """
+        ...
+
+
+class ContentGoneError(UnavailableError):
+    """The bytes that are wanted cannot be had any more: it takes another session, from the beginning."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Content:
+class KeptContent:
     """Bytes that can be read again at any offset."""
 
     source: Path | bytes
@@ -29,6 +50,36 @@ class Content:
         if isinstance(self.source, bytes):
             return self.source[offset : offset + length]
         return await asyncio.to_thread(_piece, self.source, offset, length)
+
+
+class PassingContent:
+    """Bytes that come once: the last piece is held until the next one is asked for."""
+
+    def __init__(self, source: AsyncGenerator[bytes, None], *, size: int) -> None:
+        self._source = source
+        self.size = size
+        self._held = b""
+        self._start = 0
+        self._rest = bytearray()
+
+    async def begin(self) -> None:
+        """Read the first bytes, so that a source that has nothing is known before a session is opened."""
+        self._rest += await anext(self._source, b"")
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return the next piece, or what is missing of the last one."""
+        end = self._start + len(self._held)
+        if offset == end:
+            try:
+                while len(self._rest) < length and (more := await anext(self._source, b"")):
+                    self._rest += more
+            except SandboxdError as error:
+                raise ContentGoneError(error.message) from error
+            self._start, self._held = offset, bytes(self._rest[:length])
+            del self._rest[:length]
+        elif not self._start <= offset < end:
+            raise ContentGoneError("The registry has lost a part of a blob that is copied.")
+        return self._held[offset - self._start :]
 
 
 class Upload:

@@ -1,0 +1,109 @@
+"""What keeping images needs of the outside, made from settings: the registry, base images, and the builder."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+
+from sandboxd.backends.registry.access import RegistryAccount
+from sandboxd.backends.registry.client import OciRegistry
+from sandboxd.images.baselines import RegistryBaselines
+from sandboxd.images.building import BuildRules, RegistryImageBuilder
+from sandboxd.images.layer_process import WorkerLayerWriter
+from sandboxd.images.ports import Baselines, ImageBuilder, ImageLimits, RootfsCapture, SecretPolicy
+from sandboxd.images.registry import Registry
+from sandboxd.images.spool import Spool
+from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.image_names import user_repository
+from sandboxd.model.sandbox import Tier
+from sandboxd.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRoom:
+    """All that builds images, and how."""
+
+    registry: Registry
+    baselines: Baselines
+    builder: ImageBuilder
+    repository_of: Callable[[ClientId, FreelancerId], str]
+    limits: Mapping[Tier, ImageLimits]
+    secrets: SecretPolicy
+    build_timeout: timedelta
+    probe_timeout: timedelta
+    close: Callable[[], Awaitable[None]]
+    """Gives up the registry's connections."""
+
+
+def why_nothing_is_kept(settings: Settings) -> str:
+    """Say which setting is missing for commits, for people; empty where none is."""
+    if settings.images_registry:
+        return ""
+    return "This installation keeps no images: set SANDBOXD_IMAGES_REGISTRY to the registry where they are to be kept."
+
+
+def image_room(settings: Settings, *, capture: RootfsCapture) -> ImageRoom | None:
+    """Make what builds images; None where the settings name no registry (`why_nothing_is_kept`). Nothing connects yet.
+
+    Args:
+        settings: Read.
+        capture: Of the sandboxes of this installation's backend.
+    """
+    if not settings.images_registry:
+        return None
+    registry = make_registry(settings)
+    baselines = RegistryBaselines(
+        registry=registry,
+        directory=settings.images_cache_dir or settings.home / "images" / "bases",
+        size_bytes=settings.images_cache_bytes,
+        architecture=settings.images_architecture,
+    )
+    builder = RegistryImageBuilder(
+        registry=registry,
+        baselines=baselines,
+        capture=capture,
+        writer=WorkerLayerWriter(workers=settings.images_workers),
+        spool=Spool(
+            directory=settings.images_spool_dir or settings.home / "images" / "spool",
+            size_bytes=settings.images_spool_bytes,
+            least_free_bytes=settings.images_spool_free_bytes,
+        ),
+        rules=BuildRules(
+            registry=settings.images_registry,
+            architecture=settings.images_architecture,
+            zstd=settings.images_compression == "zstd",
+        ),
+    )
+    return ImageRoom(
+        registry=registry,
+        baselines=baselines,
+        builder=builder,
+        repository_of=partial(user_repository, prefix=settings.images_repository_prefix),
+        limits=settings.image_limits,
+        secrets=settings.images_secrets,
+        build_timeout=settings.image_build_timeout,
+        probe_timeout=settings.image_probe_timeout,
+        close=registry.close,
+    )
+
+
+def image_builder(settings: Settings, *, capture: RootfsCapture) -> ImageBuilder | None:
+    """Make the builder alone; None where the settings name no registry."""
+    room = image_room(settings, capture=capture)
+    return None if room is None else room.builder
+
+
+def make_registry(settings: Settings) -> OciRegistry:
+    """Make the client of the registry that the settings name."""
+    password = settings.images_registry_password
+    account = (
+        RegistryAccount(name=settings.images_registry_user, password=password.get_secret_value()) if password else None
+    )
+    return OciRegistry(
+        settings.images_registry_address or settings.images_registry,
+        plain=settings.images_registry_plain,
+        authority=settings.images_registry_authority_file,
+        account=account,
+    )

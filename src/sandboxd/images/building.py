@@ -1,0 +1,302 @@
+"""`ImageBuilder` on a registry: captured, written as one layer on the base, pushed under its tag, verified.
+
+Nothing becomes active here. A build that is repeated finds what an earlier one has pushed, and ends in the same
+digest; one that fails or is cancelled leaves no upload open and nothing in the spool directory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from typing_extensions import override
+
+from sandboxd.images.assembling import assemble, user_layers
+from sandboxd.images.baseline_file import read_records
+from sandboxd.images.manifests import ImageManifest, find_image, read_config, read_manifest
+from sandboxd.images.ports import (
+    Baseline,
+    Baselines,
+    BuildOrder,
+    BuildProgress,
+    BuiltImage,
+    ImageBuilder,
+    ImageReference,
+    LayerOrder,
+    LayerWriter,
+    RootfsCapture,
+    WrittenLayer,
+)
+from sandboxd.images.pushing import ImagePush
+from sandboxd.images.registry import Registry
+from sandboxd.images.spool import Spool
+from sandboxd.model.errors import DeadlineError, NotFoundError, WrongStateError
+from sandboxd.model.image import tag_of
+from sandboxd.model.image_errors import BaselineDamagedError
+from sandboxd.model.rootfs import BaselineEntry
+
+_BATCH: Final = 1000
+"""Entries that are read in a thread at a time: some milliseconds."""
+
+Progress = Callable[[BuildProgress], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRules:
+    """How images are built, whatever is in them."""
+
+    registry: str
+    """Name of the registry as nodes know it, host and port: all images of an installation are there."""
+    architecture: str = "amd64"
+    """Of the nodes."""
+    zstd: bool = True
+    """How layers are compressed; else by gzip."""
+    exclude: Sequence[bytes] = ()
+    """Paths that no image has, beside those of the rules."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Base:
+    reference: ImageReference
+    image: ImageManifest
+    config: Mapping[str, Any]  # Any: JSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Previous:
+    reference: ImageReference
+    diff_ids: tuple[str, ...]
+    """Of what it has above the base."""
+    paths: Sequence[bytes]
+    size: int
+    layers: int
+
+
+@dataclass(slots=True)
+class _Clock:
+    """What is left of a build's time, and how long each phase took."""
+
+    end: float
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def left(self) -> timedelta:
+        return timedelta(seconds=max(self.end - time.monotonic(), 0.001))
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0) + time.monotonic() - began
+
+
+class RegistryImageBuilder(ImageBuilder):
+    """Builds on one registry."""
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        baselines: Baselines,
+        capture: RootfsCapture,
+        writer: LayerWriter,
+        spool: Spool,
+        rules: BuildRules,
+    ) -> None:
+        self._registry = registry
+        self._baselines = baselines
+        self._capture = capture
+        self._writer = writer
+        self._spool = spool
+        self._rules = rules
+
+    @override
+    async def build(self, order: BuildOrder, *, timeout: timedelta, progress: Progress) -> BuiltImage:
+        clock = _Clock(time.monotonic() + timeout.total_seconds())
+        if order.base.registry != self._rules.registry:
+            raise WrongStateError(
+                f"The sandbox's base image is in the registry {order.base.registry}, and images are kept in "
+                f"{self._rules.registry}. Copy the base there and let SandboxTemplates name it there.",
+                registry=order.base.registry,
+                expected=self._rules.registry,
+            )
+        scope = asyncio.timeout(timeout.total_seconds())
+        try:
+            async with scope, self._spool.place() as directory:
+                return await self._build(order, directory, clock, progress)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise DeadlineError(
+                f"The image of sandbox {order.sandbox} was not built in {timeout.total_seconds():.0f} s. Try again.",
+                sandbox=order.sandbox,
+            ) from error
+
+    async def _build(self, order: BuildOrder, directory: Path, clock: _Clock, progress: Progress) -> BuiltImage:
+        progress(BuildProgress(phase="capture"))
+        with clock.phase("baseline"):
+            base = await self._base(order.base, clock)
+            previous = await self._previous(order, base, clock)
+        with clock.phase("capture"):
+            layer = await self._layer(order, previous, directory, clock, progress)
+        kept = layer if layer.entries else None
+        if previous is not None and previous.diff_ids == (() if kept is None else (kept.diff_id,)):
+            return _told(order, layer, clock, image=previous.reference, size=previous.size, layers=previous.layers)
+        made = assemble(
+            base=order.base,
+            image=base.image,
+            config=base.config,
+            layer=kept,
+            labels=order.labels,
+            generation=order.generation,
+        )
+        if order.previous is None and kept is None:  # the base has all of it
+            return _told(order, layer, clock, image=order.base, size=made.size, layers=len(made.layers))
+        if not order.dry_run:
+            pushing = ImagePush(
+                registry=self._registry,
+                repository=order.repository,
+                tag=tag_of(order.generation),
+                left=lambda: clock.left,
+            )
+            with clock.phase("push"):
+                source, layers = order.base.repository, base.image.layers
+                await pushing.push(made, kept, base=layers, source=source, progress=progress)
+            with clock.phase("verify"):
+                progress(BuildProgress(phase="verify"))
+                await pushing.verify(made)
+        image = ImageReference(registry=self._rules.registry, repository=order.repository, digest=made.manifest.digest)
+        return _told(
+            order,
+            layer,
+            clock,
+            image=image,
+            size=made.size,
+            layers=len(made.layers),
+            unchanged=False,
+        )
+
+    async def _base(self, reference: ImageReference, clock: _Clock) -> _Base:
+        image = await find_image(
+            self._registry,
+            reference.repository,
+            reference.digest,
+            architecture=self._rules.architecture,
+            timeout=clock.left,
+        )
+        config = await read_config(self._registry, reference.repository, image, timeout=clock.left)
+        return _Base(reference=reference, image=image, config=config)
+
+    async def _previous(self, order: BuildOrder, base: _Base, clock: _Clock) -> _Previous | None:
+        """Read the active generation; None where there is none on this base, or the registry has lost it."""
+        reference = order.previous
+        if reference is None:
+            return None
+        try:
+            found = read_manifest(
+                await self._registry.manifest(reference.repository, reference.digest, timeout=clock.left)
+            )
+            config = await read_config(self._registry, reference.repository, found, timeout=clock.left)
+            diff_ids = user_layers(config, base.config)
+            if diff_ids is None:
+                return None
+            paths = await self._baselines.layer_paths(reference, base=order.base, timeout=clock.left)
+        except NotFoundError:
+            return None
+        return _Previous(
+            reference=reference,
+            diff_ids=diff_ids,
+            paths=paths,
+            size=sum(layer.size for layer in found.layers) + found.config.size,
+            layers=len(found.layers),
+        )
+
+    async def _layer(
+        self, order: BuildOrder, previous: _Previous | None, directory: Path, clock: _Clock, progress: Progress
+    ) -> WrittenLayer:
+        for attempt in (1, 2):
+            with clock.phase("baseline"):
+                baseline = await self._baselines.baseline(order.base, timeout=clock.left)
+            try:
+                return await self._write(order, baseline, previous, directory, clock, progress)
+            except BaselineDamagedError:  # the cache let go of it in between
+                if attempt == 2:
+                    raise
+        raise AssertionError("unreachable: the second attempt returns or raises")
+
+    async def _write(
+        self,
+        order: BuildOrder,
+        baseline: Baseline,
+        previous: _Previous | None,
+        directory: Path,
+        clock: _Clock,
+        progress: Progress,
+    ) -> WrittenLayer:
+        frames = self._capture.capture(
+            order.sandbox,
+            order.incarnation,
+            entries_of(baseline),
+            previous=() if previous is None else previous.paths,
+            exclude=self._rules.exclude,
+            timeout=clock.left,
+        )
+        wanted = LayerOrder(
+            baseline=baseline,
+            directory=directory,
+            limits=order.limits,
+            zstd=self._rules.zstd,
+            secrets=order.secrets,
+        )
+        return await self._writer.write(frames, wanted, timeout=clock.left, progress=progress)
+
+
+def _told(
+    order: BuildOrder,
+    layer: WrittenLayer,
+    clock: _Clock,
+    *,
+    image: ImageReference,
+    size: int,
+    layers: int,
+    unchanged: bool = True,
+) -> BuiltImage:
+    return BuiltImage(
+        image=None if order.dry_run else image,
+        unchanged=unchanged,
+        layer_digest=layer.digest,
+        diff_id=layer.diff_id,
+        raw_bytes=layer.raw_bytes,
+        compressed_bytes=layer.compressed_bytes,
+        image_bytes=size,
+        layers=layers,
+        entries=layer.entries,
+        largest=layer.largest,
+        left_out=layer.left_out,
+        seconds=clock.seconds,
+    )
+
+
+async def entries_of(baseline: Baseline) -> AsyncGenerator[BaselineEntry, None]:
+    """Yield a baseline's entries without holding up the loop.
+
+    Raises:
+        BaselineDamagedError: At the end at the latest.
+    """
+    records = read_records(baseline.file)
+    try:
+        while batch := await asyncio.to_thread(lambda: [one.entry for one in itertools.islice(records, _BATCH)]):
+            for entry in batch:
+                yield entry
+    finally:
+        with contextlib.suppress(ValueError):  # a thread is still in it, and lets go of it at its end
+            records.close()  # type: ignore[attr-defined]  # a generator

@@ -1,0 +1,97 @@
+"""Settings of images that are kept: the registry, where layers are written, and what becomes part of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from sandboxd.images.ports import ImageLimits, SecretPolicy
+from sandboxd.model.sandbox import Tier
+
+_GB: Final = 10**9
+_GIB: Final = 1 << 30
+_REGISTRY: Final = r"^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?)?$"
+_PREFIX: Final = r"^([a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*)?$"
+
+
+class ImageSettings(BaseSettings):
+    """How root file systems are kept. A part of `Settings`."""
+
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)
+
+    images_registry: str = Field(default="", pattern=_REGISTRY, max_length=253)
+    """Registry where images of sandboxes are kept, `host` or `host:port` as nodes pull from it. Base images must be in
+    it, too. If empty nothing is kept, and Commit says so."""
+    images_registry_address: str = Field(default="", pattern=_REGISTRY, max_length=253)
+    """How sandboxd itself reaches that registry, where that is another address; `images_registry` if empty."""
+    images_registry_plain: bool = False
+    """Speak HTTP without TLS with it. With a password only on loopback."""
+    images_registry_authority_file: Path | None = None
+    """PEM authorities that may vouch for it; the system's if empty."""
+    images_registry_user: str = Field(default="", max_length=255)
+    """Account at the registry, which may push below `images_repository_prefix` and pull base images."""
+    images_registry_password: SecretStr | None = None
+    """Its password or token."""
+    images_repository_prefix: str = Field(default="", pattern=_PREFIX, max_length=200)
+    """What repositories of kept images begin with, for example a project of Harbor: `sandboxes` gives
+    `sandboxes/<client>/gemini-cli-user-<freelancer>`."""
+    images_architecture: Literal["amd64", "arm64"] = "amd64"
+    """Of the nodes for sandboxes: which image of an index is their base."""
+    images_compression: Literal["zstd", "gzip"] = "zstd"
+    """Of layers. gzip takes five times as long, and is for nodes or registries that know no zstd."""
+    images_secrets: SecretPolicy = SecretPolicy.STRIP
+    """What happens with files in which keys or tokens are found: `strip` leaves them out, `refuse` keeps nothing until
+    they are gone, `keep` only names them."""
+    images_layer_bytes_basic: int = Field(default=5 * _GB, ge=0)
+    """How much a sandbox of the tier basic may change of its root file system and still be committed, in bytes."""
+    images_layer_bytes_standard: int = Field(default=10 * _GB, ge=0)
+    """The same of the tier standard."""
+    images_layer_bytes_premium: int = Field(default=20 * _GB, ge=0)
+    """The same of the tier premium."""
+    images_layer_entries: int = Field(default=300_000, ge=1, le=5_000_000)
+    """Most files, directories and links of a layer."""
+    images_workers: int = Field(default=2, ge=1, le=64)
+    """Layers that this process writes at once; more commits wait."""
+    images_build_seconds: float = Field(default=1800, gt=0, le=86_400)
+    """Longest time from the beginning of a capture until the registry has the image."""
+    images_probe_seconds: float = Field(default=120, gt=0, le=3600)
+    """Longest time for a new image's first boot."""
+    images_spool_dir: Path | None = None
+    """Where layers are written before they are pushed; `images/spool` in the data directory if empty."""
+    images_spool_bytes: int = Field(default=20 * _GIB, ge=1 << 20)
+    """Most of all layers in it together."""
+    images_spool_free_bytes: int = Field(default=_GIB, ge=0)
+    """With less room in its file system no layer is written, and one that is being written is given up."""
+    images_cache_dir: Path | None = None
+    """Where the entries of base images are kept, 20 MB for 300,000 files; `images/bases` in the data directory if
+    empty. Several replicas may share it."""
+    images_cache_bytes: int = Field(default=_GIB, ge=0)
+    """Most of them together; those go that were not used for longest."""
+
+    @property
+    def image_limits(self) -> Mapping[Tier, ImageLimits]:
+        """How large a layer may be, by tier."""
+        most = {
+            Tier.BASIC: self.images_layer_bytes_basic,
+            Tier.STANDARD: self.images_layer_bytes_standard,
+            Tier.PREMIUM: self.images_layer_bytes_premium,
+        }
+        return {
+            tier: ImageLimits(raw_bytes=size, compressed_bytes=size, entries=self.images_layer_entries)
+            for tier, size in most.items()
+        }
+
+    @property
+    def image_build_timeout(self) -> timedelta:
+        """Longest time of a build."""
+        return timedelta(seconds=self.images_build_seconds)
+
+    @property
+    def image_probe_timeout(self) -> timedelta:
+        """Longest time of a probe."""
+        return timedelta(seconds=self.images_probe_seconds)
