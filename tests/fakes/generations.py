@@ -13,7 +13,7 @@ from sandboxd.manager.image_ports import CommitInProgressError, GenerationReposi
 from sandboxd.model.client import Freelancer
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
-from sandboxd.model.image import CommitProgress, Generation, GenerationId, GenerationStatus, tag_of
+from sandboxd.model.image import CommitProgress, Generation, GenerationId, GenerationStatus
 from sandboxd.model.paging import Page
 from sandboxd.persistence.paging import make_token, read_token
 
@@ -59,7 +59,7 @@ class FakeGenerationRepository(GenerationRepository):
     async def numbered(self, sandbox: SandboxId, number: int) -> Generation:
         found = await self._where(lambda one: (one.sandbox, one.number) == (sandbox, number))
         if not found:
-            raise ImageNotFoundError(sandbox, tag_of(number))
+            raise ImageNotFoundError(sandbox, f"g{number:06}")
         return found[0]
 
     @override

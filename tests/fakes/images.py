@@ -52,6 +52,8 @@ class FakeImageBuilder(ImageBuilder):
         """While set, builds wait for it."""
         self.cancelled = 0
         """Builds that were cancelled."""
+        self.largest: list[tuple[str, int]] = []
+        """What the largest paths are said to be, where a test says so."""
         self.progress = (BuildProgress(phase="capture", entries=10, bytes=20),)
 
     @override
@@ -93,7 +95,7 @@ class FakeImageBuilder(ImageBuilder):
             image_bytes=1000 + len(root),
             layers=2,
             entries=1,
-            largest=[("usr/bin/root", len(root))],
+            largest=self.largest or [("usr/bin/root", len(root))],
             left_out=[LeftOut(reason="secret", count=1, paths=["root/.netrc"])],
             seconds={"capture": 1.0, "push": 0.5, "verify": 0.25},
         )

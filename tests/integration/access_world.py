@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
 from sandboxd.model.caller import Role
 from sandboxd.model.events import SessionEvent, SessionOpened
 from sandboxd.model.ids import ClientId, RequestId, SandboxId, SessionId
+from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus, ImageContent
+from sandboxd.model.image_names import user_repository
 from sandboxd.model.session import Session
 from sandboxd.model.tokens import SandboxIdentity
 from sandboxd.persistence.budgets import PostgresBudgetRepository
@@ -302,7 +304,7 @@ async def an_access_world(folder: Path, postgres_url: str) -> AsyncIterator[Acce
 
 
 async def _given_things(rooms: Rooms, *, client: str, freelancer: str) -> SandboxIdentity:
-    """A terminated sandbox with one call in the ledger."""
+    """A terminated sandbox with one call in the ledger and an image that was superseded."""
     world = PostgresLedgerWorld(database=rooms.database)
     identity = an_identity(client=client, freelancer=freelancer)
     await world.given_incarnation(identity)
@@ -319,6 +321,30 @@ async def _given_things(rooms: Rooms, *, client: str, freelancer: str) -> Sandbo
         await connection.execute(
             text("UPDATE sandboxes SET state = 'TERMINATED' WHERE id = :id"), {"id": identity.sandbox}
         )
+    image = Generation(
+        id=GenerationId(an_id("gen")),
+        sandbox=identity.sandbox,
+        client=identity.client,
+        freelancer=identity.freelancer,
+        number=1,
+        incarnation=identity.incarnation,
+        trigger=CommitTrigger.REQUEST,
+        registry="registry.test",
+        repository=user_repository(identity.client, identity.freelancer),
+        create_time=NOON,
+        update_time=NOON,
+    )
+    async with PostgresUnitsOfWork(rooms.database).begin() as work:
+        image = replace(await work.generations.begin(image), content=ImageContent(digest="sha256:" + "0" * 64))
+        for status in (
+            GenerationStatus.PUSHED,
+            GenerationStatus.VERIFIED,
+            GenerationStatus.ACTIVE,
+            GenerationStatus.SUPERSEDED,
+        ):
+            image = image.enter(status, at=NOON)
+            await work.generations.save(image)
+        await work.commit()
     return identity
 
 

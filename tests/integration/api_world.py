@@ -148,7 +148,7 @@ async def a_world(
     trail = FakeAuditTrail()
     used, desk = audit or (trail, a_desk(trail))
     registry = CollectorRegistry()
-    core_world = ManagerWorld()
+    core_world = ManagerWorld(keeps_root=False, commits=True)
     units, key_store = core_world.units, FakeKeyStore()
     wakeups = core_world.wakeups
     tenancy = make_tenancy(
@@ -190,6 +190,7 @@ async def a_world(
         administration=installation.administration(),
         standing=standing,
         tenancy=tenancy,
+        images=core_world.manager.images,
         packages=Packages(units=core_world.units, source=FakePackageSource()),
         tracer=tracer,
     )

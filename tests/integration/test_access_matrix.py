@@ -20,6 +20,7 @@ from sandboxd.v1 import (
     audit_pb2,
     budget_pb2,
     client_pb2,
+    image_pb2,
     key_pb2,
     package_pb2,
     pool_pb2,
@@ -91,6 +92,10 @@ def sandbox(target: Target) -> str:
     return f"sandboxes/{target.sandbox}"
 
 
+def image(target: Target) -> str:
+    return f"{sandbox(target)}/images/g000001"
+
+
 def terminated_of(target: Target) -> sandbox_pb2.SandboxFilter:
     return sandbox_pb2.SandboxFilter(freelancer=target.freelancer, states=[sandbox_pb2.SANDBOX_STATE_TERMINATED])
 
@@ -123,7 +128,7 @@ D = "sandboxd.v1.AdminService"
 B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 L, W = "sandboxd.v1.AuditService", "sandboxd.v1.PoolService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
-G = "sandboxd.v1.PackageService"
+G, V = "sandboxd.v1.PackageService", "sandboxd.v1.ImageService"
 K, Y = "sandboxd.v1.ClientService", "sandboxd.v1.KeyService"
 NO_CLIENT: Outcome = ("NOT_FOUND", "CLIENT_NOT_FOUND")
 NO_FREELANCER: Outcome = ("NOT_FOUND", "FREELANCER_NOT_FOUND")
@@ -189,6 +194,41 @@ CASES = [
         unseen=NO_SANDBOX,
     ),
     Case(
+        method=f"{V}/ListImages",
+        ask=lambda t: image_pb2.ListImagesRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=image,
+    ),
+    Case(
+        method=f"{V}/GetImage",
+        ask=lambda t: image_pb2.GetImageRequest(name=image(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=image,
+    ),
+    Case(
+        method=f"{V}/WatchCommit",  # of one that has ended: one message
+        ask=lambda t: image_pb2.WatchCommitRequest(name=image(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=image,
+    ),
+    Case(
+        method=f"{V}/CancelCommit",
+        ask=lambda t: image_pb2.CancelCommitRequest(request_id=t.request_id, name=image(t)),
+        roles=WRITERS,
+        seen=("FAILED_PRECONDITION", "COMMIT_ENDED"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
+        method=f"{V}/RollbackImage",
+        ask=lambda t: image_pb2.RollbackImageRequest(request_id=t.request_id, name=image(t)),
+        roles=WRITERS,
+        seen=("FAILED_PRECONDITION", "CAPTURE_UNSUPPORTED"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
         method=f"{S}/List",
         ask=lambda t: sandbox_pb2.ListRequest(filter=terminated_of(t)),
         roles=EVERYBODY,
@@ -226,7 +266,7 @@ CASES = [
             ("Pause", sandbox_pb2.PauseRequest, TERMINATED),
             ("Resume", sandbox_pb2.ResumeRequest, TERMINATED),
             ("Terminate", sandbox_pb2.TerminateRequest, TERMINATED),
-            ("Commit", sandbox_pb2.CommitRequest, ("UNIMPLEMENTED", "NOT_IMPLEMENTED")),
+            ("Commit", sandbox_pb2.CommitRequest, ("FAILED_PRECONDITION", "CAPTURE_UNSUPPORTED")),
             ("Restore", sandbox_pb2.RestoreRequest, ("UNIMPLEMENTED", "NOT_IMPLEMENTED")),
         )
     ],

@@ -101,18 +101,12 @@ async def test_one_error_of_ours_in_a_group_ends_the_call_as_itself(world: World
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
 
 
-async def test_commit_and_restore_say_that_they_are_not_built(world: World) -> None:
-    for call in (
-        world.sandboxes.Commit(
-            pb.CommitRequest(request_id="request-1", name="sandboxes/sbx-1"), metadata=world.metadata()
-        ),
-        world.sandboxes.Restore(
-            pb.RestoreRequest(request_id="request-1", name="sandboxes/sbx-1"), metadata=world.metadata()
-        ),
-    ):
-        error = await refused(call)
+async def test_restore_says_that_it_is_not_built(world: World) -> None:
+    request = pb.RestoreRequest(request_id="request-1", name="sandboxes/sbx-1")
 
-        assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+    error = await refused(world.sandboxes.Restore(request, metadata=world.metadata()))
+
+    assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
 
 
 # ------------------------------------------------------------------------------------------------ validation

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from sandboxd.manager.image_ports import CommitInProgressError, ImageNotFoundError
-from sandboxd.manager.images import Images, raise_failure
+from sandboxd.manager.image_views import raise_failure
+from sandboxd.manager.images import Images
 from sandboxd.manager.packages import SandboxNotRunningError
 from sandboxd.manager.sandboxes import ManagerCore
 from sandboxd.model.caller import Role
@@ -62,7 +63,7 @@ def images(world: ManagerWorld) -> Images:
 async def commit(world: ManagerWorld, sandbox: Sandbox, root: str | None = None, **wish: bool) -> Generation:
     if root is not None:
         world.builder.roots[sandbox.id] = root
-    return await images(world).commit(a_request(), sandbox.id, timeout=SOON, **wish)
+    return (await images(world).commit(a_request(), sandbox.id, timeout=SOON, **wish)).generation
 
 
 def rows(world: ManagerWorld) -> list[Generation]:
@@ -150,7 +151,7 @@ async def test_where_nothing_has_changed_there_is_no_push_and_no_new_generation(
     assert world.row(sandbox.id).image == first.image
     assert "g000003" not in world.registry.manifests[REPOSITORY]
     listed = await images(world).list(a_caller(), sandbox.id, everything=False, page_size=0, page_token="")
-    assert [one.tag for one in listed.items] == ["g000002"]
+    assert [one.generation.tag for one in listed.items] == ["g000002"]
 
 
 async def test_a_dry_run_counts_and_changes_nothing(world: ManagerWorld) -> None:
@@ -214,7 +215,7 @@ async def test_the_same_request_is_one_commit(world: ManagerWorld) -> None:
     first, second = await asyncio.gather(*(images(world).commit(request, sandbox.id, timeout=SOON) for _ in range(2)))
     third = await images(world).commit(request, sandbox.id, timeout=SOON)
 
-    assert first.id == second.id == third.id
+    assert first == second == third
     assert len(world.builder.orders) == 1
     with pytest.raises(RequestIdReusedError):
         await images(world).commit(a_request(request_id=request.request_id, body="another"), sandbox.id, timeout=SOON)
@@ -244,7 +245,7 @@ async def test_a_caller_that_waits_no_longer_does_not_end_a_commit(world: Manage
         await images(world).commit(request, sandbox.id, timeout=NOW)
     world.builder.hanging.set()
 
-    assert (await images(world).commit(request, sandbox.id, timeout=SOON)).status is G.ACTIVE
+    assert (await images(world).commit(request, sandbox.id, timeout=SOON)).generation.status is G.ACTIVE
 
 
 async def test_progress_can_be_followed_to_the_end(world: ManagerWorld) -> None:
@@ -255,7 +256,7 @@ async def test_progress_can_be_followed_to_the_end(world: ManagerWorld) -> None:
 
     async def follow() -> None:
         async for one in images(world).watch(a_caller(), sandbox.id, begun.number):
-            seen.append(one)
+            seen.append(one.generation)
 
     following = asyncio.create_task(follow())
     await eventually(lambda: any(one.progress.entries == 10 for one in seen))
@@ -279,16 +280,21 @@ async def test_a_cancelled_commit_ends_and_what_was_active_stays(world: ManagerW
         world.probe.hanging = hanging
     begun = await commit(world, sandbox, "with more", wait=False)
 
-    cancelled = await images(world).cancel(a_caller(), sandbox.id, begun.number, timeout=SOON)
-    again = await images(world).cancel(a_caller(), sandbox.id, begun.number, timeout=SOON)
+    request = a_request()
 
-    assert cancelled.status is again.status is G.FAILED
+    cancelled, again = [
+        (await images(world).cancel(request, sandbox.id, begun.number, timeout=SOON)).generation for _ in range(2)
+    ]
+
+    assert cancelled == again
+    assert cancelled.status is G.FAILED
     assert cancelled.failure is not None
     assert cancelled.failure.reason == CommitCancelledError.reason
     assert world.builder.cancelled == (part == "builder")
     assert world.row(sandbox.id).image == first.image
-    with pytest.raises(CommitEndedError):
-        await images(world).cancel(a_caller(), sandbox.id, first.number, timeout=SOON)
+    for ended in (first, begun):
+        with pytest.raises(CommitEndedError):
+            await images(world).cancel(a_request(), sandbox.id, ended.number, timeout=SOON)
 
 
 async def test_another_replica_can_cancel_a_commit(world: ManagerWorld) -> None:
@@ -297,9 +303,9 @@ async def test_another_replica_can_cancel_a_commit(world: ManagerWorld) -> None:
     begun = await commit(world, sandbox, "with ripgrep", wait=False)
     _, second = world.replica("second")
 
-    ended = await second.images.cancel(a_caller(), sandbox.id, begun.number, timeout=SOON)
+    ended = await second.images.cancel(a_request(), sandbox.id, begun.number, timeout=SOON)
 
-    assert ended.status is G.FAILED
+    assert ended.generation.status is G.FAILED
 
 
 async def test_a_life_that_ends_meanwhile_fails_its_commit(world: ManagerWorld) -> None:
@@ -335,7 +341,7 @@ async def test_another_replica_goes_on_after_a_crash_at_any_step(world: ManagerW
     world.clock.advance(10)  # telling waits a little after a failure
     await core.commits.finish_left_over()
     await eventually(lambda: rows(world)[0].told_time is not None)
-    answered = await second.images.commit(request, sandbox.id, timeout=SOON)
+    answered = (await second.images.commit(request, sandbox.id, timeout=SOON)).generation
 
     assert answered.status is G.ACTIVE
     assert answered.content is not None
@@ -357,7 +363,7 @@ async def test_a_crash_before_anything_is_written_leaves_nothing(world: ManagerW
         await images(world).commit(request, sandbox.id, timeout=SOON)
 
     assert rows(world) == []
-    assert (await images(world).commit(request, sandbox.id, timeout=SOON)).status is G.ACTIVE
+    assert (await images(world).commit(request, sandbox.id, timeout=SOON)).generation.status is G.ACTIVE
 
 
 async def test_a_live_commit_of_another_replica_is_left_alone(world: ManagerWorld) -> None:
@@ -464,8 +470,7 @@ async def test_a_rollback_lets_the_next_start_take_an_older_one(world: ManagerWo
     await commit(world, sandbox, "with a mistake")
     request = a_request()
 
-    active = await images(world).rollback(request, sandbox.id, 1)
-    again = await images(world).rollback(request, sandbox.id, 1)
+    active, again = [(await images(world).rollback(request, sandbox.id, 1)).generation for _ in range(2)]
 
     assert (active.id, active.status, again.id) == (first.id, G.ACTIVE, first.id)
     assert [row.status for row in rows(world)] == [G.ACTIVE, G.SUPERSEDED]
@@ -529,7 +534,7 @@ async def test_another_clients_images_do_not_exist(world: ManagerWorld) -> None:
         with pytest.raises(SandboxNotFoundError):
             await images(world).rollback(a_request(stranger), sandbox.id, 1)
         with pytest.raises(SandboxNotFoundError):
-            await images(world).cancel(stranger, sandbox.id, 1, timeout=SOON)
+            await images(world).cancel(a_request(stranger), sandbox.id, 1, timeout=SOON)
 
 
 @pytest.mark.parametrize("state", ["paused", "terminated"])
@@ -573,3 +578,17 @@ async def test_a_going_replica_leaves_its_commit_to_the_next(world: ManagerWorld
 def _busy(core: ManagerCore) -> bool:
     assert core.commits is not None
     return core.commits.busy
+
+
+async def test_what_comes_near_its_limit_is_said_before_it_is_refused(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+    made = await commit(world, sandbox, "with ripgrep")
+    limit = TIER_RESOURCES[Tier.BASIC].storage_bytes
+    assert made.content is not None
+
+    for part, said in ((0.79, False), (0.8, True), (1, True)):
+        content = replace(made.content, raw_bytes=int(limit * part))
+        world.units.rows.generations[made.id] = replace(made, content=content)
+        shown = await images(world).get(a_caller(), sandbox.id, 1)
+        assert any("bytes (" in warning and "usr/bin/root" in warning for warning in shown.warnings) == said
+        assert any("keys or tokens" in warning for warning in shown.warnings)

@@ -223,6 +223,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         ),
         reflect=settings.reflection,
         tenancy=tenancy,
+        images=manager.images,
         packages=Packages(units=core.tools.units, source=package_source),
         # Whoever has no address is alone: nobody else would hear more.
         cut_off=lambda: bool(presence.address) and presence.lost_for > settings.lease,

@@ -130,13 +130,6 @@ class Commits:
                 )
             await self.changes.wait(found.sandbox, timeout=min(left, POLL_SECONDS))
 
-    async def cancel(self, generation: GenerationId) -> None:
-        """Note the wish that a commit ends, and end it at once where it runs here."""
-        async with self.units.begin() as work:
-            await work.generations.cancel(generation)
-            await work.commit()
-        # Elsewhere, and here, whoever works on it sees the wish with the next report.
-
     @property
     def busy(self) -> bool:
         """True while this process works on any."""

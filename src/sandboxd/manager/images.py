@@ -15,12 +15,12 @@ from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import Held
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.image_ports import CommitInProgressError
-from sandboxd.manager.outcome import restore_error
+from sandboxd.manager.image_views import ShownImage, raise_failure, show
 from sandboxd.manager.packages import SandboxNotRunningError
 from sandboxd.manager.ports import (
     DEFAULT_PAGE_SIZE,
+    MAX_PAGE_SIZE,
     REQUEST_KEPT_FOR,
-    ErrorRecord,
     RequestOutcome,
     RequestRecord,
     UnitOfWork,
@@ -28,7 +28,7 @@ from sandboxd.manager.ports import (
 )
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.commit_errors import CommitEndedError, CommitsOffError, ImageUnusableError
-from sandboxd.model.errors import InternalError, RequestIdReusedError, SandboxdError
+from sandboxd.model.errors import InternalError, RequestIdReusedError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import RequestId, SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
@@ -76,7 +76,7 @@ class Images:
         dry_run: bool = False,
         wait: bool = True,
         timeout: timedelta,
-    ) -> Generation:
+    ) -> ShownImage:
         """Keep a sandbox's root file system as an image, and answer when it is active, or nothing had changed.
 
         Args:
@@ -96,27 +96,16 @@ class Images:
             SandboxdError: What it failed with.
         """
         async with self._units.begin() as work:
-            require_visible(await work.sandboxes.get(sandbox), request.caller)
+            tier = require_visible(await work.sandboxes.get(sandbox), request.caller).tier
         commits = self._required(sandbox)
         begun = await self._begin(commits, request, sandbox, dry_run=dry_run)
         if not wait:
-            return begun
-        return raise_failure(await commits.wait(begun.id, timeout=timeout))
+            return show(begun, tier=tier)
+        return show(raise_failure(await commits.wait(begun.id, timeout=timeout)), tier=tier)
 
     async def _begin(self, commits: Commits, request: Request, sandbox: SandboxId, *, dry_run: bool) -> Generation:
-        now, caller = self._clock.now(), request.caller
         name = GenerationId(self._ids.new("gen"))
-        claim = RequestRecord(
-            client=caller.client,
-            request_id=request.request_id,
-            method="Commit",
-            subject=caller.subject,
-            body_hash=request.body_hash,
-            sandbox=sandbox,
-            outcome=RequestOutcome(response=name.encode()),
-            create_time=now,
-            expire_time=now + REQUEST_KEPT_FOR,
-        )
+        claim = self._claim(request, "Commit", sandbox, about=name)
         failpoint("commit.before_commit")
         async with self._units.begin() as work:
             earlier = await work.requests.claim(claim)
@@ -178,7 +167,7 @@ class Images:
             raise InternalError(f"The request {mine.request_id} has no commit.")
         return await work.generations.get(GenerationId(earlier.outcome.response.decode()))
 
-    async def get(self, caller: Caller, sandbox: SandboxId, number: int) -> Generation:
+    async def get(self, caller: Caller, sandbox: SandboxId, number: int) -> ShownImage:
         """One generation, in whatever status.
 
         Raises:
@@ -186,12 +175,12 @@ class Images:
             ImageNotFoundError: It has no such image.
         """
         async with self._units.begin() as work:
-            require_visible(await work.sandboxes.get(sandbox), caller)
-            return await work.generations.numbered(sandbox, number)
+            tier = require_visible(await work.sandboxes.get(sandbox), caller).tier
+            return show(await work.generations.numbered(sandbox, number), tier=tier)
 
     async def list(
         self, caller: Caller, sandbox: SandboxId, *, everything: bool, page_size: int, page_token: str
-    ) -> Page[Generation]:
+    ) -> Page[ShownImage]:
         """One page of a sandbox's generations, the newest first.
 
         Raises:
@@ -199,46 +188,51 @@ class Images:
             InvalidRequestError: The page token is none.
         """
         async with self._units.begin() as work:
-            require_visible(await work.sandboxes.get(sandbox), caller)
-            return await work.generations.list(
-                sandbox, everything=everything, page_size=page_size or DEFAULT_PAGE_SIZE, page_token=page_token
+            tier = require_visible(await work.sandboxes.get(sandbox), caller).tier
+            page = await work.generations.list(
+                sandbox,
+                everything=everything,
+                page_size=min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
+                page_token=page_token,
             )
+        return Page(items=[show(one, tier=tier) for one in page.items], next_token=page.next_token)
 
-    async def watch(self, caller: Caller, sandbox: SandboxId, number: int) -> AsyncIterator[Generation]:
+    async def watch(self, caller: Caller, sandbox: SandboxId, number: int) -> AsyncIterator[ShownImage]:
         """Follow a commit: as it is now, then each change and its progress, until it has ended. Raises as `get`."""
         seen = await self.get(caller, sandbox, number)
         yield seen
-        while seen.status.in_flight:
+        while seen.generation.status.in_flight:
             await self._changes.wait(sandbox, timeout=WATCH_SECONDS)
-            async with self._units.begin() as work:
-                found = await work.generations.get(seen.id)
+            found = await self.get(caller, sandbox, number)
             if found != seen:
                 seen = found
                 yield seen
 
-    async def cancel(self, caller: Caller, sandbox: SandboxId, number: int, *, timeout: timedelta) -> Generation:
-        """End a commit; answers it FAILED, or as it is where its end was faster. Asking again is the same.
+    async def cancel(self, request: Request, sandbox: SandboxId, number: int, *, timeout: timedelta) -> ShownImage:
+        """End a commit; answers it FAILED, or as it is where its end was faster.
 
         Raises:
             SandboxNotFoundError, ImageNotFoundError: The caller has no such sandbox, or that no such image.
-            CommitEndedError: It has ended otherwise before.
+            CommitEndedError: It had ended otherwise before.
+            RequestIdReusedError: The request id was used with another body.
             DeadlineError: It has not ended in time; the wish stands.
         """
-        found = await self.get(caller, sandbox, number)
-        if not found.status.in_flight:
-            if found.cancelled and found.status is _G.FAILED:
-                return found
-            raise CommitEndedError(
-                f"The commit {found.tag} of sandbox {sandbox} has ended: it is {found.status.value}.",
-                sandbox=sandbox,
-                image=found.tag,
-                status=found.status.value,
-            )
-        commits = self._required(sandbox)
-        await commits.cancel(found.id)
-        return await commits.wait(found.id, timeout=timeout)
+        async with self._units.begin() as work:
+            tier = require_visible(await work.sandboxes.get(sandbox), request.caller).tier
+            wanted = await work.generations.numbered(sandbox, number)
+            claim = self._claim(request, "CancelCommit", sandbox, about=wanted.id)
+            earlier = await work.requests.claim(claim)
+            if earlier is not None:
+                wanted = await self._earlier(work, earlier, claim)
+            else:
+                _require_unended(wanted)
+                await work.generations.cancel(wanted.id)
+            await work.commit()
+        # Whoever works on it, here or elsewhere, sees the wish with its next report.
+        ended = wanted if self._commits is None else await self._commits.wait(wanted.id, timeout=timeout)
+        return show(ended, tier=tier)
 
-    async def rollback(self, request: Request, sandbox: SandboxId, number: int) -> Generation:
+    async def rollback(self, request: Request, sandbox: SandboxId, number: int) -> ShownImage:
         """Let every next start of a sandbox take an older generation; what runs goes on, and is not kept.
 
         Raises:
@@ -247,26 +241,15 @@ class Images:
             CommitInProgressError: A commit is in flight; it would take the place of what is rolled back to.
             RequestIdReusedError: The request id was used with another body.
         """
-        now, caller = self._clock.now(), request.caller
-        claim = RequestRecord(
-            client=caller.client,
-            request_id=request.request_id,
-            method="RollbackImage",
-            subject=caller.subject,
-            body_hash=request.body_hash,
-            sandbox=sandbox,
-            create_time=now,
-            expire_time=now + REQUEST_KEPT_FOR,
-        )
         failpoint("rollback.before_commit")
         async with self._units.begin() as work:
-            found = require_visible(await work.sandboxes.get(sandbox, for_update=True), caller)
+            found = require_visible(await work.sandboxes.get(sandbox, for_update=True), request.caller)
             wanted = await work.generations.numbered(sandbox, number)
             commits = self._required(sandbox)
-            claim = replace(claim, outcome=RequestOutcome(response=wanted.id.encode()))
+            claim = self._claim(request, "RollbackImage", sandbox, about=wanted.id)
             earlier = await work.requests.claim(claim)
             if earlier is not None:
-                return await self._earlier(work, earlier, claim)
+                return show(await self._earlier(work, earlier, claim), tier=found.tier)
             flying = await work.generations.in_flight(sandbox)
             if flying is not None:
                 raise CommitInProgressError(sandbox, number=flying.number)
@@ -277,7 +260,7 @@ class Images:
         log.info("image.rolled_back", sandbox=sandbox, image=active.tag)
         await self._changes.announce(sandbox)
         await commits.telling.tell_untold()
-        return active
+        return show(active, tier=found.tier)
 
     async def _switch(self, work: UnitOfWork, sandbox: Sandbox, wanted: Generation) -> Generation:
         locked = await work.generations.get(wanted.id, for_update=True)
@@ -301,6 +284,21 @@ class Images:
         await work.sandboxes.save(replace(sandbox, image=active.image, update_time=now, version=sandbox.version + 1))
         return active
 
+    def _claim(self, request: Request, method: str, sandbox: SandboxId, *, about: GenerationId) -> RequestRecord:
+        """Build the row of a request whose outcome is a generation: it has one from the beginning."""
+        now = self._clock.now()
+        return RequestRecord(
+            client=request.caller.client,
+            request_id=request.request_id,
+            method=method,
+            subject=request.caller.subject,
+            body_hash=request.body_hash,
+            sandbox=sandbox,
+            outcome=RequestOutcome(response=about.encode()),
+            create_time=now,
+            expire_time=now + REQUEST_KEPT_FOR,
+        )
+
     def _required(self, sandbox: SandboxId) -> Commits:
         if self._commits is not None:
             return self._commits
@@ -317,16 +315,11 @@ class Images:
         )
 
 
-def raise_failure(generation: Generation) -> Generation:
-    """Answer a generation whose commit ended well.
-
-    Raises:
-        SandboxdError: What it failed with.
-    """
-    failure = generation.failure
-    if failure is None or generation.status not in (_G.FAILED, _G.SUPERSEDED):
-        return generation
-    error: SandboxdError = restore_error(
-        ErrorRecord(kind=failure.kind, reason=failure.reason, message=failure.message, metadata=dict(failure.metadata))
-    )
-    raise error
+def _require_unended(generation: Generation) -> None:
+    if not generation.status.in_flight:
+        raise CommitEndedError(
+            f"The commit {generation.tag} of sandbox {generation.sandbox} has ended: it is {generation.status.value}.",
+            sandbox=generation.sandbox,
+            image=generation.tag,
+            status=generation.status.value,
+        )

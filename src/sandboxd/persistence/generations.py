@@ -26,7 +26,6 @@ from sandboxd.model.image import (
     GenerationStatus,
     ImageContent,
     LeftOutPaths,
-    tag_of,
 )
 from sandboxd.model.paging import Page
 from sandboxd.persistence.errors import translated
@@ -87,7 +86,7 @@ class PostgresGenerationRepository(GenerationRepository):
         c = _GENERATIONS.c
         found = await self._one(select(_GENERATIONS).where(c.sandbox == sandbox, c.number == number))
         if found is None:
-            raise ImageNotFoundError(sandbox, tag_of(number))
+            raise ImageNotFoundError(sandbox, f"g{number:06}")
         return found
 
     @override

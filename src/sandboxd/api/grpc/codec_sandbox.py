@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from sandboxd.api.grpc.codec_image import image_name
 from sandboxd.api.grpc.codec_lifecycle import decode_lifecycle, encode_lifecycle, encode_next_step
 from sandboxd.api.grpc.names import moment, sandbox_name, timestamp
 from sandboxd.manager.creation import NewSandbox
@@ -73,6 +74,7 @@ def encode_sandbox(sandbox: Sandbox, *, backend: str, planned: NextStep | None =
         state_time=timestamp(sandbox.state_time),
         next_step=encode_next_step(planned),
         unsaved=_encode_unsaved(sandbox),
+        image=image_name(sandbox.id, sandbox.image.number) if sandbox.image else "",
     )
 
 

@@ -96,6 +96,7 @@ _BUDGETS: Final = "sandboxd.v1.BudgetService"
 _PRICES: Final = "sandboxd.v1.PriceService"
 _POOLS: Final = "sandboxd.v1.PoolService"
 _PACKAGES: Final = "sandboxd.v1.PackageService"
+_IMAGES: Final = "sandboxd.v1.ImageService"
 _AUDIT: Final = "sandboxd.v1.AuditService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
@@ -138,6 +139,11 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_POOLS}/DeletePool": changes(Scope.CLIENT, ADMINS),
     f"{_PACKAGES}/ListPackages": reads(Scope.OWN),
     f"{_PACKAGES}/ListPackageChanges": reads(Scope.OWN),
+    f"{_IMAGES}/ListImages": reads(Scope.OWN),
+    f"{_IMAGES}/GetImage": reads(Scope.OWN),
+    f"{_IMAGES}/WatchCommit": reads(Scope.OWN),
+    f"{_IMAGES}/CancelCommit": changes(Scope.OWN),
+    f"{_IMAGES}/RollbackImage": changes(Scope.OWN),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),

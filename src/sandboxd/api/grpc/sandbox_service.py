@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
+from sandboxd.api.grpc.codec_image import encode_image
 from sandboxd.api.grpc.codec_sandbox import (
     decode_edit,
     decode_order,
@@ -27,6 +28,7 @@ from sandboxd.api.grpc.ports import SandboxManager
 from sandboxd.api.grpc.rpc import Rpc, closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
+from sandboxd.manager.images import Images
 from sandboxd.manager.reading import SandboxChange
 from sandboxd.model.caller import Request
 from sandboxd.model.errors import NotImplementedYetError
@@ -49,6 +51,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         self,
         *,
         manager: SandboxManager,
+        images: Images,
         streams: StreamCalls,
         slots: StreamSlots,
         drain: Drain,
@@ -56,6 +59,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         backend: str,
     ) -> None:
         self._manager = manager
+        self._images = images
         self._streams = streams
         self._slots = slots
         self._drain = drain
@@ -140,8 +144,17 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     @override
     async def Commit(self, request: pb.CommitRequest, context: Context) -> pb.CommitResponse:
-        """Not built yet."""
-        await self._unbuilt("Commit", request.name)
+        """Keep what was installed."""
+        rpc = current_rpc()
+        shown = await self._images.commit(
+            _request(rpc, request, request.request_id),
+            sandbox_id(request.name),
+            dry_run=request.dry_run,
+            wait=not request.start_only,
+            timeout=_budget(rpc),
+        )
+        image = encode_image(shown)
+        return pb.CommitResponse(digest=image.digest, image=image)
 
     @override
     async def Terminate(self, request: pb.TerminateRequest, context: Context) -> pb.TerminateResponse:

@@ -20,6 +20,7 @@ from sandboxd.api.grpc.audit_service import AuditServicer
 from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
 from sandboxd.api.grpc.credentials import make_server_credentials
+from sandboxd.api.grpc.image_service import ImageServicer
 from sandboxd.api.grpc.interceptors.access_log import AccessLogInterceptor
 from sandboxd.api.grpc.interceptors.audit import AuditInterceptor, DenialInterceptor
 from sandboxd.api.grpc.interceptors.callers import CallerChecker, CallerInterceptor
@@ -43,6 +44,7 @@ from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
 from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.administration import Administration
+from sandboxd.manager.images import Images
 from sandboxd.manager.packages import Packages
 from sandboxd.manager.tenancy import Tenancy
 from sandboxd.model.trace import NO_TRACES, Tracer
@@ -59,6 +61,8 @@ from sandboxd.v1 import (
     budget_pb2_grpc,
     client_pb2,
     client_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
     key_pb2,
     key_pb2_grpc,
     package_pb2,
@@ -80,6 +84,7 @@ log = structlog.get_logger("sandboxd.api")
 _SERVED: Final = (
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
+    image_pb2.DESCRIPTOR.services_by_name["ImageService"],
     key_pb2.DESCRIPTOR.services_by_name["KeyService"],
     budget_pb2.DESCRIPTOR.services_by_name["BudgetService"],
     package_pb2.DESCRIPTOR.services_by_name["PackageService"],
@@ -143,6 +148,7 @@ class ApiServer:
         tenancy: Tenancy,
         administration: Administration,
         packages: Packages,
+        images: Images,
         standing: Standing | None = None,
         cut_off: Callable[[], bool] = lambda: False,
         tracer: Tracer = NO_TRACES,
@@ -187,7 +193,13 @@ class ApiServer:
         )
         sandbox_pb2_grpc.add_SandboxServiceServicer_to_server(
             SandboxServicer(
-                manager=manager, streams=streams, slots=slots, drain=self._drain, stay=stay, backend=backend
+                manager=manager,
+                images=images,
+                streams=streams,
+                slots=slots,
+                drain=self._drain,
+                stay=stay,
+                backend=backend,
             ),
             self._server,
         )
@@ -211,6 +223,10 @@ class ApiServer:
         budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(budgets=accounting.budgets), self._server)
         audit_pb2_grpc.add_AuditServiceServicer_to_server(
             AuditServicer(desk=audit, slots=slots, drain=self._drain, write_within=limits.write_within), self._server
+        )
+        image_pb2_grpc.add_ImageServiceServicer_to_server(
+            ImageServicer(images=images, slots=slots, drain=self._drain, stay=stay, write_within=limits.write_within),
+            self._server,
         )
         package_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(packages=packages), self._server)
         pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(pools=tenancy.pools), self._server)
