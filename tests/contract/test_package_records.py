@@ -210,19 +210,6 @@ async def test_the_history_of_a_sandbox_is_bounded(world: UnitsWorld) -> None:
     assert await numbers(world, sandbox) == [2, last]
 
 
-async def test_old_history_is_forgotten_the_oldest_first_and_no_more_than_asked_for(world: UnitsWorld) -> None:
-    sandbox, life = await running(world)
-    kept = [a_change(number, life.id) for number in range(1, 5)]
-    await save(world, PackageRecord(sandbox=sandbox.id, incarnation=life.id, number=4), *kept)
-
-    async with world.units.begin() as work:
-        forgotten = [await work.packages.forget(before=NOON + 4 * MINUTE, limit=2) for _ in range(3)]
-        await work.commit()
-
-    assert forgotten == [2, 1, 0]
-    assert await numbers(world, sandbox) == [4]
-
-
 async def test_a_commit_marks_what_it_has_by_number_or_by_moment_in_its_life_alone(world: UnitsWorld) -> None:
     sandbox, life = await running(world)
     kept = [*(a_change(number, life.id) for number in range(1, 5)), a_change(5, IncarnationId("inc-former"))]

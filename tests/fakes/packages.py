@@ -133,17 +133,6 @@ class FakePackageRepository(PackageRepository):
         }
         return cli, sessions.pop() if cli and len(sessions) == 1 else None
 
-    @override
-    async def forget(self, *, before: datetime, limit: int) -> int:
-        rows = await self._work.write()
-        old = sorted(
-            ((one.kept_time, name, one.number) for name, kept in rows.package_changes.items() for one in kept)
-        )[:limit]
-        gone = {(name, number) for moment, name, number in old if moment < before}
-        for name, kept in rows.package_changes.items():
-            rows.package_changes[name] = [one for one in kept if (name, one.number) not in gone]
-        return len(gone)
-
     async def _running(self, among: Collection[SandboxId] | None) -> list[Incarnation]:
         rows = await self._work.read()
         return sorted(

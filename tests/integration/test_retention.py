@@ -6,10 +6,12 @@ from datetime import timedelta
 
 from sqlalchemy import text
 
-from sandboxd.model.ids import ClientId, RequestId
+from sandboxd.model.ids import ClientId, RequestId, SandboxId
+from sandboxd.model.package_history import HISTORY_KEPT_FOR
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.journal import PostgresJournal
-from sandboxd.persistence.retention import forget_commands, forget_notices
+from sandboxd.persistence.retention import forget_commands, forget_notices, forget_package_changes
+from tests.contract.postgres_worlds import insert_sandbox
 
 CLIENT = ClientId("acme")
 
@@ -49,3 +51,21 @@ async def test_notices_of_budgets_are_forgotten_after_two_months(database: Datab
     left = {row["id"] for row in await database.fetch("SELECT id FROM budget_notices")}
     assert answers == [1, 1, 0]
     assert left == {"0", "61"}
+
+
+async def test_changes_of_packages_are_forgotten_after_their_time_the_oldest_first(database: Database) -> None:
+    await insert_sandbox(database, SandboxId("sbx"), client=CLIENT, freelancer="ada")
+    statement = """
+        INSERT INTO package_changes VALUES ('sbx', :number, 'inc', :number, 'installed', 'dpkg', 'tree', '/db', '2', '',
+            'root', true, now(), now() - CAST(:age AS interval), '', 'unknown', NULL, false)
+    """
+    async with database.begin() as connection:
+        for number, days in enumerate((999, 401, 399, 0), start=1):
+            await connection.execute(text(statement), {"number": number, "age": timedelta(days=days)})
+
+    first = await forget_package_changes(database, kept_for=HISTORY_KEPT_FOR, limit=1)
+    oldest = {row["number"] for row in await database.fetch("SELECT number FROM package_changes")}
+    rest = await forget_package_changes(database, kept_for=HISTORY_KEPT_FOR)
+
+    left = {row["number"] for row in await database.fetch("SELECT number FROM package_changes")}
+    assert (first, oldest, rest, left) == (1, {2, 3, 4}, 1, {3, 4})

@@ -9,8 +9,9 @@ import structlog
 
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import SandboxId
+from sandboxd.model.package_history import HISTORY_KEPT_FOR
 from sandboxd.persistence.engine import Database
-from sandboxd.persistence.retention import forget_commands, forget_notices
+from sandboxd.persistence.retention import forget_commands, forget_notices, forget_package_changes
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.ports import Wakeups
 
@@ -40,6 +41,11 @@ async def forget_old_commands(database: Database) -> None:
             while await forget_commands(database, limit=RETENTION_BATCH) == RETENTION_BATCH:
                 await asyncio.sleep(0)
             while await forget_notices(database, limit=RETENTION_BATCH) == RETENTION_BATCH:
+                await asyncio.sleep(0)
+            while (
+                await forget_package_changes(database, kept_for=HISTORY_KEPT_FOR, limit=RETENTION_BATCH)
+                == RETENTION_BATCH
+            ):
                 await asyncio.sleep(0)
         except UnavailableError as error:
             log.warning("retention.interrupted", error=error.message)

@@ -159,7 +159,3 @@ class PackageRepository(Protocol):
     ) -> tuple[bool, SessionId | None]:
         """Tell whether a process is the sandbox's CLI, and whose turn it had in a span, if that was one session's."""
         ...
-
-    async def forget(self, *, before: datetime, limit: int) -> int:
-        """Delete changes that became known before a moment, at most so many; answers how many."""
-        ...

@@ -189,15 +189,6 @@ class PostgresPackageRepository(PackageRepository):
             row = (await self._connection.execute(_SESSIONS, values)).one()
         return bool(row.cli), SessionId(row.sessions[0]) if row.cli and len(row.sessions) == 1 else None
 
-    @override
-    async def forget(self, *, before: datetime, limit: int) -> int:
-        c = _CHANGES.c
-        old = select(c.sandbox, c.number).where(c.kept_time < before).order_by(c.kept_time).limit(limit)
-        chosen = old.with_for_update(skip_locked=True).cte("old")
-        statement = delete(_CHANGES).where(c.sandbox == chosen.c.sandbox, c.number == chosen.c.number)
-        with translated():
-            return (await self._connection.execute(statement)).rowcount
-
     async def _watched(
         self,
         statement: str,

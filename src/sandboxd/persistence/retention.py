@@ -1,4 +1,4 @@
-"""What is forgotten after its time: request ids of stream commands, and notices of budgets.
+"""What is forgotten after its time: request ids of stream commands, notices of budgets, and changes of packages.
 
 Request ids of other calls are the manager's affair.
 """
@@ -46,4 +46,22 @@ async def forget_commands(database: Database, *, kept_for: timedelta = COMMANDS_
     """
     async with database.raw() as connection:
         done = await connection.execute(_FORGET, kept_for, limit)
+    return int(done.rpartition(" ")[2])
+
+
+_FORGET_PACKAGES: Final = """
+    DELETE FROM package_changes WHERE (sandbox, number) IN (
+        SELECT sandbox, number FROM package_changes WHERE kept_time <= now() - $1::interval
+        ORDER BY kept_time LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+
+async def forget_package_changes(database: Database, *, kept_for: timedelta, limit: int = 1000) -> int:
+    """Delete the oldest changes of packages beyond their time, at most so many; answers how many.
+
+    Raises:
+        DatabaseUnavailableError: PostgreSQL does not answer.
+    """
+    async with database.raw() as connection:
+        done = await connection.execute(_FORGET_PACKAGES, kept_for, limit)
     return int(done.rpartition(" ")[2])
