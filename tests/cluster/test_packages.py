@@ -1,0 +1,102 @@
+"""An install with sudo in a real pod: it is unsaved while it is there, and the history says when it was lost."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from sandboxd.ctl.client import Client
+from sandboxd.v1 import package_pb2 as pb
+from sandboxd.v1 import sandbox_pb2
+from tests.cluster.stack import ClusterStack, a_cluster_stack, sandbox_id
+from tests.e2e.stack import Transcript
+from tests.e2e.test_packages import sandboxctl
+from tests.eventually import eventually
+from tests.installation import ClusterInstallation
+
+pytestmark = pytest.mark.timeout(300)
+INSTALL = r"""set -e
+cd "$(mktemp -d)"
+mkdir -p deb/DEBIAN tool
+printf 'Package: hello-test\nVersion: 1.0-1\nArchitecture: all\nMaintainer: T <t@example.test>\nDescription: test\n' \
+  > deb/DEBIAN/control
+dpkg-deb --build deb hello.deb > /dev/null
+sudo dpkg --install hello.deb > /dev/null
+cd tool
+echo '{"name":"tool","version":"2.0.0"}' > package.json
+npm pack --silent > /dev/null
+npm install -g --offline --silent ./tool-2.0.0.tgz
+echo installed
+"""
+CHANGED = {("dpkg", "hello-test"), ("npm", "tool")}
+
+
+@pytest.fixture
+async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
+    async with a_cluster_stack(cluster_installation, postgres_url) as made:
+        yield made
+
+
+def named(change: pb.PackageChange) -> tuple[str, str]:
+    manager = pb.PackageManager.Name(change.package.manager).removeprefix("PACKAGE_MANAGER_").lower()
+    return manager, change.package.name
+
+
+async def history(client: Client, sandbox: sandbox_pb2.Sandbox) -> list[pb.PackageChange]:
+    changes, last = await client.packages.history(sandbox.name)
+    assert [one.number for one in changes] == list(range(1, len(changes) + 1))
+    assert last.missed == 0
+    return list(changes)
+
+
+async def test_what_sudo_installs_is_unsaved_until_its_life_ends_and_the_history_tells_both(
+    stack: ClusterStack,
+) -> None:
+    async with stack.client() as client:
+        sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
+        stack.inside(sandbox, "sh", "-c", f"cat > /workspace/install.sh <<'END'\n{INSTALL}END")
+        async with client.stream(sandbox.name) as stream:
+            seen = Transcript(stream=stream)
+            await seen.turn("fake:say(text=nothing yet)")
+            untouched = await client.get(sandbox.name)
+
+            stream.prompt("fake:shell(cmd=sh /workspace/install.sh)")
+            told: list[pb.PackageChange] = []
+            while {named(one) for one in told} != CHANGED:
+                told.extend((await seen.until("packages_changed")).packages_changed.changes)
+
+        assert not untouched.HasField("unsaved")
+        assert {(named(one), one.package.version, one.package.unsaved) for one in told} == {
+            (("dpkg", "hello-test"), "1.0-1", True),
+            (("npm", "tool"), "2.0.0", False),
+        }
+        kept = await history(client, sandbox)
+        assert {named(one) for one in kept} == CHANGED
+        assert {(one.requester, one.session) for one in kept} == {(pb.PACKAGE_REQUESTER_SESSION, stream.session)}
+        dirty = (await client.get(sandbox.name)).unsaved
+        assert (dirty.packages, dirty.HasField("dirty_since")) == (1, True)
+        assert "1 package" in await sandboxctl(stack, "ls")
+        running = await client.packages.list(sandbox.name, unsaved=True)
+        assert ([one.name for one in running.packages], running.last.recorded) == (["hello-test"], False)
+
+        await client.pause(sandbox.name)
+
+        lost = await client.packages.list(sandbox.name, unsaved=True)
+        assert ([one.name for one in lost.packages], lost.last.recorded) == (["hello-test"], True)
+        assert (await client.get(sandbox.name)).unsaved == dirty
+        assert "not saved is gone" in await sandboxctl(stack, "packages", sandbox_id(sandbox))
+
+        await client.resume(sandbox.name)
+
+        async def clean() -> bool:
+            return not (await client.get(sandbox.name)).HasField("unsaved")
+
+        await eventually(clean, within=60, every=0.5, what="the new life is clean")
+        *_, last = await history(client, sandbox)
+        assert (named(last), last.kind, last.requester) == (
+            ("dpkg", "hello-test"),
+            pb.PACKAGE_CHANGE_KIND_REMOVED,
+            pb.PACKAGE_REQUESTER_IMAGE,
+        )
+        assert {one.name for one in (await client.packages.list(sandbox.name)).packages} >= {"tool", "bash"}
