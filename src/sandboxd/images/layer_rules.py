@@ -101,7 +101,8 @@ def lost_attributes(attributes: Iterable[bytes], kept: Mapping[bytes, bytes]) ->
 
 
 def _is_kept(name: bytes, value: bytes) -> bool:
-    if len(value) > XATTR_BYTES or b"=" in name or b"\0" in name:
+    # PAX takes a record without a value for none, and ends a name at the first equals sign.
+    if not 0 < len(value) <= XATTR_BYTES or b"=" in name or b"\0" in name:
         return False
     return name == CAPABILITY or (name.startswith(_USER) and len(name) > len(_USER))
 
