@@ -68,7 +68,7 @@ class ImageSettings(BaseSettings):
     images_spool_free_bytes: int = Field(default=_GIB, ge=0)
     """With less room in its file system no layer is written, and one that is being written is given up."""
     images_cache_dir: Path | None = None
-    """Where the entries of base images are kept, 20 MB for 300,000 files; `images/bases` in the data directory if
+    """Where the entries of base images are kept, some 10 MB for 300,000 files; `images/bases` in the data directory if
     empty. Several replicas may share it."""
     images_cache_bytes: int = Field(default=_GIB, ge=0)
     """Most of them together; those go that were not used for longest."""

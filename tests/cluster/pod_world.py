@@ -120,6 +120,7 @@ async def a_pod(
     config: dict[str, object] | None = None,
     spec: dict[str, Any] | None = None,
     copied: bool = False,
+    sandbox: str = "",
 ) -> AsyncIterator[PodWorld]:
     """Make the pod in a namespace of its own; the fixture `instance` removes it.
 
@@ -129,11 +130,12 @@ async def a_pod(
         config: Changes of the agent's configuration.
         spec: Changes of the pod's spec.
         copied: The agent is copied by an init container, not mounted.
+        sandbox: Image in place of the one that `make images` has built.
     """
     namespace = f"{instance}-pod"
     authority = Authority()
     labels = {INSTANCE_LABEL: instance}
-    values = {"NAME": NAME, "IMAGE": image("sandbox"), "AGENT": image("agent")}
+    values = {"NAME": NAME, "IMAGE": sandbox or image("sandbox"), "AGENT": image("agent")}
     pod = yaml.safe_load(Template(POD.read_text()).substitute(values))
     pod["metadata"] |= {"namespace": namespace, "labels": labels}
     pod["spec"] |= spec or {}

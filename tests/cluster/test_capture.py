@@ -2,24 +2,16 @@
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
 
 import pytest
 
-from sandboxd.agent.client import GrpcAgentConnector
-from sandboxd.agent.rootfs_client import GrpcRootfsCapture
-from sandboxd.manager.backend_port import Observation, RunningIncarnation
-from sandboxd.model.cluster import AGENT_PORT
-from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.rootfs import BaselineEntry, CaptureFrame, ChangedEntry, EntryKind
-from sandboxd.model.sandbox import AgentEndpoint
+from tests.cluster.capturing import INCARNATION, LONG, SANDBOX, capture_of
 from tests.cluster.pod_world import PodWorld, a_pod
-from tests.contract.agent_process import AGENT_NAME, SERVICE_NAME
 from tests.kube import Cluster
 from tests.rootfs_trees import Difference, read
 
 pytestmark = pytest.mark.timeout(240)
-INCARNATION = IncarnationId("inc-test")
 INSTALL = r"""
 set -e
 cd "$(mktemp -d)"
@@ -37,31 +29,13 @@ echo done
 """
 
 
-class _Running:
-    def __init__(self, endpoint: AgentEndpoint) -> None:
-        self._endpoint = endpoint
-
-    async def observe(self, sandbox: SandboxId) -> Observation:
-        running = [RunningIncarnation(incarnation=INCARNATION, endpoint=self._endpoint)]
-        return Observation(sandbox=sandbox, present=True, running=running)
-
-
 async def _frames(world: PodWorld, baseline: Sequence[BaselineEntry]) -> AsyncIterator[CaptureFrame]:
-    service = world.authority.issue(SERVICE_NAME)
-    connector = GrpcAgentConnector(
-        certificate=service.certificate, key=service.key, agent_authority=world.authority.certificate
-    )
-    host = (await world.pod())["status"]["podIP"]
-    endpoint = AgentEndpoint(host=host, port=AGENT_PORT, server_name=AGENT_NAME)
-
     async def base() -> AsyncIterator[BaselineEntry]:
         for entry in baseline:
             yield entry
 
-    frames = GrpcRootfsCapture(backend=_Running(endpoint), connector=connector).capture(
-        SandboxId("sbx-shape"), INCARNATION, base(), previous=(), exclude=(), timeout=timedelta(minutes=3)
-    )
-    async for frame in frames:
+    capture = await capture_of(world)
+    async for frame in capture.capture(SANDBOX, INCARNATION, base(), previous=(), exclude=(), timeout=LONG):
         yield frame
 
 
