@@ -144,7 +144,9 @@ class FakeManager:
     async def resume(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
         return await self._move(request, sandbox, SandboxState.ACTIVE)
 
-    async def terminate(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Settled:
+    async def terminate(
+        self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
+    ) -> Settled:
         return Settled(sandbox=await self._move(request, sandbox, SandboxState.TERMINATED), kept="in the attic")
 
     async def _move(self, request: Request, sandbox: SandboxId, state: SandboxState) -> Sandbox:

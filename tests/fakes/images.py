@@ -52,6 +52,8 @@ class FakeImageBuilder(ImageBuilder):
         """While set, builds wait for it."""
         self.cancelled = 0
         """Builds that were cancelled."""
+        self.looked: Callable[[], None] = lambda: None
+        """Called when a capture begins."""
         self.largest: list[tuple[str, int]] = []
         """What the largest paths are said to be, where a test says so."""
         self.progress = (BuildProgress(phase="capture", entries=10, bytes=20),)
@@ -61,6 +63,7 @@ class FakeImageBuilder(ImageBuilder):
         self, order: BuildOrder, *, timeout: timedelta, progress: Callable[[BuildProgress], None]
     ) -> BuiltImage:
         self.orders.append(order)
+        self.looked()
         for said in self.progress:
             progress(said)
         await asyncio.sleep(0)

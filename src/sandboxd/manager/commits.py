@@ -22,6 +22,7 @@ from sandboxd.manager.image_telling import ImageTelling
 from sandboxd.manager.intents import LEASE, POLL_SECONDS
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.package_keeping import PackageKeeping
+from sandboxd.manager.packages import SandboxNotRunningError
 from sandboxd.manager.ports import Operation, OperationId, UnitOfWork, UnitsOfWork
 from sandboxd.model.commit_errors import CommitAbandonedError, CommitCancelledError
 from sandboxd.model.errors import (
@@ -31,7 +32,9 @@ from sandboxd.model.errors import (
     SandboxdError,
     StaleOwnerError,
 )
-from sandboxd.model.image import Failure, Generation, GenerationId, GenerationStatus
+from sandboxd.model.ids import RequestId, SandboxId
+from sandboxd.model.image import CommitTrigger, Failure, Generation, GenerationId, GenerationStatus
+from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.trace import NO_TRACES, Tracer
 
@@ -42,6 +45,8 @@ FORGET_EVERY: Final = timedelta(minutes=10)
 MAX_ATTEMPTS: Final = 3
 """How often a build that broke off is begun."""
 PAGE: Final = 100
+WITH_ROOT: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
+"""States in which a root file system is there and nobody is about to take it away."""
 _G = GenerationStatus
 
 log = structlog.get_logger(__name__)
@@ -88,13 +93,45 @@ class Commits:
             tracer=self.tracer,
         )
 
-    async def insert(self, work: UnitOfWork, generation: Generation) -> Held:
+    async def insert(
+        self,
+        work: UnitOfWork,
+        sandbox: SandboxId,
+        *,
+        name: GenerationId,
+        trigger: CommitTrigger,
+        dry_run: bool = False,
+        request_id: RequestId | None = None,
+    ) -> Held:
         """Insert a generation in a transaction with the lease on it; `start` it after the commit.
 
         Raises:
-            CommitInProgressError: The sandbox has another one in flight.
+            SandboxNotFoundError: There is no such sandbox.
+            SandboxNotRunningError: It has no root file system now, or is about to lose it.
+            CommitInProgressError: Another commit of it is in flight.
         """
-        begun = await work.generations.begin(generation)
+        found = await work.sandboxes.get(sandbox, for_update=True)
+        life = await work.incarnations.current(sandbox)
+        if found.state not in WITH_ROOT or life is None or life.ready_time is None:
+            raise SandboxNotRunningError(sandbox, state=found.state)
+        now = self.clock.now()
+        begun = await work.generations.begin(
+            Generation(
+                id=name,
+                sandbox=sandbox,
+                client=found.client,
+                freelancer=found.freelancer,
+                number=1,
+                incarnation=life.id,
+                trigger=trigger,
+                dry_run=dry_run,
+                request_id=request_id,
+                repository=self.images.repository_of(found.client, found.freelancer),
+                parent=None if found.image is None else found.image.generation,
+                create_time=now,
+                update_time=now,
+            )
+        )
         operation = self._operation()
         await work.operations.take(lease_key(begun), operation, lease=self.lease)
         return Held(generation=begun, operation=operation.id)
@@ -138,7 +175,7 @@ class Commits:
     async def run(self) -> None:
         """Keep leases, and repair what crashes left, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_leases(), name="commit-leases")
+            group.create_task(self.keep_leases(), name="commit-leases")
             group.create_task(self._recover(), name="commit-recovery")
 
     async def drain(self, *, grace: timedelta) -> None:
@@ -318,7 +355,8 @@ class Commits:
         except SandboxdError as error:
             log.warning("commit.lease_not_released", generation=held.generation.id, error=error.message)
 
-    async def _keep_leases(self) -> None:
+    async def keep_leases(self) -> None:
+        """Prolong leases until cancelled."""
         while True:
             await asyncio.sleep(self.lease.total_seconds() / 3)
             await self.renew()

@@ -168,7 +168,7 @@ class Eraser:
             )
             try:
                 async with self._deeds.recorded("Erasure/Terminate", client=erasure.client, sandbox=sandbox):
-                    await self._resting.terminate(request, sandbox, timeout=STEP_TIMEOUT)
+                    await self._resting.terminate(request, sandbox, timeout=STEP_TIMEOUT, keep=False)
             except InvalidTransitionError as error:
                 if error.metadata.get("state") != SandboxState.TERMINATED.value:
                     raise  # on its way there by another's wish: the next pass finds it ended

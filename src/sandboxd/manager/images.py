@@ -12,11 +12,9 @@ import structlog
 from sandboxd.manager.access import require_visible
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics
-from sandboxd.manager.commit_steps import Held
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.image_ports import CommitInProgressError
 from sandboxd.manager.image_views import ShownImage, raise_failure, show
-from sandboxd.manager.packages import SandboxNotRunningError
 from sandboxd.manager.ports import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
@@ -30,17 +28,15 @@ from sandboxd.model.caller import Caller, Request
 from sandboxd.model.commit_errors import CommitEndedError, CommitsOffError, ImageUnusableError
 from sandboxd.model.errors import InternalError, RequestIdReusedError
 from sandboxd.model.failpoints import failpoint
-from sandboxd.model.ids import RequestId, SandboxId
+from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
 from sandboxd.model.image_errors import CaptureUnsupportedError
 from sandboxd.model.paging import Page
-from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock, IdSource
 
 WATCH_SECONDS: Final = 1.0
 """How often a commit that is followed is looked at."""
-COMMITTABLE: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
-"""States in which a root file system is there and nobody is about to take it away."""
 _G = GenerationStatus
 
 log = structlog.get_logger(__name__)
@@ -111,9 +107,8 @@ class Images:
             earlier = await work.requests.claim(claim)
             if earlier is not None:
                 return await self._earlier(work, earlier, claim)
-            held = await self._insert(
+            held = await commits.insert(
                 work,
-                commits,
                 sandbox,
                 name=name,
                 trigger=CommitTrigger.REQUEST,
@@ -124,41 +119,6 @@ class Images:
         await self._changes.announce(sandbox)
         commits.start(held)
         return held.generation
-
-    async def _insert(
-        self,
-        work: UnitOfWork,
-        commits: Commits,
-        sandbox: SandboxId,
-        *,
-        name: GenerationId,
-        trigger: CommitTrigger,
-        dry_run: bool = False,
-        request_id: RequestId | None = None,
-    ) -> Held:
-        found = await work.sandboxes.get(sandbox, for_update=True)
-        life = await work.incarnations.current(sandbox)
-        if found.state not in COMMITTABLE or life is None or life.ready_time is None:
-            raise SandboxNotRunningError(sandbox, state=found.state)
-        now = self._clock.now()
-        return await commits.insert(
-            work,
-            Generation(
-                id=name,
-                sandbox=sandbox,
-                client=found.client,
-                freelancer=found.freelancer,
-                number=1,
-                incarnation=life.id,
-                trigger=trigger,
-                dry_run=dry_run,
-                request_id=request_id,
-                repository=commits.images.repository_of(found.client, found.freelancer),
-                parent=None if found.image is None else found.image.generation,
-                create_time=now,
-                update_time=now,
-            ),
-        )
 
     async def _earlier(self, work: UnitOfWork, earlier: RequestRecord, mine: RequestRecord) -> Generation:
         if (earlier.method, earlier.subject, earlier.body_hash) != (mine.method, mine.subject, mine.body_hash):

@@ -115,6 +115,8 @@ class Root(enum.Enum):
     """Nothing."""
     DIRTY = "DIRTY"
     """What was installed or changed there."""
+    COMMITTABLE = "COMMITTABLE"
+    """What may have changed there, and what is committed before it goes."""
     UNKNOWN = "UNKNOWN"
     """Nobody can tell; policy takes it for dirty."""
 
@@ -134,11 +136,14 @@ class BackendDirtiness(Dirtiness):
     walk of a commit. So it makes a sandbox dirty, and never clean.
     """
 
-    def __init__(self, *, keeps_root: bool) -> None:
+    def __init__(self, *, keeps_root: bool, commits: bool = False) -> None:
         self._keeps_root = keeps_root
+        self._commits = commits
 
     @override
     async def root_of(self, sandbox: Sandbox) -> Root:
         if self._keeps_root:
             return Root.CLEAN
+        if self._commits:
+            return Root.COMMITTABLE
         return Root.UNKNOWN if sandbox.dirty_since is None else Root.DIRTY

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -10,9 +11,9 @@ import structlog
 from sandboxd.manager.backend_port import Backend, Observation
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.metrics import ManagerMetrics
-from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.model.ids import IncarnationId, SandboxId
-from sandboxd.model.sandbox import SandboxState
+from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock
 
 AGENT_LOST: Final = "AGENT_LOST"
@@ -63,7 +64,7 @@ class Losses:
             await work.sandboxes.save(
                 replace(
                     sandbox,
-                    state_reason="Its agent has ended; the next use starts it again.",
+                    state_reason=await self._told(work, sandbox, row),
                     update_time=now,
                     version=sandbox.version + 1,
                 )
@@ -73,3 +74,23 @@ class Losses:
         log.warning("sandbox.incarnation_lost", sandbox=sandbox.id, incarnation=incarnation)
         await self._changes.announce(sandbox.id)
         return True
+
+    async def _told(self, work: UnitOfWork, sandbox: Sandbox, life: Incarnation) -> str:
+        """Say what happened, and what is lost by it: what no commit has of that life's root file system."""
+        told = "Its agent has ended; the next use starts it again."
+        if self._backend.describe().keeps_root:
+            return told
+        saved = await work.generations.saved_time(sandbox.id, life.id)
+        if saved is not None and sandbox.dirty_since is None:
+            return (
+                f"{told} Its root file system was committed at {_moment(saved)}; what was changed there since is lost."
+            )
+        since = saved or life.start_time
+        packages = f", {sandbox.unsaved_packages} package(s) among it" if sandbox.unsaved_packages else ""
+        return (
+            f"{told} What was installed or changed outside home and workspace since {_moment(since)} is lost{packages}."
+        )
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")

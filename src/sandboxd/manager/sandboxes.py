@@ -20,6 +20,7 @@ from sandboxd.manager.commits import Commits
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
 from sandboxd.manager.freezing import Freezing
+from sandboxd.manager.image_fallback import ImageFallback
 from sandboxd.manager.images import Images
 from sandboxd.manager.intents import Intents
 from sandboxd.manager.lifecycle_ports import BackendDirtiness
@@ -37,6 +38,7 @@ from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.rest_policy import RestPolicies
 from sandboxd.manager.resting import Resting
+from sandboxd.manager.saving import RootSaving
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.sweep import Sweep
 from sandboxd.manager.sweeping import SweepLoop
@@ -61,7 +63,7 @@ class ManagerCore:
         self.accounts = AccountCache(
             units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
         )
-        self.dirtiness = BackendDirtiness(keeps_root=backend.describe().keeps_root)
+        self.dirtiness = BackendDirtiness(keeps_root=backend.describe().keeps_root, commits=tools.images is not None)
         self.rest_policies = RestPolicies(
             defaults=tools.lifecycle, policies=self.accounts, dirtiness=self.dirtiness, clock=clock
         )
@@ -94,6 +96,7 @@ class ManagerCore:
             tokens=self.token_keeper,
             clock=clock,
             ids=tools.ids,
+            fallback=ImageFallback(intents=self.intents, metrics=tools.commit_metrics, clock=clock, deeds=tools.deeds),
             tracer=tools.tracer,
         )
         self.freezing = Freezing(
@@ -124,6 +127,13 @@ class ManagerCore:
                 tracer=tools.tracer,
                 lease=tools.lease,
             )
+        )
+        self.saving = RootSaving(
+            units=units,
+            commits=self.commits,
+            keeps_root=backend.describe().keeps_root,
+            clock=clock,
+            ids=tools.ids,
         )
         self.use = SandboxUse(
             units=units,
@@ -173,6 +183,7 @@ class SandboxManager:
             connector=tools.connector,
             changes=core.changes,
             dirtiness=core.dirtiness,
+            saving=core.saving,
             defaults=tools.lifecycle,
             deeds=tools.deeds,
             metrics=tools.lifecycle_metrics,
@@ -244,6 +255,7 @@ class SandboxManager:
             release=release,
             quieting=quieting,
             conversations=conversations,
+            saving=core.saving,
             clock=tools.clock,
         )
         self.recovery = Recovery(
@@ -330,9 +342,11 @@ class SandboxManager:
         """Bring a sandbox back; see `Resting.resume`."""
         return await self.resting.resume(request, sandbox, timeout=timeout)
 
-    async def terminate(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Settled:
+    async def terminate(
+        self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
+    ) -> Settled:
         """End a sandbox; see `Resting.terminate`."""
-        return await self.resting.terminate(request, sandbox, timeout=timeout)
+        return await self.resting.terminate(request, sandbox, force=force, timeout=timeout)
 
     async def hibernate(self, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
         """Freeze an idle sandbox; see `Resting.hibernate`. Any use wakes it."""
@@ -359,6 +373,8 @@ class SandboxManager:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._core.changes.run(), name="manager-changes")
             group.create_task(self._core.operations.run(), name="manager-leases")
+            if self._core.commits is not None:
+                group.create_task(self._core.commits.keep_leases(), name="manager-commit-leases")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let running work end within the grace; the rest is for the recovery of whoever comes next."""

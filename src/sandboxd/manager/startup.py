@@ -9,6 +9,7 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.backend_port import Backend, SandboxSpec
+from sandboxd.manager.image_fallback import ImageFallback
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.ports import UnitOfWork
@@ -16,6 +17,7 @@ from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.model.errors import InternalError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import IncarnationId
+from sandboxd.model.image_errors import ImageBrokenError
 from sandboxd.model.sandbox import TIER_RESOURCES, AgentEndpoint, Incarnation, Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.trace import NO_TRACES, Tracer
@@ -52,6 +54,7 @@ class Startup:
         tokens: TokenKeeper,
         clock: Clock,
         ids: IdSource,
+        fallback: ImageFallback,
         timeout: timedelta = START_TIMEOUT,
         tracer: Tracer = NO_TRACES,
     ) -> None:
@@ -60,6 +63,7 @@ class Startup:
         self._tokens = tokens
         self._clock = clock
         self._ids = ids
+        self._fallback = fallback
         self._timeout = timeout
         self._tracer = tracer
 
@@ -106,7 +110,7 @@ class Startup:
         failpoint(f"{verb}.after_commit")
         try:
             with self._tracer.step("backend.start"):
-                endpoint = await self._backend.start(spec_of(sandbox), sandbox.incarnation, timeout=self._timeout)
+                intent, endpoint = await self._start(intent, sandbox.incarnation)
             failpoint(f"{verb}.after_start")
             with self._tracer.step("sandbox.token"):
                 await self._tokens.give(sandbox, sandbox.incarnation, endpoint)
@@ -125,13 +129,25 @@ class Startup:
         failpoint(f"{verb}.after_settle")
         return Settled(sandbox=active)
 
+    async def _start(self, intent: Intent, incarnation: IncarnationId) -> tuple[Intent, AgentEndpoint]:
+        """Start it from its image; from the one before where that does not boot, and then from the base."""
+        fallen = False
+        while True:
+            try:
+                spec = spec_of(intent.sandbox)
+                return intent, await self._backend.start(spec, incarnation, timeout=self._timeout)
+            except ImageBrokenError as error:
+                intent = await self._fallback.take(intent, error, to_base=fallen)
+                fallen = True
+
     async def _live(self, work: UnitOfWork, sandbox: Sandbox, endpoint: AgentEndpoint) -> Sandbox:
         now = self._clock.now()
         incarnation = await work.incarnations.current(sandbox.id)
         if incarnation is None or incarnation.id != sandbox.incarnation:
             raise InternalError(f"Sandbox {sandbox.id} has lost the record of its incarnation.")
         await work.incarnations.save(replace(incarnation, endpoint=endpoint, ready_time=now))
-        return replace(sandbox.enter(SandboxState.ACTIVE, at=now), last_use_time=now)
+        # What was said on the way of the image that did not boot stands until the next state.
+        return replace(sandbox.enter(SandboxState.ACTIVE, at=now, reason=sandbox.state_reason), last_use_time=now)
 
     async def _give_up(self, intent: Intent, incarnation: IncarnationId, error: SandboxdError, *, cause: str) -> None:
         try:

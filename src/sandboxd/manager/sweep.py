@@ -19,13 +19,15 @@ from sandboxd.manager.agents import visit
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.intents import Intent, Intents, SandboxInUseError
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics, StepOutcome
-from sandboxd.manager.lifecycle_ports import Candidate, Dirtiness, Look, Noted
+from sandboxd.manager.lifecycle_ports import Candidate, Dirtiness, Look, Noted, Root
 from sandboxd.manager.operations import Operations, Work
 from sandboxd.manager.own_deeds import OwnDeeds
 from sandboxd.manager.ports import Conversations, UnitOfWork, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
-from sandboxd.manager.verdicts import WITH_COMPUTE, Act, Verdict, judge, wants_sample
+from sandboxd.manager.saving import RootSaving
+from sandboxd.manager.verdicts import LOSING, WITH_COMPUTE, Act, Verdict, judge, wants_sample
+from sandboxd.model.commit_errors import RootNotSavedError
 from sandboxd.model.errors import (
     ConflictError,
     DeadlineError,
@@ -37,7 +39,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.idleness import Seen, look_at
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.lifecycle import LifecyclePolicy, LifecycleStep
-from sandboxd.model.next_step import TARGETS
+from sandboxd.model.next_step import TARGETS, idle_since
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock
 from sandboxd.stream.agent_port import AgentConnector
@@ -47,6 +49,8 @@ CONCURRENCY: Final = 16
 ASK_TIMEOUT: Final = timedelta(seconds=3)
 STEP_TIMEOUT: Final = timedelta(seconds=60)
 """How long one step is waited for. It goes on after that, and recovery sees to its end."""
+COMMIT_LOOK: Final = timedelta(seconds=5)
+"""When to look again at a sandbox that is being committed before it is stopped."""
 FIRST_DELAY: Final = timedelta(seconds=5)
 LONGEST_DELAY: Final = timedelta(minutes=10)
 """Between attempts at a sandbox that keeps failing; doubled each time."""
@@ -90,6 +94,15 @@ class Planned:
     """Why nothing is done although its time has come, a constant word."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unsaved:
+    """Why what a step would lose is not kept yet, and when to look again."""
+
+    hindrance: str
+    delay: timedelta
+    failed: bool
+
+
 @dataclass(slots=True, kw_only=True)
 class SweepReport:
     """What one pass came to."""
@@ -126,6 +139,7 @@ class Sweep:
     connector: AgentConnector
     changes: Changes
     dirtiness: Dirtiness
+    saving: RootSaving
     defaults: LifecyclePolicy
     deeds: OwnDeeds
     metrics: LifecycleMetrics
@@ -200,6 +214,14 @@ class Sweep:
         if dry_run:
             self._plan(verdict, report)
             return None
+        commits_first = root is Root.COMMITTABLE and not policy.discard_root_changes
+        if verdict.act is Act.TAKE and commits_first and (unsaved := await self._unsaved(verdict)) is not None:
+            report.hindered += 1
+            other = judge(candidate, policy, Root.DIRTY, judged_by_two=compared, at=now)
+            if not unsaved.failed or other.planned is None or other.planned.time > now:
+                look = replace(verdict.look, hindrance=unsaved.hindrance)
+                return replace(_noted(replace(verdict, look=look)), look_time=now + unsaved.delay)
+            verdict = replace(other, act=Act.TAKE)  # what cannot be stopped hibernates: more was announced
         if verdict.called_off or verdict.act is Act.ANNOUNCE:
             report.called_off += verdict.called_off
             report.announced += verdict.act is Act.ANNOUNCE
@@ -207,6 +229,23 @@ class Sweep:
         if verdict.act is Act.TAKE:
             return await self._take(verdict, report)
         return _noted(verdict)
+
+    async def _unsaved(self, verdict: Verdict) -> _Unsaved | None:
+        """Commit before a step that ends the compute; None where all is kept, or nothing is lost.
+
+        Nobody is kept from using the sandbox meanwhile: it is in its resting state, and a use calls the step off.
+        """
+        sandbox, planned = verdict.sandbox, verdict.planned
+        if planned is None or planned.step not in LOSING or sandbox.state not in WITH_COMPUTE:
+            return None
+        frozen = sandbox.state_time if sandbox.state is SandboxState.HIBERNATED else None
+        try:
+            if await self.saving.saved_or_begun(sandbox, since=frozen or idle_since(sandbox)):
+                return None
+        except RootNotSavedError as error:
+            log.warning("lifecycle.not_saved", sandbox=sandbox.id, reason=error.reason, error=error.message)
+            return _Unsaved(error.metadata.get("cause") or error.reason, error.retry_after or COMMIT_LOOK, failed=True)
+        return _Unsaved("COMMITTING", COMMIT_LOOK, failed=False)
 
     async def _sampled(self, candidate: Candidate, *, dry_run: bool) -> tuple[Candidate, bool]:
         """Ask the agent and the stream room what is used; answers the candidate with the last use that is known now."""

@@ -19,6 +19,8 @@ LONGEST_SAMPLE: Final = timedelta(minutes=5)
 SELDOM: Final = timedelta(hours=1)
 """When to look again at what nothing is planned for, or at what something hinders."""
 WITH_COMPUTE: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
+SAFE: Final = frozenset({Root.CLEAN, Root.COMMITTABLE})
+"""What lets a step be taken that ends the compute."""
 LOSING: Final = frozenset({LifecycleStep.STOP, LifecycleStep.TERMINATE})
 """Steps that end the compute, and with it what changed in the root file system."""
 
@@ -48,7 +50,7 @@ class Verdict:
 
 def hindered(sandbox: Sandbox, policy: LifecyclePolicy, root: Root) -> frozenset[LifecycleStep]:
     """Say which steps must not be taken because they would lose what nobody has kept."""
-    if sandbox.state not in WITH_COMPUTE or policy.discard_root_changes or root is Root.CLEAN:
+    if sandbox.state not in WITH_COMPUTE or policy.discard_root_changes or root in SAFE:
         return frozenset()
     return LOSING
 

@@ -44,6 +44,7 @@ POINTS: Final[Mapping[str, str]] = {
     "resume.after_token": "The agent has its token; the row does not say ACTIVE.",
     "resume.after_settle": "The row says ACTIVE; the caller has no answer.",
     "start.after_commit": "A use of a stopped sandbox: the row says STARTING; nothing runs.",
+    "start.after_fallback": "The image did not boot; the row names another one, and nothing runs.",
     "start.after_start": "The agent answers; the row does not say so.",
     "start.after_token": "The agent has its token; the row does not say ACTIVE.",
     "start.after_settle": "The row says ACTIVE; the use has not begun.",

@@ -134,7 +134,9 @@ class SandboxManager(Protocol):
         """Bring a sandbox back."""
         ...
 
-    async def terminate(self, request: Request, sandbox: SandboxId, *, timeout: timedelta) -> Settled:
+    async def terminate(
+        self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
+    ) -> Settled:
         """End a sandbox."""
         ...
 

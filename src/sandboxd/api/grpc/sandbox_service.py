@@ -161,7 +161,10 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """End a sandbox."""
         rpc = current_rpc()
         settled = await self._manager.terminate(
-            _request(rpc, request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
+            _request(rpc, request, request.request_id),
+            sandbox_id(request.name),
+            force=request.force,
+            timeout=_budget(rpc),
         )
         return pb.TerminateResponse(sandbox=await self._shown(settled.sandbox), kept=settled.kept)
 
