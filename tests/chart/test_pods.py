@@ -16,6 +16,7 @@ EVERYTHING: Mapping[str, Any] = {
     "sweep": {"enabled": True},
     "callers": {"platformAuthority": "platform"},
     "serve": {"autoscaling": {"enabled": True}},
+    "keptImages": {"registry": "registry.test", "credentials": {"existingSecret": "robot"}},
     "sandboxTemplates": {"default": {"image": "sandbox@sha256:1"}},
     "headroom": {"basic": {"replicas": 2}, "premium": {"replicas": 1}},
     "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},

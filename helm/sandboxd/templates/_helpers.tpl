@@ -151,6 +151,38 @@ capabilities: {drop: [ALL]}
   value: /var/lib/sandboxd-audit
 - name: SANDBOXD_GEMINI_KEYS_SECRET
   value: {{ include "sandboxd.secret.apiKeys" . }}
+{{- with .Values.keptImages }}{{ if .registry }}
+- name: SANDBOXD_IMAGES_REGISTRY
+  value: {{ .registry | quote }}
+- name: SANDBOXD_IMAGES_REGISTRY_ADDRESS
+  value: {{ .address | quote }}
+- name: SANDBOXD_IMAGES_REGISTRY_PLAIN
+  value: {{ .plain | quote }}
+- name: SANDBOXD_IMAGES_REPOSITORY_PREFIX
+  value: {{ .repositoryPrefix | quote }}
+{{- if .authority.existingSecret }}
+- name: SANDBOXD_IMAGES_REGISTRY_AUTHORITY_FILE
+  value: /etc/sandboxd/images-authority/ca.crt
+{{- end }}
+{{- if .credentials.existingSecret }}
+- name: SANDBOXD_IMAGES_REGISTRY_USER
+  valueFrom: {secretKeyRef: {name: {{ .credentials.existingSecret }}, key: username}}
+- name: SANDBOXD_IMAGES_REGISTRY_PASSWORD_FILE
+  value: /etc/sandboxd/images-registry/password
+{{- end }}
+- name: SANDBOXD_IMAGES_ARCHITECTURE
+  value: {{ .architecture }}
+- name: SANDBOXD_IMAGES_SECRETS
+  value: {{ .secrets }}
+- name: SANDBOXD_IMAGES_SPOOL_DIR
+  value: /var/lib/sandboxd-images/spool
+- name: SANDBOXD_IMAGES_SPOOL_BYTES
+  value: {{ mul .spoolGibibytes 1073741824 | quote }}
+- name: SANDBOXD_IMAGES_CACHE_DIR
+  value: /var/lib/sandboxd-images/bases
+- name: SANDBOXD_IMAGES_CACHE_BYTES
+  value: {{ mul .cacheGibibytes 1073741824 | quote }}
+{{- end }}{{ end }}
 - name: SANDBOXD_REGISTRATION
   value: {{ .Values.callers.registration }}
 - name: SANDBOXD_JWT_ISSUER
@@ -179,6 +211,15 @@ capabilities: {drop: [ALL]}
 - {name: agent-authority, mountPath: /var/lib/sandboxd/pki, readOnly: true}
 - {name: signing, mountPath: /etc/sandboxd/signing, readOnly: true}
 - {name: audit-trust, mountPath: /etc/sandboxd/audit-trust, readOnly: true}
+{{- with .Values.keptImages }}{{ if .registry }}
+- {name: images, mountPath: /var/lib/sandboxd-images}
+{{- if .credentials.existingSecret }}
+- {name: images-registry, mountPath: /etc/sandboxd/images-registry, readOnly: true}
+{{- end }}
+{{- if .authority.existingSecret }}
+- {name: images-authority, mountPath: /etc/sandboxd/images-authority, readOnly: true}
+{{- end }}
+{{- end }}{{ end }}
 {{- if not .Values.callers.jwksUrl }}
 - {name: callers, mountPath: /etc/sandboxd/callers, readOnly: true}
 {{- else if .Values.callers.jwksAuthority }}
@@ -206,6 +247,22 @@ capabilities: {drop: [ALL]}
   secret: {secretName: {{ include "sandboxd.secret.signing" . }}, defaultMode: 0440}
 - name: audit-trust
   secret: {secretName: {{ include "sandboxd.secret.auditTrust" . }}, defaultMode: 0440}
+{{- with .Values.keptImages }}{{ if .registry }}
+- {name: images, emptyDir: {sizeLimit: {{ add .spoolGibibytes .cacheGibibytes 4 }}Gi}}
+{{- if .credentials.existingSecret }}
+- name: images-registry
+  secret:
+    secretName: {{ .credentials.existingSecret }}
+    defaultMode: 0440
+    items: [{key: password, path: password}]
+{{- end }}
+{{- if .authority.existingSecret }}
+- name: images-authority
+  secret:
+    secretName: {{ .authority.existingSecret }}
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- end }}{{ end }}
 {{- if not .Values.callers.jwksUrl }}
 - name: callers
   secret:

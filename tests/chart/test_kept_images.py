@@ -1,0 +1,108 @@
+"""What the chart makes of `keptImages`: settings that sandboxd takes, an account from a Secret, room, and a way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.settings import load_settings, unknown_variables
+from tests.chart.helm import NO_HELM, TRIAL, Object, find_helm, makers_of_pods, of_kind, pod_of, refusal, render
+
+pytestmark = pytest.mark.skipif(find_helm() is None, reason=NO_HELM)
+KEPT: Mapping[str, Any] = {
+    "registry": "registry.test:5000",
+    "address": "registry.registries.svc:5001",
+    "repositoryPrefix": "sandboxes",
+    "credentials": {"existingSecret": "robot"},
+    "authority": {"existingSecret": "ca"},
+    "spoolGibibytes": 7,
+    "cacheGibibytes": 2,
+}
+
+
+def component(made: Object) -> str:
+    return str(made["metadata"]["labels"]["app.kubernetes.io/component"])
+
+
+def pods_of(objects: list[Object]) -> dict[str, Object]:
+    return {component(made): pod_of(made) for made in makers_of_pods(objects)}
+
+
+def test_serve_and_the_sweep_get_settings_that_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pods = pods_of(render({**TRIAL, "keptImages": KEPT, "sweep": {"enabled": True}}))
+
+    for role in ("serve", "sweep"):
+        environment = {
+            one["name"]: one.get("value", "robot")
+            for one in pods[role]["containers"][0]["env"]
+            if one["name"].startswith("SANDBOXD_IMAGES")
+        }
+        assert unknown_variables(environment) == []
+        for name, file in (("AUTHORITY_FILE", "ca.crt"), ("PASSWORD_FILE", "password")):
+            (tmp_path / file).write_text("x")
+            environment[f"SANDBOXD_IMAGES_REGISTRY_{name}"] = str(tmp_path / file)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        settings = load_settings()
+        assert (settings.images_registry, settings.images_registry_address) == (KEPT["registry"], KEPT["address"])
+        assert (settings.images_registry_user, settings.images_repository_prefix) == ("robot", "sandboxes")
+        assert (settings.images_spool_bytes, settings.images_cache_bytes) == (7 << 30, 2 << 30)
+    assert not any("IMAGES" in one["name"] for one in pods["gateway"]["containers"][0]["env"])
+
+
+def test_the_volume_has_more_room_than_what_is_put_there_and_secrets_are_mounted_by_entry() -> None:
+    serve = pods_of(render({**TRIAL, "keptImages": KEPT}))["serve"]
+
+    volumes = {one["name"]: one for one in serve["volumes"]}
+    mounts = {one["name"]: one for one in serve["containers"][0]["volumeMounts"]}
+    assert volumes["images"] == {"name": "images", "emptyDir": {"sizeLimit": "13Gi"}}
+    assert volumes["images-registry"]["secret"]["items"] == [{"key": "password", "path": "password"}]
+    assert volumes["images-authority"]["secret"]["secretName"] == "ca"
+    assert [mounts[name].get("readOnly", False) for name in ("images", "images-registry", "images-authority")] == [
+        False,
+        True,
+        True,
+    ]
+
+
+def test_without_a_registry_there_is_nothing_of_it_and_without_an_account_no_secret() -> None:
+    for values, names in (
+        ({}, set()),
+        ({"keptImages": {"registry": "registry.test", "plain": True}}, {"images"}),
+    ):
+        serve = pods_of(render({**TRIAL, **values}))["serve"]
+        assert {one["name"] for one in serve["volumes"] if one["name"].startswith("images")} == names
+        told = {one["name"] for one in serve["containers"][0]["env"] if one["name"].startswith("SANDBOXD_IMAGES")}
+        assert bool(told) == bool(names)
+        assert not {name for name in told if "PASSWORD" in name or "USER" in name or "AUTHORITY" in name}
+
+
+@pytest.mark.parametrize(
+    ("changes", "port"),
+    [({}, 5001), ({"address": ""}, 5000), ({"registry": "r.test", "address": ""}, 443)],
+)
+def test_serve_and_the_sweep_may_reach_the_registry(changes: Mapping[str, str], port: int) -> None:
+    policies = of_kind(render({**TRIAL, "keptImages": {**KEPT, **changes}}), "NetworkPolicy")
+
+    allowed = {
+        component(one) for one in policies if {"ports": [{"port": port, "protocol": "TCP"}]} in one["spec"]["egress"]
+    }
+    assert {"serve", "sweep"} <= allowed
+    assert "operator" not in allowed
+
+
+@pytest.mark.parametrize(
+    ("values", "word"),
+    [
+        ({"registry": "https://registry.test"}, "registry"),
+        ({"repositoryPrefix": "/a"}, "repositoryPrefix"),
+        ({"secrets": "ignore"}, "secrets"),
+        ({"spoolGibibytes": "20Gi"}, "spoolGibibytes"),
+        ({"password": "p"}, "password"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(values: Mapping[str, Any], word: str) -> None:
+    assert word in refusal({**TRIAL, "keptImages": values})
