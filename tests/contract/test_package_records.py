@@ -131,6 +131,18 @@ async def test_a_record_is_kept_as_it_was_saved_and_its_sandbox_shows_what_is_un
     assert (shown.dirty_since, shown.unsaved_packages, shown.version) == (NOON - MINUTE, 1, sandbox.version)
 
 
+async def test_a_set_of_a_whole_distribution_comes_back_as_it_was(world: UnitsWorld) -> None:
+    sandbox, life = await running(world)
+    packages = [a_package(f"p{number}") for number in range(5000)]
+    known = {one.key: KnownPackage(package=one, unsaved_time=NOON) for one in packages}
+    record = PackageRecord(sandbox=sandbox.id, incarnation=life.id, known=known)
+
+    await save(world, record)
+
+    async with world.units.begin() as work:
+        assert await work.packages.get(sandbox.id) == record
+
+
 async def test_whoever_writes_the_sandbox_leaves_what_is_unsaved_alone(world: UnitsWorld) -> None:
     sandbox, life = await running(world)
     package = a_package()

@@ -15,7 +15,7 @@ from sandboxd.agent.v1 import agent_pb2 as pb
 from sandboxd.agent.wire import from_rpc_error
 from sandboxd.manager.package_ports import PackageSource
 from sandboxd.model.errors import InvalidRequestError
-from sandboxd.model.packages import MAX_PACKAGES, InstalledPackages, PackageNews
+from sandboxd.model.packages import MAX_PACKAGES, InstalledPackages, Package, PackageNews
 from sandboxd.model.processes import ProcessId
 from sandboxd.model.sandbox import AgentEndpoint
 from sandboxd.stream.agent_port import ProcessNotFoundError
@@ -55,19 +55,21 @@ class GrpcPackageSource(PackageSource):
     async def watch(self, endpoint: AgentEndpoint, *, after: int) -> AsyncGenerator[PackageNews, None]:
         agent = await self._connector.connect(endpoint)
         call = agent.stub.WatchPackages(pb.WatchPackagesRequest(after_sequence=after))
-        pages: list[pb.PackageSnapshot] = []
+        pages, packages = 0, list[Package]()
         try:
             async for message in call:
                 if message.WhichOneof("news") == "change":
                     if (change := package_wire.change_from(message.change)) is not None:
                         yield change
                     continue
-                pages.append(message.snapshot)
-                if len(pages) > MAX_PAGES:
+                # Page by page, as they come: all at once would hold up the event loop for a tenth of a second.
+                pages += 1
+                packages.extend(package_wire.packages_from(message.snapshot))
+                if pages > MAX_PAGES:
                     raise InvalidRequestError(f"The agent told more than {MAX_PACKAGES} packages.")
                 if not message.snapshot.more:
-                    yield package_wire.snapshot_from(pages)
-                    pages = []
+                    yield package_wire.installed_from(message.snapshot, packages)
+                    pages, packages = 0, []
         except (grpc.RpcError, grpc.aio.UsageError) as error:
             raise from_rpc_error(error) from error
         finally:

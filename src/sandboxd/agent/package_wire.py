@@ -5,7 +5,7 @@ A newer agent may know managers that we do not: what is unknown is passed over, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Final
 
@@ -71,9 +71,18 @@ def snapshot_to(installed: InstalledPackages, begin: int = 0, end: int | None = 
 def snapshot_from(pages: Iterable[pb.PackageSnapshot]) -> InstalledPackages:
     """Read what is installed from all pages of one moment, at least one."""
     listed = list(pages)
-    last = listed[-1]
+    return installed_from(listed[-1], [one for page in listed for one in packages_from(page)])
+
+
+def packages_from(page: pb.PackageSnapshot) -> list[Package]:
+    """Read the packages of one page; what cannot be is left out."""
+    return [one for told in page.packages if (one := _package_from(told)) is not None]
+
+
+def installed_from(last: pb.PackageSnapshot, packages: Sequence[Package]) -> InstalledPackages:
+    """Read what is said of all pages on the last one, with the packages of all."""
     return InstalledPackages(
-        packages=[one for page in listed for told in page.packages if (one := _package_from(told)) is not None],
+        packages=packages,
         sequence=last.sequence,
         complete=last.complete,
         root_change_time=_moment(last.root_change_time) if last.HasField("root_change_time") else None,

@@ -65,8 +65,8 @@ def unpack(packed: bytes) -> Mapping[PackageKey, KnownPackage]:
     return known
 
 
-def record_values(record: PackageRecord) -> Values:
-    """A record by columns, without its owner."""
+def record_values(record: PackageRecord, packages: bytes) -> Values:
+    """A record by columns, without its owner; its set is packed already."""
     return {
         "sandbox": record.sandbox,
         "incarnation": record.incarnation,
@@ -82,19 +82,19 @@ def record_values(record: PackageRecord) -> Values:
         "saved_sequence": record.saved_sequence,
         "saved_root_time": record.saved_root_time,
         "missed": record.missed,
-        "packages": pack(record.known.values()),
+        "packages": packages,
     }
 
 
-def read_record(row: Row) -> PackageRecord:
-    """A record from its columns."""
+def read_record(row: Row, known: Mapping[PackageKey, KnownPackage]) -> PackageRecord:
+    """A record from its columns, and the set that was unpacked from them."""
     return PackageRecord(
         sandbox=SandboxId(row["sandbox"]),
         incarnation=IncarnationId(row["incarnation"]),
         owner=row["owner"],
         sequence=row["sequence"],
         number=row["number"],
-        known=unpack(bytes(row["packages"])),
+        known=known,
         looked=row["looked"],
         complete=row["complete"],
         root_change_time=row["root_change_time"],

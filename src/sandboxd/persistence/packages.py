@@ -6,6 +6,7 @@ for, in one order.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -24,7 +25,15 @@ from sandboxd.model.processes import ProcessId
 from sandboxd.model.sandbox import AgentEndpoint
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.liveness import is_living
-from sandboxd.persistence.package_rows import change_values, read_change, read_record, record_values
+from sandboxd.persistence.package_rows import (
+    change_values,
+    pack,
+    read_change,
+    read_record,
+    record_values,
+    unpack,
+)
+from sandboxd.persistence.sandbox_rows import Row
 from sandboxd.persistence.tables import PackageChangeRow, SandboxPackagesRow, SandboxRow
 from sandboxd.persistence.tables.base import table
 
@@ -65,6 +74,11 @@ _SESSIONS: Final = text("""
 """)
 
 
+LARGE_SET: Final = 2000
+LARGE_BYTES: Final = 32_768
+"""Larger sets are packed and unpacked in a thread: 20,000 packages take up to half a second of the event loop."""
+
+
 class PostgresPackageRepository(PackageRepository):
     """Records of one transaction."""
 
@@ -79,23 +93,25 @@ class PostgresPackageRepository(PackageRepository):
                 raise SandboxNotFoundError(sandbox)
             await self._connection.execute(_MAKE, {"sandbox": sandbox, "incarnation": incarnation})
             statement = select(_RECORDS).where(_RECORDS.c.sandbox == sandbox).with_for_update()
-            return read_record((await self._connection.execute(statement)).mappings().one())
+            row = (await self._connection.execute(statement)).mappings().one()
+        return await _read(row)
 
     @override
     async def get(self, sandbox: SandboxId) -> PackageRecord | None:
         statement = select(_RECORDS).where(_RECORDS.c.sandbox == sandbox)
         with translated():
             row = (await self._connection.execute(statement)).mappings().one_or_none()
-        return read_record(row) if row else None
+        return await _read(row) if row else None
 
     @override
     async def save(self, record: PackageRecord, changes: Sequence[KeptChange]) -> None:
         shown = {"dirty_since": record.dirty_since, "unsaved_packages": record.unsaved_packages}
         c = _SANDBOXES.c
         differs = or_(c.dirty_since.is_distinct_from(record.dirty_since), c.unsaved_packages != record.unsaved_packages)
+        packed = await _pack(record)
         with translated():
             await self._connection.execute(
-                update(_RECORDS).values(record_values(record)).where(_RECORDS.c.sandbox == record.sandbox)
+                update(_RECORDS).values(record_values(record, packed)).where(_RECORDS.c.sandbox == record.sandbox)
             )
             # The row is wide, and most news change nothing of it.
             await self._connection.execute(update(_SANDBOXES).values(shown).where(c.id == record.sandbox, differs))
@@ -208,3 +224,14 @@ class PostgresPackageRepository(PackageRepository):
             )
             for row in rows
         ]
+
+
+async def _read(row: Row) -> PackageRecord:
+    packed = bytes(row["packages"])
+    known = unpack(packed) if len(packed) < LARGE_BYTES else await asyncio.to_thread(unpack, packed)
+    return read_record(row, known)
+
+
+async def _pack(record: PackageRecord) -> bytes:
+    known = record.known.values()
+    return pack(known) if len(known) < LARGE_SET else await asyncio.to_thread(pack, known)
