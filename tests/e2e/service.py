@@ -38,12 +38,21 @@ class Service:
     def log(self) -> str:
         return (self.data / "serve.log").read_text(errors="replace")
 
-    async def start(self, *, failpoints: str = "", settings: Mapping[str, str] | None = None) -> None:
-        """Start it; whether it lives long enough to be ready is up to the failpoints."""
+    @property
+    def pid(self) -> int:
+        """Of the process that serves."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def start(
+        self, *, failpoints: str = "", settings: Mapping[str, str] | None = None, program: str = ""
+    ) -> None:
+        """Start it, or a program that does so otherwise; whether it gets ready is up to the failpoints."""
         environment = self._environment(failpoints=failpoints, settings=settings or {})
+        command = ("-c", program) if program else ("-m", "sandboxd", "serve")
         with (self.data / "serve.log").open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "sandboxd", "serve", env=environment, stdout=log, stderr=log
+                sys.executable, *command, env=environment, stdout=log, stderr=log
             )
 
     async def sweep(self, *arguments: str, settings: Mapping[str, str] | None = None) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import delete, func, or_, select, text, update
+from sqlalchemy import TextClause, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
@@ -46,23 +46,36 @@ _NAMES: Final = """sandbox, incarnation, owner, sequence, number, looked, comple
 _RUNNING: Final = """
     incarnations AS i JOIN sandboxes AS s ON s.id = i.sandbox LEFT JOIN sandbox_packages AS p ON p.sandbox = i.sandbox
     WHERE i.end_time IS NULL AND i.host IS NOT NULL AND s.state = 'ACTIVE'
-        AND (CAST(:among AS text[]) IS NULL OR i.sandbox = ANY(CAST(:among AS text[])))
 """
+_AMONG: Final = "AND i.sandbox = ANY(CAST(:among AS text[]))"
 _WATCHED: Final = """i.sandbox, i.id AS incarnation, i.host, i.port, i.server_name,
     CASE WHEN p.incarnation = i.id THEN p.sequence ELSE 0 END AS after"""
 _FREE: Final = f"(p.sandbox IS NULL OR p.owner = '' OR p.owner <> :replica AND NOT {is_living('p.owner')})"
-_CLAIM: Final = f"""
-    WITH free AS (SELECT {_WATCHED} FROM {_RUNNING} AND {_FREE} ORDER BY i.sandbox LIMIT :limit),
-    taken AS (
-        INSERT INTO sandbox_packages AS t ({_NAMES})
-        SELECT sandbox, incarnation, :replica, {_BLANK.removeprefix("'', ")} FROM free ORDER BY sandbox
-        ON CONFLICT (sandbox) DO UPDATE SET owner = excluded.owner
-        WHERE t.owner = '' OR t.owner <> excluded.owner AND NOT {is_living("t.owner")}
-        RETURNING sandbox
-    )
-    SELECT free.* FROM free JOIN taken USING (sandbox) ORDER BY sandbox
-"""  # noqa: S608  constant text
-_OWNED: Final = f"SELECT {_WATCHED} FROM {_RUNNING} AND p.owner = :replica ORDER BY i.sandbox"  # noqa: S608
+
+
+def _claim(among: str) -> str:
+    return f"""
+        WITH free AS (SELECT {_WATCHED} FROM {_RUNNING} {among} AND {_FREE} ORDER BY i.sandbox LIMIT :limit),
+        taken AS (
+            INSERT INTO sandbox_packages AS t ({_NAMES})
+            SELECT sandbox, incarnation, :replica, {_BLANK.removeprefix("'', ")} FROM free ORDER BY sandbox
+            ON CONFLICT (sandbox) DO UPDATE SET owner = excluded.owner
+            WHERE t.owner = '' OR t.owner <> excluded.owner AND NOT {is_living("t.owner")}
+            RETURNING sandbox
+        )
+        SELECT free.* FROM free JOIN taken USING (sandbox) ORDER BY sandbox
+    """  # noqa: S608  constant text
+
+
+def _owned(among: str) -> str:
+    return f"SELECT {_WATCHED} FROM {_RUNNING} {among} AND p.owner = :replica ORDER BY i.sandbox"  # noqa: S608
+
+
+# Two of each: one plan for both would read all that run to find the one that has changed.
+_CLAIM: Final = text(_claim(""))
+_CLAIM_AMONG: Final = text(_claim(_AMONG))
+_OWNED: Final = text(_owned(""))
+_OWNED_AMONG: Final = text(_owned(_AMONG))
 _MAKE: Final = text(f"""
     INSERT INTO sandbox_packages ({_NAMES}) VALUES (:sandbox, :incarnation, {_BLANK}) ON CONFLICT DO NOTHING
 """)  # noqa: S608  constant text
@@ -174,11 +187,12 @@ class PostgresPackageRepository(PackageRepository):
 
     @override
     async def claim(self, *, replica: str, limit: int, among: Collection[SandboxId] | None = None) -> Sequence[Watched]:
-        return await self._watched(_CLAIM, replica=replica, limit=limit, among=among)
+        statement = _CLAIM if among is None else _CLAIM_AMONG
+        return await self._watched(statement, replica=replica, limit=limit, among=among)
 
     @override
     async def owned(self, *, replica: str, among: Collection[SandboxId] | None = None) -> Sequence[Watched]:
-        return await self._watched(_OWNED, replica=replica, among=among)
+        return await self._watched(_OWNED if among is None else _OWNED_AMONG, replica=replica, among=among)
 
     @override
     async def release(self, sandboxes: Collection[SandboxId], *, replica: str) -> None:
@@ -207,14 +221,15 @@ class PostgresPackageRepository(PackageRepository):
 
     async def _watched(
         self,
-        statement: str,
+        statement: TextClause,
         *,
         among: Collection[SandboxId] | None,
         **values: Any,  # Any: parameters of any type
     ) -> Sequence[Watched]:
-        values["among"] = None if among is None else sorted(among)
+        if among is not None:
+            values["among"] = sorted(among)
         with translated():
-            rows = (await self._connection.execute(text(statement), values)).mappings().all()
+            rows = (await self._connection.execute(statement, values)).mappings().all()
         return [
             Watched(
                 sandbox=SandboxId(row["sandbox"]),
