@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -377,3 +378,38 @@ async def test_who_asked_for_it_is_told_where_only_one_can_have(
 
     (kept,) = await world.history(sandbox)
     assert (kept.asked.requester, kept.asked.session) == (requester, session)
+
+
+async def test_a_commit_right_after_an_install_waits_for_its_news_and_leaves_nothing_unsaved() -> None:
+    world = World()
+    sandbox, watched = await world.given_watched()
+    (life,) = world.manager.lives(sandbox.id)
+    world.source.installed[watched.endpoint] = installed(a_package("tree"), sequence=1, root=NOON)
+
+    waiting = asyncio.create_task(world.keeping.catch_up(life))
+    await asyncio.sleep(0.05)
+    assert not waiting.done()
+    told = installed(a_package("tree"), sequence=1, root=NOON)
+    await world.keep(watched, a_change(1, a_package("tree")), looked=told)
+
+    assert await waiting
+    await world.keeping.mark_saved(sandbox.id, life.id, captured_at=world.manager.clock.now())
+    assert world.manager.row(sandbox.id).dirty_since is None
+
+
+async def test_nobody_waits_for_news_that_nobody_brings() -> None:
+    world = World()
+    sandbox, watched = await world.given_watched()
+    (life,) = world.manager.lives(sandbox.id)
+
+    assert not await world.keeping.catch_up(replace(life, endpoint=None))
+    assert not await world.keeping.catch_up(life)  # the agent does not answer
+    world.source.installed[watched.endpoint] = installed(a_package("tree"), sequence=1)
+    late = asyncio.create_task(world.keeping.catch_up(life))
+    await asyncio.sleep(0.05)
+    world.manager.clock.advance(10)
+    assert not await late
+    async with world.manager.units.begin() as work:
+        await work.packages.release([sandbox.id], replica="first")
+        await work.commit()
+    assert not await world.keeping.catch_up(life)

@@ -174,6 +174,8 @@ class CommitSteps:
             )
         running = await self._images.running.image(sandbox.id, life.id, timeout=ASK_TIMEOUT)
         base = _base(sandbox, active, generation, running)
+        if self._packages is not None:  # or what was installed seconds ago would seem unsaved after this
+            await self._packages.catch_up(life)
         at = self._clock.now()
         noted = replace(
             generation,

@@ -23,6 +23,7 @@ from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.package_history import Asked, KeptChange, PackageRecord, Requester
 from sandboxd.model.packages import MAX_PACKAGES, InstalledPackages, Package, PackageChange
 from sandboxd.model.processes import ProcessId
+from sandboxd.model.sandbox import Incarnation
 from sandboxd.model.sources import Clock
 
 MAX_DIRECTORY_CHARACTERS: Final = 1024
@@ -32,6 +33,11 @@ LARGE_SET: Final = 2000
 """A larger set is compared in a thread: 20,000 packages take a tenth of a second."""
 NOTICE_LAG: Final = timedelta(seconds=20)
 """An agent notices a change this long after it was done, at most: it looks every 3 s, and waits 10 s for an end."""
+LOOK_TIMEOUT: Final = timedelta(seconds=15)
+"""A look waits up to 10 s for an installation to stand still."""
+CATCH_UP: Final = timedelta(seconds=3)
+"""How long news are waited for that the agent has: they are on their way."""
+CATCH_UP_LOOK_SECONDS: Final = 0.2
 ASK_TIMEOUT: Final = timedelta(seconds=3)
 
 log = structlog.get_logger(__name__)
@@ -66,6 +72,14 @@ class SavedMarks(Protocol):
         Raises:
             SandboxNotFoundError: There is no such sandbox.
             DatabaseUnavailableError: Nothing was noted, or nobody knows.
+        """
+        ...
+
+    async def catch_up(self, life: Incarnation) -> bool:
+        """Let the agent look now, and wait a few seconds until what it tells is kept: to be called before the capture.
+
+        What was installed in the seconds before is then known before `captured_at`, and does not make the sandbox dirty
+        again right after the commit that has it. Answers whether all is kept; False does no harm.
         """
         ...
 
@@ -116,6 +130,27 @@ class PackageKeeping(SavedMarks):
             sandbox, incarnation, up_to=0 if seen is None else seen.sequence, kept_by=captured_at
         )
         return record.dirty_since is None
+
+    @override
+    async def catch_up(self, life: Incarnation) -> bool:
+        if life.endpoint is None:
+            return False
+        try:
+            installed = await self._source.list(life.endpoint, timeout=LOOK_TIMEOUT)
+        except SandboxdError as error:
+            log.info("packages.not_caught_up", sandbox=life.sandbox, error=error.message)
+            return False
+        began = self._clock.monotonic()
+        while True:
+            async with self._units.begin() as work:
+                record = await work.packages.get(life.sandbox)
+            if record is None or not record.owner:
+                return False  # nobody watches: it is frozen, or has just begun
+            if record.incarnation == life.id and record.has(installed):
+                return True
+            if self._clock.monotonic() - began > CATCH_UP.total_seconds():
+                return False
+            await self._changes.wait(life.sandbox, timeout=CATCH_UP_LOOK_SECONDS)
 
     async def keep(
         self,

@@ -119,6 +119,10 @@ class PackageRecord:
         """How many packages would be gone, or back at another version, with the compute."""
         return sum(one.unsaved_time is not None for one in self.known.values())
 
+    def has(self, installed: InstalledPackages) -> bool:
+        """Tell whether everything that an agent says is in it."""
+        return self.sequence >= installed.sequence and _covers(self.root_change_time, installed.root_change_time)
+
     def living(self, incarnation: IncarnationId) -> PackageRecord:
         """Return the record of a life: this one, or a new one in which nothing is unsaved."""
         if incarnation == self.incarnation:
