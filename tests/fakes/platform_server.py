@@ -34,6 +34,7 @@ from sandboxd.v1 import (
 )
 from tests.fakes.platform_accounting import FakeAccounting
 from tests.fakes.platform_admin import FakeAdmin
+from tests.fakes.platform_images import FakeImages
 from tests.fakes.platform_packages import FakePackages
 
 TOKEN = "a-token-of-the-tests"
@@ -58,6 +59,7 @@ class FakePlatform(
     FakeAccounting,
     FakeAdmin,
     FakePackages,
+    FakeImages,
 ):
     """The service. What tests look at and turn are its public attributes."""
 
@@ -88,6 +90,7 @@ class FakePlatform(
         FakeAccounting.__init__(self)
         FakeAdmin.__init__(self)
         FakePackages.__init__(self)
+        FakeImages.__init__(self)
         self.lock = threading.Condition()
         self.address = ""
         self._server: grpc.Server | None = None
@@ -112,6 +115,7 @@ class FakePlatform(
         self.add_accounting_to(server)
         self.add_admin_to(server)
         self.add_packages_to(server)
+        self.add_images_to(server)
         port = server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         server.start()
@@ -242,7 +246,7 @@ class FakePlatform(
 
     @override
     def Commit(self, request: sandbox_pb2.CommitRequest, context: Any) -> sandbox_pb2.CommitResponse:
-        refuse(context, "UNIMPLEMENTED", "NOT_IMPLEMENTED", "Not here.")
+        return self.begin_commit(request)
 
     @override
     def Restore(self, request: sandbox_pb2.RestoreRequest, context: Any) -> sandbox_pb2.RestoreResponse:

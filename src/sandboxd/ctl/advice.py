@@ -23,6 +23,11 @@ _BY_REASON = {
     "CLIENT_MISSING": "Say for which client: --for-client CLIENT or SANDBOXCTL_FOR_CLIENT.",
     "CLIENT_MISMATCH": "Leave --for-client out, or use a token of that client.",
     "SANDBOX_NOT_FOUND": "See which there are: sandboxctl ls",
+    "COMMIT_IN_PROGRESS": "Wait for it, or see how far it is: sandboxctl images {sandbox} --all",
+    "IMAGE_NOT_FOUND": "See which there are: sandboxctl images {sandbox}",
+    "IMAGE_NOT_RUNNING": "Let it run from that: sandboxctl pause {sandbox} && sandboxctl resume {sandbox}",
+    "ROOT_NOT_SAVED": "See what became of the commit: sandboxctl images {sandbox} --all\nOr give it up with --force.",
+    "PACKAGES_INTERRUPTED": "End the installation in the sandbox: sudo dpkg --configure -a",
     "SESSION_NOT_FOUND": "See which there are: sandboxctl sessions SANDBOX",
 }
 _BY_CODE = {

@@ -19,6 +19,7 @@ from sandboxd.ctl.audit import AuditClient
 from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
+from sandboxd.ctl.images import ImageClient
 from sandboxd.ctl.packages import PackageClient
 from sandboxd.ctl.pools import PoolClient
 from sandboxd.ctl.session_stream import Link, SessionStream, attachment
@@ -51,6 +52,8 @@ class Client:
         self.admin = AdminClient(connection)
         self.audit = AuditClient(connection)
         self.pools = PoolClient(connection)
+        self.images = ImageClient(connection)
+        """Commits and what became of them."""
         self.packages = PackageClient(connection)
         self._reconnect = reconnect
         self._sandboxes = sandbox_pb2_grpc.SandboxServiceStub(connection.channel)
@@ -131,9 +134,11 @@ class Client:
         request = sandbox_pb2.ResumeRequest(request_id=new_request_id(), name=name)
         return (await self.connection.call(self._sandboxes.Resume, request, timeout=timeout)).sandbox
 
-    async def terminate(self, name: str, *, timeout: float = WORK_SECONDS) -> sandbox_pb2.TerminateResponse:
+    async def terminate(
+        self, name: str, *, force: bool = False, timeout: float = WORK_SECONDS
+    ) -> sandbox_pb2.TerminateResponse:
         """End a sandbox; the answer says where its files were kept."""
-        request = sandbox_pb2.TerminateRequest(request_id=new_request_id(), name=name)
+        request = sandbox_pb2.TerminateRequest(request_id=new_request_id(), name=name, force=force)
         return await self.connection.call(self._sandboxes.Terminate, request, timeout=timeout)
 
     async def sessions(

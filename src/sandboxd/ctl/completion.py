@@ -42,6 +42,24 @@ def complete_freelancer(context: typer.Context, incomplete: str) -> Suggestions:
     return _ask(context, lambda client: _freelancers(client, of, incomplete))
 
 
+def complete_image(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest images of the sandbox that was named before."""
+    of = str(context.params.get("sandbox") or "")
+    return _ask(context, lambda client: _images(client, of, incomplete))
+
+
+async def _images(client: Client, of: str, incomplete: str) -> Suggestions:
+    from sandboxd.ctl.names import bare, find_sandbox
+
+    found = Suggestions()
+    async for each in client.images.list(await find_sandbox(client, of)):
+        if bare(each.name).startswith(incomplete):
+            found.append((bare(each.name), each.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M")))
+        if len(found) >= MOST:
+            break
+    return found
+
+
 async def _clients(client: Client, incomplete: str) -> Suggestions:
     from sandboxd.v1 import client_pb2, client_pb2_grpc
 

@@ -21,6 +21,14 @@ def count(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def amount(size: int) -> str:
+    """Write an amount of bytes, in powers of ten as tiers are."""
+    for factor, unit in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
 def span(seconds: float) -> str:
     """Write a span with the two units that matter."""
     if seconds < 10:

@@ -118,7 +118,9 @@ def show(context: typer.Context, sandbox: SandboxArgument, output: OutputOption 
 def pause(
     context: typer.Context,
     sandbox: SandboxArgument,
-    force: Annotated[bool, typer.Option("--force", help="Even in the middle of a turn, which is interrupted.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even in the middle of a turn, and where what was installed cannot be kept.")
+    ] = False,
     timeout: TimeoutOption = 180.0,
     output: OutputOption = None,
 ) -> None:
@@ -152,13 +154,16 @@ def rm(
         typer.Argument(metavar="SANDBOX…", autocompletion=complete_sandbox, show_default=False),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Even where what was installed cannot be kept as an image.")
+    ] = False,
     timeout: TimeoutOption = 180.0,
     output: OutputOption = None,
 ) -> None:
     """Terminate sandboxes."""
     from sandboxd.ctl.commands import sandboxes
 
-    execute(context, output, lambda shell: sandboxes.rm(shell, sandbox, yes=yes, timeout=timeout))
+    execute(context, output, lambda shell: sandboxes.rm(shell, sandbox, yes=yes, force=force, timeout=timeout))
 
 
 @app.command(

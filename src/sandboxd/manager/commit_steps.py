@@ -6,7 +6,7 @@ for byte, then it was booted, and only then the sandbox's row names it. What a c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
@@ -53,6 +53,13 @@ _PHASES: Final = {phase.value: phase for phase in CommitPhase}
 log = structlog.get_logger(__name__)
 
 
+STORAGE_LIMITS: Final[Mapping[Tier, ImageLimits]] = {
+    tier: ImageLimits(raw_bytes=of.storage_bytes, compressed_bytes=of.storage_bytes)
+    for tier, of in TIER_RESOURCES.items()
+}
+"""As much as a root file system may change before its pod is evicted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTools:
     """What commits work with."""
@@ -64,6 +71,8 @@ class ImageTools:
     """Where images are pushed."""
     repository_of: Callable[[ClientId, FreelancerId], str]
     """Where a freelancer's images lie there."""
+    limits: Mapping[Tier, ImageLimits] = field(default_factory=lambda: STORAGE_LIMITS)
+    """How large the layer of a sandbox may be."""
     secrets: SecretPolicy = SecretPolicy.STRIP
     build_timeout: timedelta = timedelta(minutes=30)
     probe_timeout: timedelta = timedelta(minutes=2)
@@ -97,12 +106,6 @@ class ProgressNote:
 def lease_key(generation: Generation) -> SandboxId:
     """Say under which key the work on a generation is leased: sandboxes' own leases are for their states."""
     return SandboxId(generation.id)
-
-
-def limits_of(tier: Tier) -> ImageLimits:
-    """Say how large the image of a sandbox may be: as much as its root file system may change, which is its storage."""
-    most = TIER_RESOURCES[tier].storage_bytes
-    return ImageLimits(raw_bytes=most, compressed_bytes=most)
 
 
 class CommitSteps:
@@ -150,11 +153,10 @@ class CommitSteps:
         generation = held.generation
         done = replace(
             generation,
-            registry=order.base.registry if built.image is None else built.image.registry,
-            repository=generation.repository if built.image is None else built.image.repository,
-            content=_content(built),
+            registry=order.base.registry,
+            content=_content(built, order),
             unchanged=built.unchanged,
-            seconds=dict(built.seconds),
+            seconds=_seconds(built),
         )
         if not generation.dry_run and not built.unchanged and built.image is not None:
             return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()))
@@ -191,7 +193,7 @@ class CommitSteps:
             base=base,
             repository=generation.repository,
             generation=generation.number,
-            limits=limits_of(sandbox.tier),
+            limits=self._images.limits[sandbox.tier],
             labels={
                 "dev.sandboxd.client": sandbox.client,
                 "dev.sandboxd.freelancer": sandbox.freelancer,
@@ -316,9 +318,21 @@ def _overtaken(generation: Generation) -> Failure:
     return Failure(kind=error.kind, reason=error.reason, message=error.message, metadata=error.metadata)
 
 
-def _content(built: BuiltImage) -> ImageContent:
+def _seconds(built: BuiltImage) -> Mapping[str, float]:
+    """By our phases: what else a builder does comes before, and belongs to, the capture."""
+    seconds: dict[str, float] = {}
+    for name, took in built.seconds.items():
+        phase = _PHASES.get(name, CommitPhase.CAPTURE).value
+        seconds[phase] = round(seconds.get(phase, 0.0) + took, 6)
+    return seconds
+
+
+def _content(built: BuiltImage, order: BuildOrder) -> ImageContent:
+    own = (
+        built.image is not None and built.image != order.base
+    )  # the base has all of it already, and is no image of ours
     return ImageContent(
-        digest="" if built.image is None else built.image.digest,
+        digest=built.image.digest if own and built.image is not None else "",
         layer_digest=built.layer_digest,
         diff_id=built.diff_id,
         raw_bytes=built.raw_bytes,

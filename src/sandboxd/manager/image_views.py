@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sandboxd.manager.commit_steps import limits_of
+from sandboxd.images.ports import ImageLimits
 from sandboxd.manager.outcome import restore_error
 from sandboxd.manager.ports import ErrorRecord
 from sandboxd.model.image import Generation, GenerationStatus
-from sandboxd.model.sandbox import Tier
 
 NEAR: Final = 0.8
 """From this part of its limit on a layer is called near it."""
@@ -32,14 +31,14 @@ class ShownImage:
     warnings: Sequence[str] = ()
 
 
-def show(generation: Generation, *, tier: Tier) -> ShownImage:
-    """Say what a person should look at, where the sandbox has this tier."""
+def show(generation: Generation, *, limits: ImageLimits) -> ShownImage:
+    """Say what a person should look at, where these are the limits of the sandbox."""
     content = generation.content
     if content is None:
         return ShownImage(generation=generation)
     warnings = [f"{one.count} path(s) {_SAID[one.reason]}." for one in content.left_out if one.reason in _SAID]
-    limit = limits_of(tier).raw_bytes
-    if content.raw_bytes >= NEAR * limit:
+    limit = limits.raw_bytes
+    if limit and content.raw_bytes >= NEAR * limit:
         part = content.raw_bytes * 100 // limit
         largest = "".join(f"; {path} has {size:,} bytes" for path, size in content.largest[:3])
         warnings.insert(0, f"The layer has {content.raw_bytes:,} of {limit:,} bytes ({part} %){largest}.")

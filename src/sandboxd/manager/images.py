@@ -12,6 +12,7 @@ import structlog
 from sandboxd.manager.access import require_visible
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics
+from sandboxd.manager.commit_steps import STORAGE_LIMITS
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.image_ports import CommitInProgressError
 from sandboxd.manager.image_views import ShownImage, raise_failure, show
@@ -32,7 +33,7 @@ from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
 from sandboxd.model.image_errors import CaptureUnsupportedError
 from sandboxd.model.paging import Page
-from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.sandbox import Sandbox, Tier
 from sandboxd.model.sources import Clock, IdSource
 
 WATCH_SECONDS: Final = 1.0
@@ -96,8 +97,8 @@ class Images:
         commits = self._required(sandbox)
         begun = await self._begin(commits, request, sandbox, dry_run=dry_run)
         if not wait:
-            return show(begun, tier=tier)
-        return show(raise_failure(await commits.wait(begun.id, timeout=timeout)), tier=tier)
+            return self._show(begun, tier)
+        return self._show(raise_failure(await commits.wait(begun.id, timeout=timeout)), tier)
 
     async def _begin(self, commits: Commits, request: Request, sandbox: SandboxId, *, dry_run: bool) -> Generation:
         name = GenerationId(self._ids.new("gen"))
@@ -136,7 +137,7 @@ class Images:
         """
         async with self._units.begin() as work:
             tier = require_visible(await work.sandboxes.get(sandbox), caller).tier
-            return show(await work.generations.numbered(sandbox, number), tier=tier)
+            return self._show(await work.generations.numbered(sandbox, number), tier)
 
     async def list(
         self, caller: Caller, sandbox: SandboxId, *, everything: bool, page_size: int, page_token: str
@@ -155,7 +156,7 @@ class Images:
                 page_size=min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
                 page_token=page_token,
             )
-        return Page(items=[show(one, tier=tier) for one in page.items], next_token=page.next_token)
+        return Page(items=[self._show(one, tier) for one in page.items], next_token=page.next_token)
 
     async def watch(self, caller: Caller, sandbox: SandboxId, number: int) -> AsyncIterator[ShownImage]:
         """Follow a commit: as it is now, then each change and its progress, until it has ended. Raises as `get`."""
@@ -190,7 +191,7 @@ class Images:
             await work.commit()
         # Whoever works on it, here or elsewhere, sees the wish with its next report.
         ended = wanted if self._commits is None else await self._commits.wait(wanted.id, timeout=timeout)
-        return show(ended, tier=tier)
+        return self._show(ended, tier)
 
     async def rollback(self, request: Request, sandbox: SandboxId, number: int) -> ShownImage:
         """Let every next start of a sandbox take an older generation; what runs goes on, and is not kept.
@@ -209,7 +210,7 @@ class Images:
             claim = self._claim(request, "RollbackImage", sandbox, about=wanted.id)
             earlier = await work.requests.claim(claim)
             if earlier is not None:
-                return show(await self._earlier(work, earlier, claim), tier=found.tier)
+                return self._show(await self._earlier(work, earlier, claim), found.tier)
             flying = await work.generations.in_flight(sandbox)
             if flying is not None:
                 raise CommitInProgressError(sandbox, number=flying.number)
@@ -220,7 +221,7 @@ class Images:
         log.info("image.rolled_back", sandbox=sandbox, image=active.tag)
         await self._changes.announce(sandbox)
         await commits.telling.tell_untold()
-        return show(active, tier=found.tier)
+        return self._show(active, found.tier)
 
     async def _switch(self, work: UnitOfWork, sandbox: Sandbox, wanted: Generation) -> Generation:
         locked = await work.generations.get(wanted.id, for_update=True)
@@ -243,6 +244,10 @@ class Images:
         await work.generations.save(active)
         await work.sandboxes.save(replace(sandbox, image=active.image, update_time=now, version=sandbox.version + 1))
         return active
+
+    def _show(self, generation: Generation, tier: Tier) -> ShownImage:
+        limits = STORAGE_LIMITS if self._commits is None else self._commits.images.limits
+        return show(generation, limits=limits[tier])
 
     def _claim(self, request: Request, method: str, sandbox: SandboxId, *, about: GenerationId) -> RequestRecord:
         """Build the row of a request whose outcome is a generation: it has one from the beginning."""

@@ -128,7 +128,7 @@ async def resume(shell: Shell, said: str, *, timeout: float) -> Exit:
     return _told(shell, await _with_progress(shell, work, f"resuming {bare(name)}"))
 
 
-async def rm(shell: Shell, said: Sequence[str], *, yes: bool, timeout: float) -> Exit:
+async def rm(shell: Shell, said: Sequence[str], *, yes: bool, force: bool = False, timeout: float) -> Exit:
     """Terminate sandboxes, each after a question unless told otherwise."""
     names = [await find_sandbox(shell.client, each) for each in said]
     failure: ApiError | None = None
@@ -137,7 +137,7 @@ async def rm(shell: Shell, said: Sequence[str], *, yes: bool, timeout: float) ->
             shell.err.print(Text(f"{bare(name)} stays.", style="yellow"))
             continue
         try:
-            work = shell.client.terminate(name, timeout=timeout)
+            work = shell.client.terminate(name, force=force, timeout=timeout)
             response = await _with_progress(shell, work, f"terminating {bare(name)}")
         except ApiError as error:
             if len(names) > 1:

@@ -1,0 +1,180 @@
+"""`sandboxctl commit`, `images`, `rollback`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from sandboxd.ctl.client import ApiError
+from sandboxd.ctl.exits import Exit
+from sandboxd.ctl.figures import amount, span
+from sandboxd.ctl.interrupts import on_interrupt
+from sandboxd.ctl.names import bare, find_sandbox
+from sandboxd.ctl.sanitize import clean_line
+from sandboxd.ctl.shell import Shell, UsageError
+from sandboxd.ctl.tables import filled, when
+from sandboxd.model.image import number_of, tag_of
+from sandboxd.v1 import image_pb2 as pb
+
+_DOES = {
+    pb.COMMIT_PHASE_CAPTURE: "capturing",
+    pb.COMMIT_PHASE_PUSH: "pushing",
+    pb.COMMIT_PHASE_VERIFY: "asking the registry for it",
+    pb.COMMIT_PHASE_PROBE: "booting it once",
+    pb.COMMIT_PHASE_ACTIVATE: "making it the next start's",
+}
+
+
+async def commit(shell: Shell, said: str, *, dry_run: bool, request_id: str) -> Exit:
+    """Commit a sandbox and follow it to its end."""
+    name = await find_sandbox(shell.client, said)
+    image = await shell.client.images.begin(name, dry_run=dry_run, request_id=request_id)
+    image = await _followed(shell, image)
+    if shell.json:
+        shell.emit(image)
+    else:
+        _tell(shell, image)
+    if image.status == pb.IMAGE_STATUS_FAILED or (image.status == pb.IMAGE_STATUS_SUPERSEDED and image.failure.reason):
+        return Exit.INTERRUPTED if image.failure.reason == "COMMIT_CANCELLED" else Exit.FAILED
+    return Exit.OK
+
+
+async def ls(shell: Shell, said: str, *, everything: bool) -> Exit:
+    """List images."""
+    name = await find_sandbox(shell.client, said, ended=True)
+    found = shell.client.images.list(name, everything=everything)
+    if shell.json:
+        async for each in found:
+            shell.emit(each)
+        return Exit.OK
+    rows = [each async for each in found]
+    if rows:
+        shell.out.print(image_table(rows, shell.out, everything=everything))
+    else:
+        shell.err.print(Text(f"There are no images. Make one with: sandboxctl commit {bare(name)}", style="dim"))
+    return Exit.OK
+
+
+async def rollback(shell: Shell, said: str, wanted: str) -> Exit:
+    """Go back to an older image."""
+    name = await find_sandbox(shell.client, said)
+    number = int(wanted) if wanted.isascii() and wanted.isdigit() and 0 < int(wanted) < 10**6 else number_of(wanted)
+    if number is None:
+        raise UsageError(f"{wanted!r} is no image: say its tag, as g000003, or its number.")
+    image = await shell.client.images.rollback(f"{name}/images/{tag_of(number)}")
+    if shell.json:
+        shell.emit(image)
+        return Exit.OK
+    shell.say(f"✓ the next start of {bare(name)} takes {bare(image.name)}", "green")
+    shell.say(f"  Now: sandboxctl pause {bare(name)} && sandboxctl resume {bare(name)}", "dim")
+    return Exit.OK
+
+
+def image_table(images: Iterable[pb.Image], console: Console, *, everything: bool = False) -> Table:
+    """Make the table of `images`."""
+    columns = ("IMAGE", "STATUS", "LAYER", "ON NODES", "COMMITTED", "BY", *(("WHY",) if everything else ()))
+    rows = [
+        (
+            bare(each.name),
+            _status(each),
+            amount(each.compressed_bytes) if each.compressed_bytes else "-",
+            amount(each.raw_bytes) if each.raw_bytes else "-",
+            when(each.create_time),
+            pb.CommitTrigger.Name(each.trigger).removeprefix("COMMIT_TRIGGER_").lower(),
+            *((clean_line(each.failure.reason or ("unchanged" if each.unchanged else "")),) if everything else ()),
+        )
+        for each in images
+    ]
+    return filled(console, columns, rows, spare=("ON NODES", "BY"))
+
+
+async def _followed(shell: Shell, image: pb.Image) -> pb.Image:
+    """Follow a commit; Ctrl-C cancels it, and what that came to is what is answered."""
+    cancels = list[asyncio.Task[pb.Image]]()
+    following = asyncio.create_task(_follow(shell, image), name="follow")
+
+    def interrupted() -> None:
+        if cancels:
+            following.cancel()
+            return
+        shell.err.print(Text("Cancelling the commit; Ctrl-C again leaves it to itself.", style="yellow"))
+        cancels.append(asyncio.create_task(shell.client.images.cancel(image.name), name="cancel"))
+
+    try:
+        with on_interrupt(interrupted):
+            return await following
+    finally:
+        for task in cancels:
+            task.cancel()
+            with suppress(asyncio.CancelledError, ApiError):
+                await task
+
+
+async def _follow(shell: Shell, image: pb.Image) -> pb.Image:
+    if shell.err.is_terminal and not shell.json:
+        with shell.err.status(Text("committing …")) as status:
+            return await _last(shell, image, status)
+    return await _last(shell, image, None)
+
+
+async def _last(shell: Shell, image: pb.Image, status: Status | None) -> pb.Image:
+    told = ""
+    async for each in shell.client.images.follow(image.name):
+        image = each
+        if not each.HasField("progress"):
+            continue
+        words = _DOES.get(each.progress.phase, "committing")
+        if status is not None:
+            status.update(Text(f"{bare(image.name)}: {words} {_far(each.progress)}".rstrip() + " …"))
+        elif words != told and not shell.json:
+            shell.err.print(Text(f"{bare(image.name)}: {words} …", style="dim"))
+        told = words
+    return image
+
+
+def _far(progress: pb.CommitProgress) -> str:
+    if progress.total_bytes:
+        return f"{amount(progress.bytes)} of {amount(progress.total_bytes)}"
+    if progress.entries:
+        return f"{progress.entries:,} paths, {amount(progress.bytes)}"
+    return ""
+
+
+def _tell(shell: Shell, image: pb.Image) -> None:
+    if image.failure.reason:
+        shell.err.print(Text(f"✗ {bare(image.name)}: {clean_line(image.failure.message)}", style="red"))
+        return
+    if image.unchanged:
+        shell.say("✓ nothing has changed: there is no new image", "green")
+    elif image.dry_run:
+        shell.say("✓ this would be kept; nothing was pushed", "green")
+    else:
+        shell.say(f"✓ the next start takes {bare(image.name)}", "green")
+        shell.say(f"  {image.reference}", "dim")
+    took = ", ".join(
+        f"{pb.CommitPhase.Name(each.phase).removeprefix('COMMIT_PHASE_').lower()} "
+        f"{span(each.duration.ToTimedelta().total_seconds())}"
+        for each in image.phases
+    )
+    shell.say(
+        f"  layer {amount(image.compressed_bytes)}, {amount(image.raw_bytes)} on nodes, {image.entries:,} entries; "
+        f"image {amount(image.image_bytes)} in {image.layers} layers",
+        "dim",
+    )
+    if took:
+        shell.say(f"  took {took}", "dim")
+    for each in image.left_out:
+        paths = ", ".join(clean_line(path) for path in each.paths[:3])
+        shell.say(f"  left out, {clean_line(each.reason)}: {each.count:,}{f' ({paths})' if paths else ''}", "dim")
+    for warning in image.warnings:
+        shell.say(f"  {clean_line(warning)}", "yellow")
+
+
+def _status(image: pb.Image) -> str:
+    return pb.ImageStatus.Name(image.status).removeprefix("IMAGE_STATUS_")

@@ -1,0 +1,84 @@
+"""The verbs of images: names, options and help. What they do is in `commands/images.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sandboxd.ctl.completion import complete_image
+from sandboxd.ctl.options import OutputOption, SandboxArgument
+from sandboxd.ctl.root import app, execute, help_text
+
+
+@app.command(
+    help=help_text(
+        "Keep what was installed outside home and workspace as an image: the sandbox's next start takes it. "
+        "People work on meanwhile. Ctrl-C cancels the commit; pressed again it leaves.",
+        "sandboxctl commit demo",
+        "sandboxctl commit demo --dry-run",
+        "digest=$(sandboxctl commit demo --output json | jq -r .digest)",
+    )
+)
+def commit(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count and show what would be kept; push and change nothing.")
+    ] = False,
+    request_id: Annotated[
+        str, typer.Option("--request-id", help="Makes it one commit, however often it is sent.", show_default=False)
+    ] = "",
+    output: OutputOption = None,
+) -> None:
+    """Commit a sandbox."""
+    from sandboxd.ctl.commands import images
+
+    execute(context, output, lambda shell: images.commit(shell, sandbox, dry_run=dry_run, request_id=request_id))
+
+
+@app.command(
+    help=help_text(
+        "List a sandbox's images, the newest first.",
+        "sandboxctl images demo",
+        "sandboxctl images demo --all",
+        "sandboxctl images demo --output json | jq -r .reference",
+    )
+)
+def images(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Commits that left no image, too, with why.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """List images."""
+    from sandboxd.ctl.commands import images as command
+
+    execute(context, output, lambda shell: command.ls(shell, sandbox, everything=everything))
+
+
+@app.command(
+    help=help_text(
+        "Let a sandbox's next start take an older image. What runs goes on and is given up: no commit takes it.",
+        "sandboxctl rollback demo g000003",
+        "sandboxctl rollback demo 3 && sandboxctl pause demo && sandboxctl resume demo",
+    )
+)
+def rollback(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE",
+            help="Its tag or number.",
+            autocompletion=complete_image,
+            show_default=False,
+        ),
+    ],
+    output: OutputOption = None,
+) -> None:
+    """Roll back."""
+    from sandboxd.ctl.commands import images as command
+
+    execute(context, output, lambda shell: command.rollback(shell, sandbox, image))

@@ -1,0 +1,106 @@
+"""`sandboxctl commit`, `images` and `rollback` against the contract."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.fakes.platform_server import FakePlatform
+from tests.integration.test_ctl_commands import BOX, ctl, platform
+
+__all__ = ["platform"]
+
+
+def test_commit_tells_what_was_kept_and_what_was_not(platform: FakePlatform) -> None:
+    ran = ctl("commit", "demo")
+
+    assert ran.code == 0
+    assert "the next start takes g000001" in ran.out
+    assert "layer 45.6 MB, 123.4 MB on nodes, 1,234 entries; image 300.0 MB in 3 layers" in ran.out
+    assert "capture 1.5 s" in ran.out
+    assert "left out, secret: 2 (root/.netrc, root/" in ran.out
+    assert "\x1b[31m" not in ran.out
+    assert "hold keys or tokens" in ran.out
+    assert "g000001: capturing" in ran.err
+
+
+def test_commit_in_json_is_the_image(platform: FakePlatform) -> None:
+    ran = ctl("commit", "demo", "-o", "json")
+
+    (image,) = ran.objects
+    assert (image["name"], image["status"]) == (f"sandboxes/{BOX}/images/g000001", "IMAGE_STATUS_ACTIVE")
+    assert image["digest"].startswith("sha256:")
+    assert ran.err == ""
+
+
+def test_a_dry_run_says_that_it_was_one(platform: FakePlatform) -> None:
+    ran = ctl("commit", "demo", "--dry-run")
+
+    assert (ran.code, "nothing was pushed" in ran.out) == (0, True)
+
+
+def test_a_commit_that_fails_says_why_and_so_does_its_exit(platform: FakePlatform) -> None:
+    platform.fail_commits = "IMAGE_TOO_LARGE"
+
+    ran = ctl("commit", "demo")
+
+    assert (ran.code, "usr/share" in ran.err) == (1, True)
+    assert "There are no images" in ctl("images", "demo").err
+    assert "IMAGE_TOO_LARGE" in ctl("images", "demo", "--all").out
+
+
+def test_images_are_listed_over_all_pages(platform: FakePlatform) -> None:
+    for _ in range(3):
+        ctl("commit", "demo")
+
+    ran = ctl("images", "demo")
+
+    assert [line.split()[:2] for line in ran.out.splitlines()[1:]] == [
+        ["g000003", "ACTIVE"],
+        ["g000002", "SUPERSEDED"],
+        ["g000001", "SUPERSEDED"],
+    ]
+
+
+@pytest.mark.parametrize("said", ["g000001", "1"])
+def test_rollback_takes_a_tag_or_a_number(platform: FakePlatform, said: str) -> None:
+    for _ in range(2):
+        ctl("commit", "demo")
+
+    ran = ctl("rollback", "demo", said)
+
+    assert ran.code == 0
+    assert "takes g000001" in ran.out
+    assert f"sandboxctl pause {BOX}" in ran.out
+
+
+@pytest.mark.parametrize("said", ["latest", "0", "1000000", "g1", "-"])
+def test_what_names_no_image_is_a_usage_error(platform: FakePlatform, said: str) -> None:
+    assert ctl("rollback", "demo", "--", said).code == 2
+
+
+def test_ctrl_c_cancels_the_commit(platform: FakePlatform) -> None:
+    platform.committing.clear()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sandboxd.ctl", "commit", "demo"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+    )
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    assert "capturing" in line
+
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+
+    assert process.returncode == 130
+    assert "Cancelling the commit" in err
+    assert out == ""
+    (image,) = platform.images.values()
+    assert image.failure.reason == "COMMIT_CANCELLED"
