@@ -69,6 +69,8 @@ class Front:
     """Answers instead of the registry."""
     after: Spoil = lambda _: None
     """Answers instead of what the registry has answered: its work is done."""
+    slow: dict[str, float] = field(default_factory=dict)
+    """Seconds by method, between the registry's work and its answer."""
     seen: list[str] = field(default_factory=list)
     """Methods, in order."""
     address: str = ""
@@ -115,6 +117,7 @@ class Front:
             http.request(request.method, url, data=body, headers=headers) as answer,
         ):
             content = await answer.read()
+            await asyncio.sleep(self.slow.get(request.method, 0))
             if spoiled := self.after(request):
                 return spoiled
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in {"content-length", "date"}}

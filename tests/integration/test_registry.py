@@ -166,6 +166,88 @@ async def test_a_cancelled_and_a_late_upload_are_taken_back(front: Front) -> Non
     assert front.registry.open_uploads() == []
 
 
+async def test_who_leaves_while_an_upload_is_opened_leaves_none_open(front: Front) -> None:
+    front.slow["POST"] = 0.7
+    async with at(front.registry.address) as registry:
+        await registry.upload("base", b"one", digest=digest_of(b"one"), timeout=SOON)
+
+    async with at(front.address) as registry:
+        task = asyncio.create_task(registry.upload("a/b", b"two", digest=digest_of(b"two"), timeout=SOON))
+        await eventually(lambda: front.registry.open_uploads() != [])
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(DeadlineError):
+            await registry.mount("a/b", digest_of(b"none"), source="base", timeout=timedelta(seconds=0.3))
+
+    assert front.registry.open_uploads() == []
+
+
+async def test_who_leaves_in_the_middle_of_a_chunk_leaves_no_upload_open(front: Front) -> None:
+    content = os.urandom(4 * CHUNK)
+    front.slow["PATCH"] = 0.5
+    async with at(front.address) as registry:
+        task = asyncio.create_task(registry.upload("a/b", content, digest=digest_of(content), timeout=SOON))
+        await eventually(lambda: front.seen.count("PATCH") == 2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    assert "DELETE" in front.seen
+    assert front.registry.open_uploads() == []
+
+
+async def test_a_mount_that_is_refused_closes_what_was_opened_instead(front: Front) -> None:
+    def no_mounts(request: web.Request) -> web.Response | None:
+        return web.Response(status=503) if request.method == "DELETE" and front.seen.count("DELETE") == 1 else None
+
+    front.before = no_mounts
+
+    async with at(front.address) as registry:
+        assert not await registry.mount("a/b", digest_of(b"none"), source="base", timeout=SOON)
+
+    assert front.seen == ["POST", "DELETE", "DELETE"]
+    assert front.registry.open_uploads() == []
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "GET"])
+async def test_a_copy_through_us_survives_a_lost_answer_and_holds_a_chunk_at_a_time(front: Front, method: str) -> None:
+    content = os.urandom(5 * CHUNK + 17)
+    async with at(front.registry.address) as registry:
+        await registry.upload("base", content, digest=digest_of(content), timeout=SOON)
+    longest = 0
+
+    def lose(request: web.Request) -> web.Response | None:
+        nonlocal longest
+        longest = max(longest, request.content_length or 0)
+        return web.Response(status=500) if request.method == method and front.seen.count(method) == 2 else None
+
+    front.after = lose
+    async with at(front.address) as registry:
+        await registry.copy("a/b", digest_of(content), size=len(content), source="base", timeout=SOON)
+
+        assert await fetched(registry, content) == content
+    assert longest == CHUNK
+    # docker-registry ends a session whose chunk's answer was lost, but keeps its mark until it sweeps uploads itself.
+    assert front.registry.open_uploads() == [] or method == "PATCH"
+
+
+async def test_a_copy_of_what_is_nowhere_or_cut_opens_no_upload_that_stays(front: Front) -> None:
+    content = os.urandom(3 * CHUNK)
+    async with at(front.registry.address) as registry:
+        await registry.upload("base", content, digest=digest_of(content), timeout=SOON)
+
+    async with at(front.address) as registry:
+        with pytest.raises(NotFoundError):
+            await registry.copy("a/b", digest_of(b"none"), size=4, source="base", timeout=SOON)
+        assert "POST" not in front.seen
+        front.after = lambda request: web.Response(body=content[:-1]) if request.method == "GET" else None
+        with pytest.raises(UnavailableError, match="other content"):
+            await registry.copy("a/b", digest_of(content), size=len(content), source="base", timeout=SOON)
+
+    assert front.registry.open_uploads() == []
+
+
 async def test_a_registry_that_is_away_is_named() -> None:
     async with at("127.0.0.1:1") as registry:
         with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1 cannot be reached"):

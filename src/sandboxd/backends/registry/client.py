@@ -7,18 +7,18 @@ import hashlib
 import json
 import re
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 from typing_extensions import override
 from yarl import URL
 
 from sandboxd.backends.registry.access import RegistryAccess, RegistryAccount, scopes_of
-from sandboxd.backends.registry.transport import ATTEMPTS, Call, Transport, pause, within
+from sandboxd.backends.registry.transport import ATTEMPTS, Call, Transport, finishing, pause, within
 from sandboxd.backends.registry.uploads import (
     Content,
     ContentGoneError,
@@ -138,11 +138,21 @@ class OciRegistry(Registry):
         scopes = scopes_of(repository, write=True, source=source)
         url = self._url(repository, "blobs/uploads/").update_query({"mount": digest, "from": source})
         async with within(timeout, f"mount of {digest}"):
-            answer = await self._transport().ask(Call(method="POST", url=url, scopes=scopes, body=b""), 201, 202)
-            if answer.status == 202:  # refused, and an upload was opened instead, which nobody wants
-                opened = Upload(self._transport(), location_of(answer), scopes=scopes, chunk=self._chunk)
-                await opened.cancel()
-        return answer.status == 201
+            call = Call(method="POST", url=url, scopes=scopes, body=b"")
+            opened = await self._opened(self._mounted(call))
+            if opened is not None:  # refused, and an upload was opened instead, which nobody wants
+                try:
+                    await opened.cancel()
+                except BaseException:
+                    await self._take_back(opened)
+                    raise
+        return opened is None
+
+    async def _mounted(self, call: Call) -> Upload | None:
+        answer = await self._transport().ask(call, 201, 202)
+        if answer.status == 201:
+            return None
+        return Upload(self._transport(), location_of(answer), scopes=call.scopes, chunk=self._chunk)
 
     @override
     async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
@@ -181,7 +191,8 @@ class OciRegistry(Registry):
     async def _upload_once(self, repository: str, content: Content, digest: str) -> bool:
         """Upload in one session; False where the registry does not know it any more."""
         url, scopes = self._url(repository, "blobs/uploads/"), scopes_of(repository, write=True)
-        session = await Upload.begin(self._transport(), url, scopes=scopes, chunk=self._chunk)
+        session = await self._opened(Upload.begin(self._transport(), url, scopes=scopes, chunk=self._chunk))
+        assert session is not None
         try:
             await session.send(content, digest=digest)
         except NotFoundError:
@@ -227,6 +238,19 @@ class OciRegistry(Registry):
             answer = await self._transport().ask(call, 202, 404, 405)
         if answer.status == 405:
             raise WrongStateError("The registry deletes nothing. Switch its storage.delete.enabled on.", digest=digest)
+
+    async def _opened(self, opening: Coroutine[Any, Any, Upload | None]) -> Upload | None:
+        """Wait for an upload to be opened; who is cancelled meanwhile takes back what the answer then names."""
+        task: asyncio.Task[Upload | None] | None = None
+        try:
+            async with finishing(opening) as task:
+                return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task is not None and task.done() and not task.cancelled() and task.exception() is None:
+                session = task.result()
+                if session is not None:
+                    await self._take_back(session)
+            raise
 
     async def _take_back(self, session: Upload) -> None:
         """Cancel an upload, also while our own task is being cancelled; the registry's own sweep takes what stays."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -17,7 +17,10 @@ from yarl import URL
 from sandboxd.backends.registry.access import RegistryAccess
 from sandboxd.model.errors import DeadlineError, ExhaustedError, NotFoundError, SandboxdError, UnavailableError
 
+T = TypeVar("T")
+
 ATTEMPTS: Final = 5
+FINISHING_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _AGAIN: Final = frozenset({429, 500, 502, 503, 504})
@@ -47,6 +50,24 @@ async def within(timeout: timedelta, what: str) -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise DeadlineError(f"The registry did not finish in time: {what}.", what=what) from error
+
+
+@asynccontextmanager
+async def finishing(exchange: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run an exchange whose answer is needed to take its effect back, for the block that waits for it.
+
+    Whoever is cancelled in the block waits `FINISHING_SECONDS` longer: of an upload nobody else knows the address, and
+    docker-registry closes none whose last chunk's answer was not read.
+    """
+    task = asyncio.create_task(exchange, name="registry exchange")
+    try:
+        yield task
+    finally:
+        if not task.done():
+            await asyncio.wait([task], timeout=FINISHING_SECONDS)
+            task.cancel()
+        if task.done() and not task.cancelled():
+            task.exception()  # whoever was cancelled does not want to hear of it
 
 
 class Transport:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from yarl import URL
 
-from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, pause
+from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, finishing, pause
 from sandboxd.model.errors import SandboxdError, UnavailableError
 
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
@@ -110,7 +110,9 @@ class Upload:
             piece = await content.read(offset, self._chunk)
             if not piece:
                 raise UnavailableError("The layer's file became shorter while it was uploaded.")
-            if await self._patch(piece, offset):
+            async with finishing(self._patch(piece, offset)) as patching:
+                arrived = await asyncio.shield(patching)
+            if arrived:
                 offset += len(piece)
                 failures = 0
                 continue
