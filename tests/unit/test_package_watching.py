@@ -279,3 +279,18 @@ async def test_an_agent_that_never_answers_keeps_no_other_from_being_watched() -
     async with world.watching():
         world.packages.news(endpoint).put_nowait(a_change(1))
         await eventually(lambda: world.history(other))
+
+
+async def test_who_ends_every_call_at_once_is_asked_ever_later_although_it_says_what_is_installed() -> None:
+    world = World()
+    _, endpoint = await world.given_running()
+    limits = WatchLimits(first_wait=timedelta(milliseconds=20), longest_wait=timedelta(seconds=30))
+
+    async with world.watching(limits=limits):
+        for number in range(1, 5):
+            world.packages.news(endpoint).put_nowait(AgentUnavailableError("Again."))
+            await eventually(lambda: world.shown("sandboxd_package_watch_ends_total", why="unanswered") == number)  # noqa: B023
+        begun = len(world.packages.watches)
+        await asyncio.sleep(0.04)  # the first wait is over, the fifth (160 to 320 ms) is not
+
+        assert len(world.packages.watches) == begun == 4

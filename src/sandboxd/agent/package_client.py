@@ -23,6 +23,9 @@ from sandboxd.stream.agent_port import ProcessNotFoundError
 MAX_PAGES: Final = MAX_PACKAGES // package_wire.PAGE_PACKAGES + 1
 """More than this an honest agent does not send for one moment."""
 
+MAX_ODD: Final = 1000
+"""Changes of one call that may be of a kind that we do not know: nobody slows down who tells nothing else."""
+
 
 class GrpcPackageSource(PackageSource):
     """Asks agents over gRPC."""
@@ -55,12 +58,17 @@ class GrpcPackageSource(PackageSource):
     async def watch(self, endpoint: AgentEndpoint, *, after: int) -> AsyncGenerator[PackageNews, None]:
         agent = await self._connector.connect(endpoint)
         call = agent.stub.WatchPackages(pb.WatchPackagesRequest(after_sequence=after))
-        pages, packages = 0, list[Package]()
+        odd, pages, packages = 0, 0, list[Package]()
         try:
             async for message in call:
                 if message.WhichOneof("news") == "change":
-                    if (change := package_wire.change_from(message.change)) is not None:
-                        yield change
+                    change = package_wire.change_from(message.change)
+                    if change is None:
+                        odd += 1
+                        if odd > MAX_ODD:
+                            raise InvalidRequestError(f"The agent told {odd} changes that cannot be read.")
+                        continue
+                    yield change
                     continue
                 # Page by page, as they come: all at once would hold up the event loop for a tenth of a second.
                 pages += 1

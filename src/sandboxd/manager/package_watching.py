@@ -180,6 +180,7 @@ class PackageWatcher:
         allowance = _Allowance(self._limits, self._clock)
         while True:
             follower, wait, older = _Follower(watched, allowance), following, False
+            began = self._clock.monotonic()
             try:
                 await self._follow(follower)
                 return
@@ -195,8 +196,8 @@ class PackageWatcher:
                 log.exception("packages.watch_broken", sandbox=watched.sandbox)
             if older:
                 wait = self._limits.older_wait
-            elif follower.kept:
-                wait = self._limits.first_wait
+            elif self._clock.monotonic() - began > self._limits.longest_wait.total_seconds():
+                wait = self._limits.first_wait  # it was a good one; who ends each call at once is asked ever later
             watched = replace(watched, after=follower.after)
             await asyncio.sleep(wait.total_seconds() * random.uniform(0.5, 1.0))  # noqa: S311  no secret
             following = min(wait * 2, self._limits.longest_wait)
@@ -245,7 +246,7 @@ class PackageWatcher:
         kept = await self._keeping.keep(watched, changes, installed, replica=self._replica)
         if kept is None:
             return False
-        follower.kept, follower.after = True, kept.record.sequence
+        follower.after = kept.record.sequence
         for one in kept.changes:
             self._metrics.kept(one)
         self._metrics.missed(kept.missed)
@@ -263,7 +264,6 @@ class _Follower:
 
     watched: Watched
     allowance: _Allowance
-    kept: bool = False
     after: int = field(init=False)
 
     def __post_init__(self) -> None:
