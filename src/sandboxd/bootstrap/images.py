@@ -9,12 +9,14 @@ from functools import partial
 
 from sandboxd.backends.registry.access import RegistryAccount
 from sandboxd.backends.registry.client import OciRegistry
+from sandboxd.bootstrap.places import Placement
 from sandboxd.images.baselines import RegistryBaselines
 from sandboxd.images.building import BuildRules, RegistryImageBuilder
 from sandboxd.images.layer_process import WorkerLayerWriter
 from sandboxd.images.ports import Baselines, ImageBuilder, ImageLimits, RootfsCapture, SecretPolicy
 from sandboxd.images.registry import Registry
 from sandboxd.images.spool import Spool
+from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.image_names import user_repository
 from sandboxd.model.sandbox import Tier
@@ -86,6 +88,23 @@ def image_room(settings: Settings, *, capture: RootfsCapture) -> ImageRoom | Non
         build_timeout=settings.image_build_timeout,
         probe_timeout=settings.image_probe_timeout,
         close=registry.close,
+    )
+
+
+def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | None:
+    """Join what builds images with where they are started; None where one of both is not there."""
+    if room is None or placement.images is None or placement.probe is None:
+        return None
+    return ImageTools(
+        builder=room.builder,
+        probe=placement.probe,
+        running=placement.images,
+        registry=room.registry,
+        repository_of=room.repository_of,
+        limits=room.limits,
+        secrets=room.secrets,
+        build_timeout=room.build_timeout,
+        probe_timeout=room.probe_timeout,
     )
 
 

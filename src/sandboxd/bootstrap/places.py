@@ -21,6 +21,7 @@ from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.gateway.key_store import DirectoryKeyStore
+from sandboxd.images.ports import ImageProbe, RunningImages
 from sandboxd.kubeapi.access import KubeConfigError
 from sandboxd.kubeapi.client import KubeClient
 from sandboxd.manager.backend_port import Backend
@@ -47,6 +48,10 @@ class Placement:
     close: Callable[[], Awaitable[None]]
     pool_board: PoolBoard | None = None
     """Where people look at pools, where sandboxes are placed in a cluster."""
+    images: RunningImages | None = None
+    """Which images sandboxes run from, where they are started from images."""
+    probe: ImageProbe | None = None
+    """What boots a new image once, where there is such."""
     cluster: KubeClient | None = None
     """The API server of the cluster, where sandboxes are placed in one."""
 
@@ -119,7 +124,15 @@ def make_placement(
         except KubeConfigError as error:
             raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_KUBECONFIG: {error}") from error
 
-    return Placement(backend=backend, open=connect, run=run, close=client.close, pool_board=board, cluster=client)
+    return Placement(
+        backend=backend,
+        open=connect,
+        run=run,
+        close=client.close,
+        pool_board=board,
+        images=backend.images,
+        cluster=client,
+    )
 
 
 def _require_reachable_gateway(settings: Settings) -> None:

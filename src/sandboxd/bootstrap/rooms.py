@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from sandboxd.agent.package_client import GrpcPackageSource
+from sandboxd.agent.rootfs_client import GrpcRootfsCapture
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.bootstrap.audit import AuditRoom, make_audit
 from sandboxd.bootstrap.callers import Callers, make_callers
+from sandboxd.bootstrap.images import ImageRoom, image_room, image_tools
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.operating import ReplicaDoors, make_administration
@@ -64,6 +66,8 @@ class Rooms:
 
     seen: Observation
     placement: Placement
+    kept: ImageRoom | None
+    """What images are built with; None where nothing is kept."""
     presence: ReplicaPresence
     peers: PeerRoom
     database: Database
@@ -101,6 +105,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     signing_key, key_id = ensure_token_keys(
         private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
     )
+    kept = image_room(settings, capture=GrpcRootfsCapture(backend=placement.backend, connector=connector))
     journal = PostgresJournal(database)
     sessions = PostgresSessions(database)
     ledger = PostgresUsageLedger(database)
@@ -117,6 +122,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             metrics=seen.manager,
             pool_metrics=seen.pools,
             commit_metrics=seen.commits,
+            images=image_tools(kept, placement),
             starts=settings.start_limits,
             refill=settings.refill_limits,
             pool_members_per_client=settings.pool_members_per_client,
@@ -233,6 +239,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     return Rooms(
         seen=seen,
         placement=placement,
+        kept=kept,
         presence=presence,
         peers=peers,
         database=database,

@@ -48,6 +48,8 @@ async def _run(settings: Settings, url: str, stop: asyncio.Event) -> None:
         cleanup.push_async_callback(rooms.database.close)
         await rooms.placement.open()
         cleanup.push_async_callback(rooms.placement.close)
+        if rooms.kept is not None:
+            cleanup.push_async_callback(rooms.kept.close)
         # Bind first: a taken port is known at once, and not after the database was awaited.
         listen(rooms.api, settings)
         web_port = await rooms.web.start(settings.web_listen, tls=web_tls(settings))

@@ -46,6 +46,8 @@ async def sweep(settings: Settings, *, dry_run: bool = False, wait_seconds: floa
         report = await _pass(rooms, dry_run=dry_run, grace=settings.drain_grace)
     finally:
         rooms.commit.close()
+        if rooms.kept is not None:
+            await rooms.kept.close()
         await rooms.database.close()
         await asyncio.to_thread(rooms.seen.send_traces)
     typer.echo(json.dumps(summary(report, dry_run=dry_run), sort_keys=True))

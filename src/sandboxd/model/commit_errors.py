@@ -6,7 +6,7 @@ from sandboxd.model.errors import ErrorKind, SandboxdError, UnavailableError, Wr
 
 
 class CommitsOffError(WrongStateError):
-    """This installation has no registry to keep images in; `SANDBOXD_REGISTRY_URL` names one."""
+    """This installation has no registry to keep images in; `SANDBOXD_IMAGES_REGISTRY` names one."""
 
     reason = "COMMITS_OFF"
 
