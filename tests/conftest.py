@@ -2,15 +2,18 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from sandboxd.dev.node import ToolchainError
+from tests.backup_trees import BACKUP_PASSWORD
 from tests.installation import cluster_installation, pod_images  # noqa: F401  fixtures
 from tests.kube import cluster, instance  # noqa: F401  fixtures
 from tests.postgres import database, postgres_server, postgres_url  # noqa: F401  fixtures
 from tools.grpcurl import ensure_grpcurl
+from tools.restic import ensure_restic, found_restic
 
 HERE = Path(__file__).parent
 KEPT = ("SANDBOXD_CACHE_DIR",)
@@ -57,3 +60,24 @@ def grpcurl() -> Path:
         if "CI" in os.environ:
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def restic() -> Path:
+    """Return restic, which keeps backups; building it takes longer than a test may, so CI does that before."""
+    if "CI" in os.environ:
+        return ensure_restic()
+    found = found_restic()
+    if found is None:
+        pytest.skip("needs restic 0.17 or newer: .venv/bin/python -m tools.restic builds it")
+    return found
+
+
+@pytest.fixture(scope="session")
+def empty_backups(restic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an empty repository of backups, to be copied: making one takes seconds."""
+    directory = tmp_path_factory.mktemp("backups")
+    (directory / "password").write_text(BACKUP_PASSWORD)
+    places = [f"--repo={directory / 'kept'}", f"--password-file={directory / 'password'}"]
+    subprocess.run([restic, "init", "--no-cache", *places], check=True, capture_output=True, timeout=60)
+    return directory / "kept"

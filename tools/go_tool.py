@@ -11,14 +11,14 @@ from sandboxd.dev.node import ToolchainError, cache_directory
 BUILD_SECONDS = 1200
 
 
-def ensure_go_tool(package: str, *, version: str, tags: Sequence[str] = ()) -> Path:
-    """Return the program that the last part of a package's path names.
+def ensure_go_tool(package: str, *, version: str, tags: Sequence[str] = (), on_path: bool = True) -> Path:
+    """Return the program that the last part of a package's path names; one on PATH only if `on_path`.
 
     Raises:
         ToolchainError: There is neither the program nor Go, or the build failed.
     """
     name = package.rpartition("/")[2]
-    if found := shutil.which(name):
+    if on_path and (found := shutil.which(name)):
         return Path(found)
     home = cache_directory() / "tools" / f"{name}-{version}"
     binary = home / name

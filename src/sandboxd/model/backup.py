@@ -1,0 +1,181 @@
+"""Backup sets: what a sandbox is rebuilt from, its image and its two volumes as they were at one moment.
+
+A set pins what it names: the image against the reaper, the snapshots against every prune.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Final, NewType
+
+from sandboxd.model.errors import WrongStateError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+
+BackupSetId = NewType("BackupSetId", str)
+SnapshotId = NewType("SnapshotId", str)
+"""What the repository of backups calls one tree at one moment: 64 hexadecimal digits."""
+
+
+class Volume(enum.Enum):
+    """What of a sandbox is kept on volumes."""
+
+    HOME = "home"
+    WORKSPACE = "workspace"
+
+
+class Consistency(enum.Enum):
+    """What the files of a set have in common."""
+
+    QUIESCED = "quiesced"
+    """No process of the sandbox ran meanwhile: both volumes are of one moment."""
+    CRASH_CONSISTENT = "crash_consistent"
+    """Processes went on writing: as after a loss of power, and file by file at slightly different moments."""
+
+
+class BackupSetStatus(enum.Enum):
+    """Where a set is in its life."""
+
+    CREATING = "creating"
+    """Its snapshots are being taken; nothing can be restored from it."""
+    COMPLETE = "complete"
+    FAILED = "failed"
+    """It came to nothing; snapshots that it names are to be forgotten."""
+    DELETING = "deleting"
+    """Its snapshots are being forgotten."""
+    DELETED = "deleted"
+    """The repository has none of it any more; `proof` says how that is known."""
+
+
+_S = BackupSetStatus
+STATUS_TRANSITIONS: Final[Mapping[BackupSetStatus, frozenset[BackupSetStatus]]] = {
+    _S.CREATING: frozenset({_S.COMPLETE, _S.FAILED}),
+    _S.COMPLETE: frozenset({_S.DELETING}),
+    _S.FAILED: frozenset({_S.DELETING}),
+    _S.DELETING: frozenset({_S.DELETED}),
+    _S.DELETED: frozenset(),
+}
+"""From each status, those that may follow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSnapshot:
+    """One volume in the repository."""
+
+    volume: Volume
+    snapshot: SnapshotId
+    tree: str
+    """SHA-256 of the tree as the repository keeps it, its names, owners, times and contents: 64 hexadecimal digits."""
+    files: int
+    bytes: int
+    """Of the files as they are read, holes among them."""
+    added_bytes: int
+    """What the repository had to store for it, compressed; the rest was there."""
+    vanished: int = 0
+    """Files that were removed while they were read: 0 of a quiesced one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionProof:
+    """How it is known that a set's snapshots are gone."""
+
+    forgotten_time: datetime
+    """When the repository listed none of them any more."""
+    pruned_time: datetime | None = None
+    """When what nothing else needs of their content was removed; None while that is to come."""
+    snapshots: Sequence[SnapshotId] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupSet:
+    """What one sandbox was at one moment."""
+
+    id: BackupSetId
+    sandbox: SandboxId
+    client: ClientId
+    freelancer: FreelancerId
+    take_time: datetime
+    """The moment that it is of: when the first volume began to be read."""
+    image: str = ""
+    """What its root file system is started from, `registry/repository@sha256:…`; empty: the template's image."""
+    volumes: Sequence[VolumeSnapshot] = ()
+    spec: Mapping[str, str] = field(default_factory=dict)
+    """What it was made from, as `template` and `tier`."""
+    spec_version: int = 1
+    """Of the form of `spec`."""
+    consistency: Consistency = Consistency.CRASH_CONSISTENT
+    status: BackupSetStatus = BackupSetStatus.CREATING
+    locked_until: datetime | None = None
+    """Before that nothing deletes it, whoever asks."""
+    failure: str = ""
+    """Why it is FAILED: the constant word of the error."""
+    proof: DeletionProof | None = None
+    create_time: datetime
+    update_time: datetime
+    version: int = 1
+    """Grows with every write."""
+
+    @property
+    def bytes(self) -> int:
+        """Of its volumes' files."""
+        return sum(one.bytes for one in self.volumes)
+
+    def enter(self, status: BackupSetStatus, *, at: datetime) -> BackupSet:
+        """Return this set in its next status.
+
+        Raises:
+            BackupSetStatusError: The table does not allow it, or a COMPLETE one would lack a volume.
+            BackupSetLockedError: It would be deleted, and its window of immutability has not ended.
+        """
+        whole = {one.volume for one in self.volumes} == set(Volume)
+        if status not in STATUS_TRANSITIONS[self.status] or (status is _S.COMPLETE and not whole):
+            raise BackupSetStatusError(self, wanted=status)
+        if status is _S.DELETING and self.locked_until is not None and at < self.locked_until:
+            raise BackupSetLockedError(self, until=self.locked_until)
+        return replace(self, status=status, update_time=at, version=self.version + 1)
+
+    def complete(
+        self, volumes: Sequence[VolumeSnapshot], *, at: datetime, locked_until: datetime | None = None
+    ) -> BackupSet:
+        """Return it COMPLETE with these volumes. Raises as `enter`."""
+        return replace(self, volumes=tuple(volumes), locked_until=locked_until).enter(_S.COMPLETE, at=at)
+
+    def fail(self, reason: str, *, at: datetime) -> BackupSet:
+        """Return it FAILED. Raises as `enter`."""
+        return replace(self.enter(_S.FAILED, at=at), failure=reason)
+
+    def delete(self, proof: DeletionProof, *, at: datetime) -> BackupSet:
+        """Return it DELETED with the proof. Raises as `enter`."""
+        return replace(self.enter(_S.DELETED, at=at), proof=proof)
+
+
+class BackupSetStatusError(WrongStateError):
+    """A backup set's status does not allow what was wanted."""
+
+    reason = "BACKUP_STATUS_INVALID"
+
+    def __init__(self, backup: BackupSet, *, wanted: BackupSetStatus) -> None:
+        super().__init__(
+            f"Backup {backup.id} of sandbox {backup.sandbox} is {backup.status.value} "
+            f"with {len(backup.volumes)} volumes and cannot become {wanted.value}.",
+            sandbox=backup.sandbox,
+            backup=backup.id,
+            status=backup.status.value,
+            wanted=wanted.value,
+        )
+
+
+class BackupSetLockedError(WrongStateError):
+    """The backup set cannot be deleted yet: that is what its client's policy promises."""
+
+    reason = "BACKUP_LOCKED"
+
+    def __init__(self, backup: BackupSet, *, until: datetime) -> None:
+        super().__init__(
+            f"Backup {backup.id} of sandbox {backup.sandbox} is kept until {until.isoformat()}, whoever asks.",
+            sandbox=backup.sandbox,
+            backup=backup.id,
+            until=until.isoformat(),
+        )

@@ -1,0 +1,55 @@
+"""What can go wrong with a repository of backups."""
+
+from __future__ import annotations
+
+from sandboxd.model.errors import ErrorKind, ExhaustedError, NotFoundError, SandboxdError, UnavailableError
+
+
+class BackupSnapshotNotFoundError(NotFoundError):
+    """The repository of backups has no such snapshot, or not that path in it."""
+
+    reason = "BACKUP_SNAPSHOT_NOT_FOUND"
+
+
+class BackupStorageUnavailableError(UnavailableError):
+    """What the repository of backups lies on does not answer, is not there, or takes nothing now; try again."""
+
+    reason = "BACKUP_STORAGE_UNAVAILABLE"
+
+
+class BackupStorageFullError(ExhaustedError):
+    """There is no room: on the repository's storage, or where something is to be restored."""
+
+    reason = "BACKUP_STORAGE_FULL"
+
+
+class BackupPasswordWrongError(SandboxdError):
+    """The password does not open the repository of backups, or there is none; who operates it has to look."""
+
+    kind = ErrorKind.WRONG_STATE
+    reason = "BACKUP_PASSWORD_WRONG"
+
+
+class BackupDamagedError(SandboxdError):
+    """The repository of backups lacks content, or has other content than it stored; what it tells is not used."""
+
+    kind = ErrorKind.WRONG_STATE
+    reason = "BACKUP_DAMAGED"
+
+
+class BackupRepositoryBusyError(UnavailableError):
+    """Another process that lives works on the repository of backups; try again when it has ended."""
+
+    reason = "BACKUP_REPOSITORY_BUSY"
+
+
+class BackupIncompleteError(UnavailableError):
+    """Not every file could be read or written; the message names some, and nothing half is kept as a snapshot."""
+
+    reason = "BACKUP_INCOMPLETE"
+
+
+class BackupToolError(UnavailableError):
+    """The program that keeps backups is not there, is too old, or ended in a way that it does not document."""
+
+    reason = "BACKUP_TOOL_FAILED"

@@ -1,0 +1,1 @@
+"""What lies on volumes: how it is backed up and how it comes back."""
