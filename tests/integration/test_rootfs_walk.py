@@ -187,6 +187,7 @@ def test_new_names_of_one_new_file_stay_linked(tree: Tree) -> None:
         b"opt/x": b"etc/y",
         b"usr/z": b"etc/y",
     }
+    assert [difference.entries[path].names for path in (b"etc/y", b"opt/x")] == [3, 0]
 
 
 def test_a_link_to_a_file_of_the_base_never_points_at_what_was_not_sent(tree: Tree) -> None:

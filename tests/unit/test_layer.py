@@ -320,6 +320,15 @@ def test_frames_that_contradict_each_other_are_refused(frames: list[CaptureFrame
         make(TREE, ended(frames))
 
 
+def test_what_counts_of_a_file_is_what_came_and_not_what_it_was_to_be() -> None:
+    entry, data, end = a_file(b"srv", b"shrunk", mode=0o600)
+    assert isinstance(entry, ChangedEntry)
+
+    for size in (0, 3, 1 << 40):
+        made = make([], ended([replace(entry, size=size), data, end]))
+        assert (made["srv"].size, made.content("srv")) == (6, b"shrunk")
+
+
 @pytest.mark.parametrize("field", ["changed", "deleted", "bytes"])
 def test_an_end_that_counts_otherwise_is_refused(field: str) -> None:
     *frames, end = ended([*a_file(b"a"), DeletedPath(b"etc/passwd")])

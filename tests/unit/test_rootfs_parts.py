@@ -43,6 +43,7 @@ FRAMES: list[CaptureFrame] = [
     FileData(b"\0data"),
     FileEnd(size=5, sha256=b"\1" * 32, torn=True),
     ChangedEntry(path=b"b", kind=EntryKind.HARDLINK, mode=0o644, uid=0, gid=0, link=b"a"),
+    ChangedEntry(path=b"d", kind=EntryKind.FILE, mode=0o644, uid=0, gid=0, names=3),
     *(ChangedEntry(path=b"c", kind=kind, mode=0, uid=0, gid=0) for kind in EntryKind),
     DeletedPath(b"d"),
     SkippedPath(path=b"e", reason="socket"),

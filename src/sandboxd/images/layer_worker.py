@@ -22,7 +22,7 @@ from sandboxd.model.errors import SandboxdError
 NICENESS: Final = 5
 """As the walk at the other end has it: nobody waits for a commit as for an echo."""
 ADDRESS_BYTES: Final = 1 << 30
-"""Of address space; 300,000 entries take some 40 MB of memory and 150 MB of addresses (docs/benchmarks.md)."""
+"""Of address space, of which less than half is used with as many entries as there may be."""
 SLACK_BYTES: Final = 64 << 20
 """Beyond what files may have by the order: headers, and what compression adds where nothing can be compressed."""
 NO_SPACE: Final = "NO_SPACE"
