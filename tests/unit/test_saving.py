@@ -15,7 +15,7 @@ from sandboxd.model.errors import DeadlineError, OpenTurnsError, SandboxdError, 
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.image import CommitTrigger, Generation, GenerationStatus
 from sandboxd.model.image_errors import ImageBrokenError, ImageTooLargeError
-from sandboxd.model.lifecycle import LifecycleOverrides
+from sandboxd.model.lifecycle import NEVER, LifecycleOverrides
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
 from tests.manager_world import NOW, SOON, ManagerWorld, a_caller, a_request
@@ -236,6 +236,59 @@ async def test_a_use_while_it_is_committed_calls_the_stop_off(world: ManagerWorl
     await _sweeps(world, 2)
 
     assert world.row(sandbox.id).state is S.ACTIVE
+
+
+async def test_what_was_installed_is_committed_some_minutes_later_while_it_is_idle(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    world.units.rows.sandboxes[sandbox.id] = replace(world.row(sandbox.id), dirty_since=world.clock.now())
+    world.clock.advance(60)
+    await _sweeps(world, 1)
+    assert rows(world) == []
+
+    world.clock.advance(240)
+    await _sweeps(world, 2)
+
+    assert [(row.status, row.trigger) for row in rows(world)] == [(G.ACTIVE, CommitTrigger.INSTALL)]
+    assert world.row(sandbox.id).state is S.ACTIVE
+
+
+async def test_an_install_that_cannot_be_committed_is_tried_again_after_a_while(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    long = LifecycleOverrides(hibernate_after=NEVER, stop_after=NEVER, terminate_after=NEVER)
+    world.units.rows.sandboxes[sandbox.id] = replace(
+        world.row(sandbox.id), dirty_since=world.clock.now(), lifecycle=long
+    )
+    world.builder.error = UnavailableError("The registry does not answer.")
+    for _ in range(4):
+        world.clock.advance(300)
+        await _sweeps(world, 2)
+
+    assert len(rows(world)) == 1
+    world.clock.advance(1800)
+    await _sweeps(world, 1)
+    assert len(rows(world)) == 2
+
+
+async def test_an_open_stream_is_told_what_was_lost(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    running = asyncio.create_task(world.core.announcements.run())
+    told = list[tuple[str, str]]()
+
+    async def follow() -> None:
+        async for notice in world.core.announcements.follow(sandbox.id):
+            told.append((notice.code, notice.message))
+
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    assert sandbox.incarnation is not None
+    world.backend.kill(sandbox.id, sandbox.incarnation)
+    await world.core.losses.check(sandbox.id, sandbox.incarnation)
+
+    await eventually(lambda: bool(told))
+    for task in (running, following):
+        task.cancel()
+    ((code, message),) = told
+    assert (code, "is lost" in message) == ("STATE_REASON", True)
 
 
 async def test_an_image_that_does_not_boot_is_replaced_by_the_one_before_it(world: ManagerWorld) -> None:

@@ -46,7 +46,8 @@ class RestNotice:
     """What a stream tells its client."""
 
     code: str
-    """`HIBERNATE_SOON`, `STOP_SOON`, `TERMINATE_SOON`; `REST_CALLED_OFF`; `HIBERNATED`, `STOPPED`, `TERMINATED`."""
+    """`HIBERNATE_SOON`, `STOP_SOON`, `TERMINATE_SOON`; `REST_CALLED_OFF`; `HIBERNATED`, `STOPPED`, `TERMINATED`; and
+    `STATE_REASON` where `Sandbox.state_reason` says something: what was lost, or which image did not boot."""
     message: str
     due_time: datetime | None = None
     """When it happens, if it is not used before."""
@@ -60,12 +61,16 @@ class Announcements:
         self._changes = changes
         self._followers: defaultdict[SandboxId, set[asyncio.Queue[RestNotice]]] = defaultdict(set)
         self._told: dict[SandboxId, Announced] = {}
+        self._reasons: dict[SandboxId, str] = {}
+        """What was told of the states that sandboxes are in."""
 
     async def follow(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
         """Notices about a sandbox from now on, for ever; first what was announced already."""
         queue = asyncio.Queue[RestNotice](MAX_PENDING)
         self._followers[sandbox].add(queue)
         try:
+            if reason := self._reasons.get(sandbox):
+                queue.put_nowait(_because(reason))
             told = self._told.get(sandbox)
             if told is None:
                 await self._look({sandbox})
@@ -78,6 +83,7 @@ class Announcements:
             if not self._followers[sandbox]:
                 del self._followers[sandbox]
                 self._told.pop(sandbox, None)
+                self._reasons.pop(sandbox, None)
 
     async def used(self, sandbox: SandboxId) -> None:
         """A sandbox was used, and that is durable: where a step was announced, look again."""
@@ -102,6 +108,8 @@ class Announcements:
             log.info("announcements.not_read", error=error.message)
             return
         for sandbox in list(sandboxes):
+            if (candidate := found.get(sandbox)) is not None:
+                self._explain(sandbox, candidate.sandbox.state_reason)
             told, stands = self._told.get(sandbox), _standing(found.get(sandbox))
             if stands == told:
                 continue
@@ -112,6 +120,13 @@ class Announcements:
             elif row is not None and not row.state.transient:
                 del self._told[sandbox]
                 self._tell(sandbox, _ended(row.state))
+
+    def _explain(self, sandbox: SandboxId, reason: str) -> None:
+        """Tell why a sandbox is in its state, once: what was lost with its life, what was started instead."""
+        if reason != self._reasons.get(sandbox, "") and sandbox in self._followers:
+            self._reasons[sandbox] = reason
+            if reason:
+                self._tell(sandbox, _because(reason))
 
     def _tell(self, sandbox: SandboxId, notice: RestNotice) -> None:
         for queue in self._followers.get(sandbox, ()):
@@ -136,6 +151,10 @@ def _soon(announced: Announced) -> RestNotice:
         message=f"The sandbox {_SOON[announced.step]}: at {moment} UTC, if nobody uses it before.",
         due_time=announced.time,
     )
+
+
+def _because(reason: str) -> RestNotice:
+    return RestNotice(code="STATE_REASON", message=reason)
 
 
 def _ended(state: SandboxState) -> RestNotice:

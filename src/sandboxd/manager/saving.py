@@ -25,6 +25,9 @@ from sandboxd.model.sources import Clock, IdSource
 
 GIVEN_UP: Final = frozenset({ImageNotRunningError.reason})
 """Failures that say that the root file system is not wanted: it was rolled back."""
+QUIET: Final = timedelta(minutes=3)
+"""How long nothing was installed, and nobody has used it, before what was installed is committed."""
+RETRY_INSTALL: Final = timedelta(minutes=30)
 FIRST_DELAY: Final = timedelta(seconds=30)
 LONGEST_DELAY: Final = timedelta(hours=1)
 """Between attempts of the sweep at a commit that keeps failing: four times as long each time."""
@@ -130,14 +133,26 @@ class RootSaving:
             await self._begin(sandbox.id, trigger=CommitTrigger.STOP)
         return False
 
-    async def begin_idle(self, sandbox: SandboxId) -> bool:
-        """Begin a commit of what was installed, where none is in flight; answers whether one was begun."""
-        if not self.active:
+    async def commit_installs(self, sandbox: Sandbox, *, at: datetime) -> bool:
+        """Begin a commit where something was installed and the sandbox has been idle since; answers whether it did.
+
+        Once for each time that it became dirty; where that fails, again after a while. It keeps what a crash would
+        lose, and lets a later stop find that nothing has changed.
+        """
+        dirty = sandbox.dirty_since
+        if not self.active or sandbox.state is not SandboxState.ACTIVE or dirty is None:
+            return False
+        if max(dirty, sandbox.last_use_time) > at - QUIET:
+            return False
+        async with self.units.begin() as work:
+            newest = await work.generations.list(sandbox.id, everything=True, page_size=1, page_token="")
+        last = newest.items[0] if newest.items else None
+        if last is not None and last.create_time >= max(dirty, at - RETRY_INSTALL):
             return False
         try:
-            await self._begin(sandbox, trigger=CommitTrigger.INSTALL)
+            await self._begin(sandbox.id, trigger=CommitTrigger.INSTALL)
         except SandboxdError as error:
-            log.info("saving.not_begun", sandbox=sandbox, reason=error.reason, error=error.message)
+            log.info("saving.not_begun", sandbox=sandbox.id, reason=error.reason, error=error.message)
             return False
         return True
 

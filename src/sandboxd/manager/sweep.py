@@ -209,6 +209,8 @@ class Sweep:
             candidate, compared = await self._sampled(candidate, dry_run=dry_run)
         root = await self.dirtiness.root_of(candidate.sandbox)
         now = self.clock.now()
+        if root is Root.COMMITTABLE and not dry_run and not policy.discard_root_changes:
+            await self.saving.commit_installs(candidate.sandbox, at=now)
         verdict = judge(candidate, policy, root, judged_by_two=compared, at=now)
         report.hindered += bool(verdict.look.hindrance)
         if dry_run:
