@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from sandboxd.model.cluster import Mode
 from sandboxd.model.cluster_pool import PlacedPool, pool_resource
+from sandboxd.model.cluster_probe import PlacedProbe, probe_resource
 from sandboxd.model.ids import ClientId
 from sandboxd.model.pool import PoolId
 from sandboxd.model.sandbox import Tier
@@ -33,7 +35,7 @@ async def stage(cluster: Cluster, instance: str, tmp_path: Path) -> Any:
         for one in render(values={**TRIAL, "instance": instance}, release=instance, namespace=f"{instance}-system")
         if one["kind"].startswith("ValidatingAdmission")
     ]
-    assert len(objects) == 8
+    assert len(objects) == 10
     await cluster.apply(objects)
     yield stage
     await cluster.kubectl("delete", POLICIES, f"--selector=sandboxd.dev/instance={instance}")
@@ -105,6 +107,38 @@ async def test_a_pool_is_changed_by_serve_alone_and_kubectl_scale_names_the_call
     await stage.kubectl(*to_grow, *account(stage, "serve"))
     await stage.kubectl(*to_lie, *account(stage, "operator"))
     assert (await stage.get("sbxp", name))["spec"]["target"] == 2
+
+
+async def test_an_image_is_tried_by_serve_alone_once_and_the_operator_alone_says_what_came_of_it(stage: Stage) -> None:
+    sandbox, spec = stage.a_sandbox(mode=Mode.STOPPED)
+    await stage.write(sandbox, spec, *account(stage, "serve"))
+    image = f"localhost:5000/acme/gemini-cli-user-ada@sha256:{'0' * 64}"
+    probe = PlacedProbe(sandbox=sandbox, image=image, deadline=timedelta(seconds=60))
+    uid = (await stage.get("sbx", sandbox))["metadata"]["uid"]
+
+    def made(name: str) -> str:
+        return json.dumps(
+            probe_resource(name, probe, namespace=stage.namespace, instance=stage.instance, owner_uid=uid)
+        )
+
+    async def stopped() -> bool:
+        create = ("create", "--dry-run=server", "-f", "-", *account(stage, "operator"))
+        try:
+            await stage.cluster.kubectl(*create, stdin=made("probe-theirs"))
+        except KubectlError as error:
+            return "SandboxService: Commit" in str(error)
+        return False
+
+    await eventually(stopped, within=30, every=0.3, what="only serve makes probes")
+    create = ("create", "-f", "-", *account(stage, "serve"))
+    await stage.cluster.kubectl(*create, stdin=made("probe-ours"))
+    to_lie = ("--subresource=status", "--type=merge", '-p={"status":{"state":"Booted"}}')
+    await refused(stage, "SandboxService", "patch", "sbxprobe", "probe-ours", *to_lie, *account(stage, "serve"))
+    await stage.kubectl("patch", "sbxprobe", "probe-ours", *to_lie, *account(stage, "operator"))
+    longer = '-p={"spec":{"deadlineSeconds":3600}}'
+    with pytest.raises(KubectlError, match="does not change"):
+        await stage.kubectl("patch", "sbxprobe", "probe-ours", "--type=merge", longer, *account(stage, "serve"))
+    await stage.kubectl("delete", "sbxprobe", "probe-ours", *account(stage, "operator"))
 
 
 async def test_a_pod_without_a_user_namespace_is_refused_in_a_client_s_namespace_and_told_of(stage: Stage) -> None:

@@ -16,7 +16,7 @@ from sandboxd.operator.kinds import Kind
 from sandboxd.operator.pod_shape import AGENT_COMMAND, pod_template, resources_of
 from sandboxd.operator.queue import WorkQueue
 from sandboxd.operator.template import Template
-from sandboxd.operator.tenancy import Allowed, Network, namespace_objects, read_allowed, read_quota
+from sandboxd.operator.tenancy import DEFAULT_QUOTA, Allowed, Network, namespace_objects, read_allowed, read_quota
 from tests.operator_world import (
     FIRST,
     INSTANCE,
@@ -183,10 +183,24 @@ def test_a_namespace_is_closed_first_and_opened_for_what_is_needed() -> None:
 def test_a_namespace_s_quota_has_its_own_numbers_where_it_says_so() -> None:
     namespace = a_namespace(annotations={"sandboxd.dev/quota": "pods=3, requests.storage=1T"})
 
-    (quota,) = namespace_objects(namespace, instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
+    built = namespace_objects(namespace, instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
 
-    assert (quota["spec"]["hard"]["pods"], quota["spec"]["hard"]["requests.storage"]) == ("3", "1T")
-    assert quota["spec"]["hard"]["services.nodeports"] == "0"
+    quotas = {one["metadata"]["name"]: one["spec"] for one in built}
+    assert quotas["sandboxd-pods"] == {"hard": {"pods": "3"}, "scopes": ["NotTerminating"]}
+    assert quotas["sandboxd"]["hard"]["requests.storage"] == "1T"
+    assert quotas["sandboxd"]["hard"]["services.nodeports"] == "0"
+    assert "pods" not in quotas["sandboxd"]["hard"]
+
+
+def test_what_sandboxd_does_for_itself_is_bounded_and_counts_in_no_quota_of_the_client() -> None:
+    namespace = a_namespace(annotations={"sandboxd.dev/quota": "pods=0,requests.cpu=0,limits.memory=0"})
+
+    built = namespace_objects(namespace, instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
+
+    quotas = {one["metadata"]["name"]: one["spec"] for one in built}
+    assert quotas["sandboxd-pods"]["hard"] == {"pods": "0", "requests.cpu": "0", "limits.memory": "0"}
+    assert quotas["sandboxd-probes"] == {"hard": {"pods": "10"}, "scopes": ["Terminating"]}
+    assert set(quotas["sandboxd"]["hard"]) == set(DEFAULT_QUOTA) - {"pods"}
 
 
 def test_lists_of_addresses_are_read() -> None:

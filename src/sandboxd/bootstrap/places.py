@@ -131,6 +131,7 @@ def make_placement(
         close=client.close,
         pool_board=board,
         images=backend.images,
+        probe=backend.probe,
         cluster=client,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from sandboxd.kubeapi.client import segment
-from sandboxd.model.cluster import API_VERSION, POOLS, SANDBOXES, TEMPLATES
+from sandboxd.model.cluster import API_VERSION, POOLS, PROBES, SANDBOXES, TEMPLATES
 
 _OURS = f"/apis/{API_VERSION}"
 
@@ -16,6 +16,7 @@ class Kind(enum.Enum):
     SANDBOX = (_OURS, SANDBOXES)
     TEMPLATE = (_OURS, TEMPLATES)
     POOL = (_OURS, POOLS)
+    PROBE = (_OURS, PROBES)
     STATEFUL_SET = ("/apis/apps/v1", "statefulsets")
     DAEMON_SET = ("/apis/apps/v1", "daemonsets")
     POD = ("/api/v1", "pods")

@@ -27,7 +27,7 @@ class OperatorMetrics:
         self._depth = Gauge("sandboxd_operator_queue_depth", "Keys that wait to be reconciled.", registry=registry)
         self._seconds = Histogram(
             "sandboxd_operator_reconcile_seconds",
-            "How long one pass over a sandbox, a pool, a client's namespace or a template's images takes, and its end.",
+            "How long a pass over a sandbox, pool, probe, client's namespace or template's images takes, and its end.",
             ("subject", "outcome"),
             buckets=_BUCKETS,
             registry=registry,

@@ -17,6 +17,7 @@ from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import SILENCE as EVENTS_SILENCE
 from sandboxd.kubeapi.reflector import Key, Reflector
 from sandboxd.model.cluster import INSTANCE_LABEL, pod_of
+from sandboxd.model.cluster_probe import PROBE_PREFIX
 from sandboxd.model.ids import SandboxId
 from sandboxd.operator.builders import AGENT_SECRET_TYPE
 from sandboxd.operator.kinds import Kind
@@ -31,6 +32,7 @@ _CLAIM: Final = re.compile(r"(?:home|workspace)-(sbx-[0-9a-z]{26})-0")
 _OURS: Final = (
     Kind.SANDBOX,
     Kind.POOL,
+    Kind.PROBE,
     Kind.STATEFUL_SET,
     Kind.POD,
     Kind.SECRET,
@@ -44,20 +46,23 @@ _OURS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkKey:
-    """What is reconciled as one: a sandbox, a pool, a client's namespace, or a template's images."""
+    """What is reconciled as one: a sandbox, a pool, a probe, a client's namespace, or a template's images."""
 
     namespace: str = ""
     sandbox: str = ""
     """Empty for the namespace itself."""
     pool: str = ""
     """A pool of the namespace."""
+    probe: str = ""
+    """A probe of an image in the namespace."""
     template: str = ""
     """Empty for what is in a namespace."""
 
     @property
     def subject(self) -> str:
         """What it is, for metrics."""
-        return "template" if self.template else "pool" if self.pool else "sandbox" if self.sandbox else "namespace"
+        found = (("template", self.template), ("pool", self.pool), ("probe", self.probe), ("sandbox", self.sandbox))
+        return next((subject for subject, name in found if name), "namespace")
 
 
 class Mirrors:
@@ -143,6 +148,8 @@ class Mirrors:
             yield WorkKey(namespace=sandbox["metadata"]["namespace"], sandbox=sandbox["metadata"]["name"])
         for pool in self._mirrors[Kind.POOL]:
             yield WorkKey(namespace=pool["metadata"]["namespace"], pool=pool["metadata"]["name"])
+        for probe in self._mirrors[Kind.PROBE]:
+            yield WorkKey(namespace=probe["metadata"]["namespace"], probe=probe["metadata"]["name"])
         templates = {one["metadata"]["name"] for one in self._mirrors[Kind.TEMPLATE]}
         for name in templates | {template_of(one) for one in self._mirrors[Kind.DAEMON_SET]} - {""}:
             yield WorkKey(template=name)
@@ -159,7 +166,7 @@ class Mirrors:
         def changed(key: Key, obj: Json | None) -> None:
             if obj is None:
                 self._written.pop((kind, key), None)
-            for woken in (*self._woken(kind, key, obj), *self._pools_of(kind, key, obj)):
+            for woken in (*self._woken(kind, key, obj), *self._pools_of(kind, key, obj), *self._probes_of(kind, key)):
                 self._wake(woken)
 
         return changed
@@ -192,7 +199,7 @@ class Mirrors:
                 yield from self._node(name, obj)
             case Kind.EVENT:
                 yield from self._failed_create(obj)
-            case Kind.STORAGE_CLASS | Kind.LEASE | Kind.POOL:
+            case Kind.STORAGE_CLASS | Kind.LEASE | Kind.POOL | Kind.PROBE:
                 return
 
     def _pools_of(self, kind: Kind, key: Key, obj: Json | None) -> Iterator[WorkKey]:
@@ -201,6 +208,15 @@ class Mirrors:
         elif kind is Kind.SANDBOX:
             for namespace, pool in self.pools.take(key, obj):
                 yield WorkKey(namespace=namespace, pool=pool)
+
+    def _probes_of(self, kind: Kind, key: Key) -> Iterator[WorkKey]:
+        namespace, name = key
+        if kind is Kind.PROBE or (kind is Kind.POD and name.startswith(PROBE_PREFIX)):
+            yield WorkKey(namespace=namespace, probe=name)
+        elif kind in (Kind.QUOTA, Kind.LIMITS, Kind.POLICY):  # its namespace may be ready now
+            for probe in self._mirrors[Kind.PROBE]:
+                if probe["metadata"]["namespace"] == namespace:
+                    yield WorkKey(namespace=namespace, probe=probe["metadata"]["name"])
 
     def _template(self, name: str, template: Json | None) -> Iterator[WorkKey]:
         """Sandboxes of a template: what it says of its images is nothing to them."""

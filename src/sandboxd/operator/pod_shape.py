@@ -50,6 +50,9 @@ OPTIONAL_PARTS: Final = (
     "imagePullSecrets",
 )
 """Parts of a pod that a template may leave out."""
+CONTAINER_SECURITY: Final = {"runAsUser": 0, "allowPrivilegeEscalation": True, "privileged": False}
+AGENT_ENVIRONMENT: Final = ({"name": "OPENSSL_CONF", "value": "/dev/null"},)
+"""Or the agent's libraries would read the sandbox's own configuration of them."""
 LAST_NODE_WEIGHT: Final = 100
 """The node that has image and volumes outweighs everything else that is preferred."""
 PACKING_WEIGHT: Final = 50
@@ -122,18 +125,29 @@ def pod_template(
     sandbox: SandboxId, spec: PlacedSpec, template: Template, *, labels: dict[str, str], last_node: str = ""
 ) -> dict[str, Any]:  # Any: JSON
     """The pod template of one incarnation, which prefers the node of the one before it."""
+    pod = {
+        **pod_basis(template, own_image=bool(spec.image), last_node=last_node),
+        "terminationGracePeriodSeconds": TERMINATION_SECONDS,
+        "containers": [_container(spec, template)],
+        "volumes": [
+            agent_volume(template),
+            {"name": IDENTITY_VOLUME, "secret": {"secretName": agent_secret_of(sandbox), "defaultMode": 0o400}},
+            {"name": RUN_VOLUME, "emptyDir": {}},
+        ],
+    }
+    return {
+        "metadata": {"labels": labels, "annotations": {INCARNATION_ANNOTATION: spec.incarnation}},
+        "spec": pod,
+    }
+
+
+def pod_basis(template: Template, *, own_image: bool, last_node: str) -> dict[str, Any]:
+    """What every pod that is made of a sandbox's image has, be it a sandbox or a probe: where and as whom it runs."""
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "hostUsers": template.host_users,
-        "terminationGracePeriodSeconds": TERMINATION_SECONDS,
         "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "containers": [_container(spec, template)],
-        "volumes": [
-            _agent_volume(template),
-            {"name": IDENTITY_VOLUME, "secret": {"secretName": agent_secret_of(sandbox), "defaultMode": 0o400}},
-            {"name": RUN_VOLUME, "emptyDir": {}},
-        ],
     }
     if template.agent_delivery is AgentDelivery.INIT_COPY:
         pod["initContainers"] = [_copy_container(template)]
@@ -145,13 +159,9 @@ def pod_template(
         "schedulerName": template.scheduler or DEFAULT_SCHEDULER,
         "affinity": _affinity(template, last_node),
         "topologySpreadConstraints": [dict(one) for one in template.topology_spread],
-        "imagePullSecrets": [{"name": name} for name in pull_secrets(template, own=bool(spec.image))],
+        "imagePullSecrets": [{"name": name} for name in pull_secrets(template, own=own_image)],
     }
-    pod |= {name: value for name, value in optional.items() if value}
-    return {
-        "metadata": {"labels": labels, "annotations": {INCARNATION_ANNOTATION: spec.incarnation}},
-        "spec": pod,
-    }
+    return pod | {name: value for name, value in optional.items() if value}
 
 
 def next_image(spec: PlacedSpec, template: Template) -> str:
@@ -197,8 +207,7 @@ def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:
         "image": next_image(spec, template),
         "imagePullPolicy": "IfNotPresent",
         "command": list(AGENT_COMMAND),
-        # Or the agent's libraries would read the sandbox's own configuration of them.
-        "env": [{"name": "OPENSSL_CONF", "value": "/dev/null"}],
+        "env": [dict(one) for one in AGENT_ENVIRONMENT],
         "workingDir": "/",
         "ports": [{"name": "agent", "containerPort": AGENT_PORT, "protocol": "TCP"}],
         "resources": resources_of(spec.resources, template, mode=Mode.RUNNING),
@@ -206,7 +215,7 @@ def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:
             {"resourceName": "cpu", "restartPolicy": "NotRequired"},
             {"resourceName": "memory", "restartPolicy": "NotRequired"},
         ],
-        "securityContext": {"runAsUser": 0, "allowPrivilegeEscalation": True, "privileged": False},
+        "securityContext": dict(CONTAINER_SECURITY),
         # Quick until it answers once, rare afterwards: a hundred sandboxes are on one node.
         "startupProbe": {**probe, "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {**probe, "periodSeconds": 15, "failureThreshold": 3},
@@ -221,7 +230,8 @@ def _container(spec: PlacedSpec, template: Template) -> dict[str, Any]:
     }
 
 
-def _agent_volume(template: Template) -> dict[str, Any]:
+def agent_volume(template: Template) -> dict[str, Any]:
+    """The agent's file system."""
     match template.agent_delivery:
         case AgentDelivery.IMAGE_VOLUME:
             image = {"reference": template.agent_image, "pullPolicy": "IfNotPresent"}

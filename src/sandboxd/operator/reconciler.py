@@ -17,7 +17,7 @@ from sandboxd.model.ids import time_of_id
 from sandboxd.model.sources import Clock
 from sandboxd.operator.announcing import PATIENCE_SECONDS, Announcement, announcements, lasting
 from sandboxd.operator.builders import api_time, resource_event
-from sandboxd.operator.comparing import says
+from sandboxd.operator.comparing import merging, says
 from sandboxd.operator.concluding import conclude
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.losses import is_bound
@@ -188,7 +188,10 @@ class Reconciler:
             return None
 
     def _objects(self, kind: Kind, namespace: str) -> dict[str, Json]:
-        names = {Kind.POLICY: ("sandboxd-deny", "sandboxd-allow")}.get(kind, ("sandboxd",))
+        names = {
+            Kind.POLICY: ("sandboxd-deny", "sandboxd-allow"),
+            Kind.QUOTA: ("sandboxd", "sandboxd-pods", "sandboxd-probes"),
+        }.get(kind, ("sandboxd",))
         found = {name: self._mirrors.get(kind, namespace, name) for name in names}
         return {name: obj for name, obj in found.items() if obj is not None}
 
@@ -223,7 +226,7 @@ class Reconciler:
                 if found is None:
                     steps.append(Create(kind=kind, namespace=name, name=body["metadata"]["name"], body=body))
                 elif not says(found["spec"], body["spec"]):
-                    steps.append(_patch(kind, found, {"spec": body["spec"]}))
+                    steps.append(_patch(kind, found, {"spec": merging(found["spec"], body["spec"])}))
         return await self._writer.carry_out([steps] if steps else [])
 
     def _now(self) -> str:

@@ -20,6 +20,7 @@ from sandboxd.operator.plan import PlanSettings
 from sandboxd.operator.pools import PoolKeeper
 from sandboxd.operator.ports import AgentIdentities
 from sandboxd.operator.prepuller import Prepuller
+from sandboxd.operator.prober import Prober
 from sandboxd.operator.queue import WorkQueue
 from sandboxd.operator.reconciler import Reconciler
 from sandboxd.operator.writing import Writer
@@ -83,6 +84,9 @@ class Operator:
             later=self._queue.add_later,
         )
         self._prepuller = Prepuller(mirrors=self.mirrors, writer=writer, settings=settings.plan, clock=clock)
+        self._prober = Prober(
+            mirrors=self.mirrors, writer=writer, settings=settings.plan, clock=clock, later=self._queue.add_later
+        )
         self._pools = PoolKeeper(
             mirrors=self.mirrors,
             writer=writer,
@@ -146,6 +150,8 @@ class Operator:
                 refusals = await self._prepuller.reconcile(key.template)
             elif key.pool:
                 refusals = await self._pools.reconcile(key)
+            elif key.probe:
+                refusals = await self._prober.reconcile(key)
             else:
                 refusals = await self._reconciler.reconcile(key)
         except KubeConflictError:

@@ -7,6 +7,7 @@ on one sandbox the later one is refused and not obeyed.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +19,7 @@ import structlog
 from typing_extensions import override
 
 from sandboxd.backends.kubernetes.figures import Figures
+from sandboxd.backends.kubernetes.image_probe import KubernetesProbe
 from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import Installation, SandboxObjects, lost_pod
 from sandboxd.backends.kubernetes.placed import Placed, gpus_of, quantities
@@ -97,6 +99,15 @@ class KubernetesBackend(Backend):
         )
         self.images = KubernetesImages(objects=self._objects, mirror=self._mirror)
         """Which images its sandboxes run from, and are to run from."""
+        self.probe = KubernetesProbe(
+            api,
+            objects=self._objects,
+            mirror=self._mirror,
+            instance=installation.instance,
+            clock=clock,
+            name=lambda: secrets.token_hex(8),
+        )
+        """Boots images before anybody starts from them."""
         self._reports: OrderedDict[IncarnationId, StartReport] = OrderedDict()
 
     async def run(self) -> None:

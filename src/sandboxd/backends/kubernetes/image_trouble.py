@@ -39,8 +39,10 @@ WORDS: Final[Mapping[BootStep, str]] = {
     BootStep.CLI: "Gemini CLI does not start in it",
     BootStep.SUDO: "sudo does not work in it",
 }
-_OTHERS_FAULT: Final = ("CreateContainerConfigError", "ErrImage", "ImagePull", "ImageInspectError")
-"""Reasons of a kubelet that tell of something beside the image, such as a Secret that is not there yet."""
+_OTHERS_FAULT: Final = re.compile(
+    r"^(CreateContainerConfigError|ErrImage|ImagePull|ImageInspectError)|deadline exceeded|failed to reserve"
+)
+"""Words of a kubelet that tell of something beside the image: a Secret that is not there yet, a node without time."""
 _AGENTS_WORD: Final = re.compile(r"exit code (2|3)\b")
 """An agent that cannot use its configuration, or was started a second time, says so: no image would help."""
 
@@ -57,12 +59,17 @@ def broken_at(placed: Placed) -> BootStep | None:
             return BootStep.PULL
         case Reason.IMAGE_BROKEN if named:
             return BootStep.UNPACK
-        case Reason.CONTAINER_FAILED if not status.message.startswith(_OTHERS_FAULT):
+        case Reason.CONTAINER_FAILED if not never_mind(status.message):
             return BootStep.CONTAINER
         case Reason.CONTAINER_RESTARTED | Reason.POD_FAILED if status.state is PlacedState.FAILED:
             return None if _AGENTS_WORD.search(status.message) else BootStep.AGENT
         case _:
             return None
+
+
+def never_mind(message: str) -> bool:
+    """Tell whether a container that cannot be made is no fault of its image, by what the kubelet says."""
+    return _OTHERS_FAULT.search(message) is not None
 
 
 def listens(placed: Placed) -> bool:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from sandboxd.model.cluster import HOME_DIRECTORY, MODEL_PORT, WORKSPACE_DIRECTORY
+from sandboxd.model.cluster import CLI_ENTRY, HOME_DIRECTORY, MODEL_PORT, NODE_DIRECTORY, WORKSPACE_DIRECTORY
 from sandboxd.model.packages import search_path
 from sandboxd.stream.ports import CliPlace
 
-NODE_DIRECTORY: Final = "/opt/node/bin"
 CLEAN_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 POD_PLACE: Final = CliPlace(
     node=f"{NODE_DIRECTORY}/node",
-    entry="/opt/gemini-cli/node_modules/@google/gemini-cli/bundle/gemini.js",
+    entry=CLI_ENTRY,
     home=HOME_DIRECTORY,
     workspace=WORKSPACE_DIRECTORY,
     # Written by the CLI's own user at each start of the CLI; the run directory is the agent's.
