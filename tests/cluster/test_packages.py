@@ -1,4 +1,4 @@
-"""An install with sudo in a real pod: it is unsaved while it is there, and the history says when it was lost."""
+"""An install with sudo in a real pod: it is unsaved while it is there, and with its pod it is lost, which is told."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def history(client: Client, sandbox: sandbox_pb2.Sandbox) -> list[pb.Packa
     return list(changes)
 
 
-async def test_what_sudo_installs_is_unsaved_until_its_life_ends_and_the_history_tells_both(
+async def test_what_sudo_installs_is_unsaved_and_lost_with_its_pod_and_the_history_tells_both(
     stack: ClusterStack,
 ) -> None:
     async with stack.client() as client:
@@ -80,14 +80,19 @@ async def test_what_sudo_installs_is_unsaved_until_its_life_ends_and_the_history
         running = await client.packages.list(sandbox.name, unsaved=True)
         assert ([one.name for one in running.packages], running.last.recorded) == (["hello-test"], False)
 
-        await client.pause(sandbox.name)
+        stack.delete_pod(sandbox)  # before anybody could commit it
 
+        async def gone() -> bool:
+            return (await client.get(sandbox.name)).state_reason != ""
+
+        await eventually(gone, within=60, every=0.5, what="the loss is seen")
         lost = await client.packages.list(sandbox.name, unsaved=True)
         assert ([one.name for one in lost.packages], lost.last.recorded) == (["hello-test"], True)
         assert (await client.get(sandbox.name)).unsaved == dirty
         assert "not saved is gone" in await sandboxctl(stack, "packages", sandbox_id(sandbox))
 
-        await client.resume(sandbox.name)
+        async with client.stream(sandbox.name, session=stream.session, after_sequence=-1) as again:
+            await Transcript(stream=again).turn("fake:say(text=here again)")
 
         async def clean() -> bool:
             return not (await client.get(sandbox.name)).HasField("unsaved")
