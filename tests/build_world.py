@@ -16,7 +16,7 @@ from sandboxd.images.baseline_file import read_records
 from sandboxd.images.baselines import RegistryBaselines
 from sandboxd.images.building import BuildRules, RegistryImageBuilder
 from sandboxd.images.ports import BuildOrder, BuildProgress, BuiltImage, ImageLimits, ImageReference, LayerWriter
-from sandboxd.images.registry import Manifest, Registry
+from sandboxd.images.registry import Manifest, Registry, Sent
 from sandboxd.images.spool import Spool
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.rootfs import BaselineRecord
@@ -72,9 +72,11 @@ class Interfering(Registry):
         await self.inner.copy(repository, digest, size=size, source=source, timeout=timeout)
 
     @override
-    async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
+    async def upload(
+        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+    ) -> None:
         await self._ask("upload")
-        await self.inner.upload(repository, content, digest=digest, timeout=timeout)
+        await self.inner.upload(repository, content, digest=digest, timeout=timeout, sent=sent)
 
     @override
     async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:

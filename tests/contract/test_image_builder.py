@@ -65,6 +65,9 @@ async def test_what_is_built_is_the_base_with_one_layer(world: BuildWorld) -> No
     assert {"capture", "push", "verify"} <= built.seconds.keys()
     phases = [said.phase for said in world.progress]
     assert phases == sorted(phases, key=["capture", "push", "verify"].index)
+    pushed = [said.bytes for said in world.progress if said.phase == "push"]
+    assert pushed == sorted(pushed)
+    assert pushed[0] == 0
     assert world.progress[-2] == BuildProgress(
         phase="push", bytes=built.compressed_bytes, total_bytes=built.compressed_bytes
     )

@@ -47,12 +47,15 @@ async def test_what_is_pushed_is_pulled_byte_for_byte_until_it_is_deleted(regist
     text = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": blobs[0], "layers": blobs[1:]}
     manifest = Manifest(media_type=OCI_MANIFEST, content=json.dumps(text).encode())
 
-    await registry.upload("a/b", tmp_path / "layer", digest=digest_of(layer), timeout=SOON)
+    sent: list[int] = []
+    await registry.upload("a/b", tmp_path / "layer", digest=digest_of(layer), timeout=SOON, sent=sent.append)
     await registry.upload("a/b", config, digest=digest_of(config), timeout=SOON)
     await registry.push("a/b", manifest.digest, manifest, timeout=SOON)
     for number in range(3):
         await registry.push("a/b", f"g{number:06}", manifest, timeout=SOON)
 
+    assert sent == sorted(sent)
+    assert sent[-1] == len(layer)
     assert await registry.manifest("a/b", "g000001", timeout=SOON) == manifest
     assert await registry.manifest("a/b", manifest.digest, timeout=SOON) == manifest
     assert await fetched(registry, layer) == layer

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from sandboxd.images.registry import Manifest, Registry, digest_of
+from sandboxd.images.registry import Manifest, Registry, Sent, digest_of
 from sandboxd.model.errors import NotFoundError, UnavailableError
 
 
@@ -55,11 +55,15 @@ class FakeRegistry(Registry):
         self.blobs[repository][digest] = content
 
     @override
-    async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
+    async def upload(
+        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+    ) -> None:
         whole = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
         if digest_of(whole) != digest:
             raise UnavailableError("DIGEST_INVALID")
         self.blobs[repository][digest] = whole
+        if sent is not None:
+            sent(len(whole))
 
     @override
     async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:

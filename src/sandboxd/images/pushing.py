@@ -9,7 +9,7 @@ from pathlib import Path
 from sandboxd.images.assembling import Assembled
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.ports import BuildProgress, WrittenLayer
-from sandboxd.images.registry import Registry
+from sandboxd.images.registry import Registry, Sent
 from sandboxd.model.errors import UnavailableError
 
 Left = Callable[[], timedelta]
@@ -41,14 +41,18 @@ class ImagePush:
             layer: Its own layer, in a file.
             base: The base's layers.
             source: Where those are.
-            progress: Told when the layer goes and when it is there.
+            progress: Told how much of the layer has arrived.
         """
         total = layer.compressed_bytes if layer else 0
         progress(BuildProgress(phase="push", total_bytes=total))
         for blob in base:
             await self._take_over(blob, source)
         if layer is not None:
-            await self._upload(layer.digest, layer.file)
+            await self._upload(
+                layer.digest,
+                layer.file,
+                sent=lambda count: progress(BuildProgress(phase="push", bytes=count, total_bytes=total)),
+            )
         await self._upload(made.config_digest, made.config)
         progress(BuildProgress(phase="push", bytes=total, total_bytes=total))
         for reference in (made.manifest.digest, self._tag):
@@ -72,9 +76,9 @@ class ImagePush:
                     f"The registry took the image and has no blob {digest} of it. Try again.", digest=digest
                 )
 
-    async def _upload(self, digest: str, content: Path | bytes) -> None:
+    async def _upload(self, digest: str, content: Path | bytes, *, sent: Sent | None = None) -> None:
         if not await self._registry.has_blob(self._repository, digest, timeout=self._left()):
-            await self._registry.upload(self._repository, content, digest=digest, timeout=self._left())
+            await self._registry.upload(self._repository, content, digest=digest, timeout=self._left(), sent=sent)
 
     async def _take_over(self, blob: Descriptor, source: str) -> None:
         """Let the repository have a blob of the base: mounted, where the registry does that, else through us."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,10 @@ DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json
 
 MANIFEST_BYTES: Final = 4 << 20
 """Longest manifest that is read: what registries accept at most."""
+
+
+Sent = Callable[[int], None]
+"""Told how many bytes of a blob have arrived."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +81,18 @@ class Registry(Protocol):
         """
         ...
 
-    async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
-        """Upload a blob in chunks, going on where a cut left it. A failed or cancelled upload is taken back."""
+    async def upload(
+        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+    ) -> None:
+        """Upload a blob in chunks, going on where a cut left it. A failed or cancelled upload is taken back.
+
+        Args:
+            repository: Which.
+            content: A file, which is read as it goes, or all of it.
+            digest: Of it.
+            timeout: For all of it.
+            sent: Told how many bytes the registry has, after each chunk; fewer again where it lost some.
+        """
         ...
 
     async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:

@@ -35,6 +35,7 @@ from sandboxd.images.registry import (
     OCI_MANIFEST,
     Manifest,
     Registry,
+    Sent,
 )
 from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError, WrongStateError
 
@@ -166,11 +167,13 @@ class OciRegistry(Registry):
             await self._upload(repository, digest, once)
 
     @override
-    async def upload(self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta) -> None:
+    async def upload(
+        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+    ) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         kept = KeptContent(source=content, size=size)
         async with within(timeout, f"upload of {digest}"):
-            await self._upload(repository, digest, lambda: self._upload_once(repository, kept, digest))
+            await self._upload(repository, digest, lambda: self._upload_once(repository, kept, digest, sent))
 
     async def _upload(self, repository: str, digest: str, once: Callable[[], Awaitable[bool]]) -> None:
         """Upload in as many sessions as it takes."""
@@ -188,13 +191,13 @@ class OciRegistry(Registry):
             await pause(attempt)
         raise failure
 
-    async def _upload_once(self, repository: str, content: Content, digest: str) -> bool:
+    async def _upload_once(self, repository: str, content: Content, digest: str, sent: Sent | None = None) -> bool:
         """Upload in one session; False where the registry does not know it any more."""
         url, scopes = self._url(repository, "blobs/uploads/"), scopes_of(repository, write=True)
         session = await self._opened(Upload.begin(self._transport(), url, scopes=scopes, chunk=self._chunk))
         assert session is not None
         try:
-            await session.send(content, digest=digest)
+            await session.send(content, digest=digest, sent=sent)
         except NotFoundError:
             return False
         except BaseException:

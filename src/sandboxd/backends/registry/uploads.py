@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from yarl import URL
 
 from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, finishing, pause
+from sandboxd.images.registry import Sent
 from sandboxd.model.errors import SandboxdError, UnavailableError
 
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
@@ -99,7 +100,7 @@ class Upload:
         chunk = max(chunk, int(smallest)) if smallest.isdecimal() else chunk
         return cls(transport, location_of(answer), scopes=scopes, chunk=chunk)
 
-    async def send(self, content: Content, *, digest: str) -> None:
+    async def send(self, content: Content, *, digest: str, sent: Sent | None = None) -> None:
         """Send everything and close the session with the digest.
 
         Raises:
@@ -115,6 +116,8 @@ class Upload:
             if arrived:
                 offset += len(piece)
                 failures = 0
+                if sent is not None:
+                    sent(offset)
                 continue
             failures += 1
             if failures == ATTEMPTS:
