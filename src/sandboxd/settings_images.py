@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sandboxd.images.ports import ImageLimits, SecretPolicy
+from sandboxd.model.image_keeping import KeepingPolicy
 from sandboxd.model.sandbox import Tier
 
 _GB: Final = 10**9
@@ -72,6 +73,19 @@ class ImageSettings(BaseSettings):
     empty. Several replicas may share it."""
     images_cache_bytes: int = Field(default=_GIB, ge=0)
     """Most of them together; those go that were not used for longest."""
+
+    images_care_seconds: float = Field(default=3600, ge=0, le=604_800)
+    """How often images that are needed no more are removed, by one replica; 0 leaves that to `sandboxctl admin sweep
+    images`."""
+    images_kept_previous: int = Field(default=2, ge=0, le=100)
+    """Images of each sandbox that are kept beside the active one, to roll back to."""
+    images_grace_seconds: float = Field(default=86_400, ge=0, le=31_536_000)
+    """How long an image stays after something named it last, and what no row knows of after it was found."""
+
+    @property
+    def image_keeping(self) -> KeepingPolicy:
+        """Which images are kept."""
+        return KeepingPolicy(previous=self.images_kept_previous, grace=timedelta(seconds=self.images_grace_seconds))
 
     @property
     def image_limits(self) -> Mapping[Tier, ImageLimits]:

@@ -397,3 +397,44 @@ async def test_a_sandbox_keeps_what_its_next_start_takes(world: UnitsWorld) -> N
 
     async with world.units.begin() as work:
         assert (await work.sandboxes.get(sandbox)).image == active.image
+
+
+async def test_every_freelancer_is_an_owner_page_by_page(world: UnitsWorld) -> None:
+    for freelancer in ("eve", "ada", "bob"):
+        await given_sandbox(world, freelancer=freelancer)
+
+    async with world.units.begin() as work:
+        first = await work.generations.owners(limit=2)
+        second = await work.generations.owners(limit=2, after=first[-1])
+
+    assert [*first, *second] == [(CLIENT, FreelancerId(one)) for one in ("ada", "bob", "eve")]
+
+
+async def test_of_a_repository_there_is_what_has_an_image_and_what_is_asked_for_by_number(world: UnitsWorld) -> None:
+    sandbox, other = await given_sandbox(world), await given_sandbox(world, freelancer="eve")
+    discarded, failed = await made(world, sandbox, G.DISCARDED), await made(world, sandbox, G.FAILED)
+    superseded = await made(world, sandbox, G.SUPERSEDED)
+    active = await made(world, await given_sandbox(world), G.ACTIVE)
+    await begin(world, a_generation(other, freelancer="eve"))
+    flying = await made(world, sandbox, G.BUILDING)
+
+    async with world.units.begin() as work:
+        held = await work.generations.of_owner(CLIENT, FREELANCER)
+        more = await work.generations.of_owner(CLIENT, FREELANCER, numbers=[discarded.number, failed.number, 99])
+
+    assert [one.id for one in held] == [superseded.id, active.id, flying.id]
+    assert [one.id for one in more] == [discarded.id, failed.id, superseded.id, active.id, flying.id]
+
+
+async def test_no_commit_begins_in_a_repository_that_is_held(world: UnitsWorld) -> None:
+    sandbox = await given_sandbox(world)
+
+    async with world.units.begin() as work:
+        await work.generations.hold_owner(CLIENT, FREELANCER)
+        commit = asyncio.create_task(begin(world, a_generation(sandbox)))
+        await asyncio.sleep(0.2)
+        assert not commit.done()
+        assert await work.generations.of_owner(CLIENT, FREELANCER) == []
+        await work.commit()
+
+    assert (await commit).number == 1

@@ -11,6 +11,7 @@ from sandboxd.manager.administration import (
     Administration,
     Figures,
     GatewayStatus,
+    ImagePlan,
     InstallationStatus,
     ReplicaStatus,
     Sweep,
@@ -113,6 +114,13 @@ class FakeInstallation:
             ]
         )
 
+    async def rehearse_images(self) -> Swept:
+        goes = ImagePlan(sandbox="sbx-1", repository="acme/a", tags=["g000001"], digest="sha256:1", size=1500)
+        stays = ImagePlan(
+            repository="acme/a", tags=["g000007", "latest"], digest="sha256:7", stays="named", by="Pod acme/sbx-1-0"
+        )
+        return Swept(images=[goes, stays])
+
     def administration(self) -> Administration:
         def sweep(kind: Sweep) -> Callable[[], Awaitable[Swept]]:
             async def run() -> Swept:
@@ -125,7 +133,7 @@ class FakeInstallation:
             installation=self,
             doors=self,
             sweeps={kind: sweep(kind) for kind in Sweep},
-            rehearse=self.rehearse,
+            rehearsals={Sweep.LIFECYCLE: self.rehearse, Sweep.IMAGES: self.rehearse_images},
             figures=lambda: Figures(
                 replica="here",
                 version="1",

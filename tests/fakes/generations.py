@@ -153,6 +153,27 @@ class FakeGenerationRepository(GenerationRepository):
             del rows.generations[one.id]
         return len(found)
 
+    @override
+    async def owners(
+        self, *, limit: int, after: tuple[ClientId, FreelancerId] | None = None
+    ) -> Sequence[tuple[ClientId, FreelancerId]]:
+        rows = await self.work.read()
+        return sorted(owner for owner in rows.freelancers if after is None or owner > after)[:limit]
+
+    @override
+    async def of_owner(
+        self, client: ClientId, freelancer: FreelancerId, *, numbers: Sequence[int] = ()
+    ) -> Sequence[Generation]:
+        def wanted(one: Generation) -> bool:
+            held = one.status not in (_G.DISCARDED, _G.DELETED) and (one.push_time is not None or one.status.in_flight)
+            return (one.client, one.freelancer) == (client, freelancer) and (held or one.number in numbers)
+
+        return sorted(await self._where(wanted), key=lambda one: one.number)
+
+    @override
+    async def hold_owner(self, client: ClientId, freelancer: FreelancerId) -> None:
+        await self.work.write()
+
     async def _newest(self, wanted: Callable[[Generation], bool]) -> Generation | None:
         found = [(one.activate_time, one.id, one) for one in await self._where(wanted) if one.activate_time is not None]
         return max(found)[2] if found else None

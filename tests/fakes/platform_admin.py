@@ -47,7 +47,19 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
     def SweepNow(self, request: admin_pb2.SweepNowRequest, context: Any) -> admin_pb2.SweepNowResponse:
         found = admin_pb2.SweepResult(sweep=admin_pb2.SWEEP_ORPHANS, found=1, names=["sandbox_unknown sbx-9"])
         failed = admin_pb2.SweepResult(sweep=admin_pb2.SWEEP_USAGE, failure="DATABASE_UNAVAILABLE")
-        results = [found, failed]
+        images = admin_pb2.SweepResult(sweep=admin_pb2.SWEEP_IMAGES)
+        if request.dry_run:
+            images.images.add(
+                sandbox="sandboxes/sbx-1",
+                repository="acme/a",
+                tags=["g000001"],
+                digest="sha256:1",
+                compressed_bytes=1500000,
+            )
+            images.images.add(
+                repository="acme/a", tags=["g000007"], digest="sha256:7", stays="named", named_by="Pod acme/sbx-1-0"
+            )
+        results = [found, failed, images]
         return admin_pb2.SweepNowResponse(
             results=[one for one in results if not request.sweeps or one.sweep in request.sweeps]
         )

@@ -80,11 +80,12 @@ async def test_a_sweep_that_fails_or_hangs_does_not_keep_the_others_from_running
         (pb.SWEEP_USAGE, 1, 0, 0, ""),
         (pb.SWEEP_RETENTION, 1, 0, 0, ""),
         (pb.SWEEP_LIFECYCLE, 1, 0, 0, ""),
+        (pb.SWEEP_IMAGES, 1, 0, 0, ""),
     ]
     assert [one.sweep for one in some.results] == [pb.SWEEP_USAGE]
 
 
-async def test_a_dry_run_tells_plans_runs_nothing_and_is_for_the_lifecycle_alone(tmp_path: Path) -> None:
+async def test_a_dry_run_tells_plans_runs_nothing_and_is_for_what_has_plans_alone(tmp_path: Path) -> None:
     async with a_world(tmp_path) as world:
         answer = await admin(world).SweepNow(pb.SweepNowRequest(request_id="r", dry_run=True), metadata=platform(world))
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -93,7 +94,10 @@ async def test_a_dry_run_tells_plans_runs_nothing_and_is_for_the_lifecycle_alone
             )
 
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    ((plan,),) = [one.plans for one in answer.results]
+    ((plan,), ()) = [one.plans for one in answer.results]
+    ((), (goes, stays)) = [one.images for one in answer.results]
+    assert (goes.sandbox, goes.tags, goes.compressed_bytes, goes.stays) == ("sandboxes/sbx-1", ["g000001"], 1500, "")
+    assert (stays.sandbox, stays.stays, stays.named_by) == ("", "named", "Pod acme/sbx-1-0")
     assert (plan.sandbox, plan.step, plan.now) == ("sandboxes/sbx-1", sandbox_pb2.LIFECYCLE_STEP_HIBERNATE, "take")
     assert plan.hindrance == "ROOT_UNKNOWN"
     assert world.installation.ran == []

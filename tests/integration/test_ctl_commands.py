@@ -515,6 +515,15 @@ def test_an_operator_sweeps_drains_and_resets(platform: FakePlatform) -> None:
     assert ctl("admin", "sweep", "nonsense").code == 2
 
 
+def test_an_operator_sees_what_would_become_of_images(platform: FakePlatform) -> None:
+    shown = ctl("admin", "sweep", "images", "--dry-run")
+
+    assert shown.code == 0
+    goes, stays = (line.split() for line in shown.out.splitlines() if "g00000" in line)
+    assert goes == ["sbx-1", "acme/a", "g000001", "sha256:1", "1.5", "MB", "goes"]
+    assert stays == ["-", "acme/a", "g000007", "sha256:7", "-", "named:", "Pod", "acme/sbx-1-0"]
+
+
 def test_packages_lists_all_pages_and_says_what_is_kept(platform: FakePlatform) -> None:
     dpkg, pip = package_pb2.PACKAGE_MANAGER_DPKG, package_pb2.PACKAGE_MANAGER_PIP
     root, home = package_pb2.PACKAGE_PLACE_ROOT, package_pb2.PACKAGE_PLACE_HOME

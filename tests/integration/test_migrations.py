@@ -70,6 +70,7 @@ ROWS = {
         'root', true, now(), now(), 'prc', 'session', 'ses', false)""",
         "UPDATE sandboxes SET dirty_since = now(), unsaved_packages = 1 WHERE id = 'sbx'",
     ),
+    "0020": ("INSERT INTO image_sightings VALUES ('acme/a', 'sha256:0', now(), NULL)",),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",

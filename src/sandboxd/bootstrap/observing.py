@@ -15,6 +15,7 @@ from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.manager.administration import Figures
 from sandboxd.manager.commit_metrics import CommitMetrics
+from sandboxd.manager.image_care_metrics import ImageCareMetrics
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.package_metrics import PackageMetrics
@@ -51,6 +52,7 @@ class Observation:
     pools: PoolMetrics
     packages: PackageMetrics
     commits: CommitMetrics
+    image_care: ImageCareMetrics
     stream: StreamMetrics
 
     @staticmethod
@@ -68,6 +70,7 @@ class Observation:
             pools=PoolMetrics(registry),
             packages=PackageMetrics(registry),
             commits=CommitMetrics(registry),
+            image_care=ImageCareMetrics(registry),
             stream=StreamMetrics(registry),
         )
 

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from sandboxd import __version__
 from sandboxd.api.web.operations import OperationsServer
+from sandboxd.bootstrap.image_care import ImageCareRoom, sweep_images
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.manager.administration import Administration, Doors, Sweep, Swept
 from sandboxd.manager.recovery import Recovery
@@ -69,6 +70,7 @@ def make_administration(
     recovery: Recovery,
     usage: OrphanSweep,
     lifecycle: LifecycleSweep,
+    images: ImageCareRoom | None,
     replica: str,
     clock: Clock,
 ) -> Administration:
@@ -76,15 +78,22 @@ def make_administration(
     return Administration(
         installation=PostgresInstallation(database),
         doors=doors,
-        sweeps=_sweeps(database, recovery, usage, lifecycle),
-        rehearse=lambda: _rehearse(lifecycle),
+        sweeps=_sweeps(database, recovery, usage, lifecycle, images),
+        rehearsals={
+            Sweep.LIFECYCLE: lambda: _rehearse(lifecycle),
+            Sweep.IMAGES: lambda: sweep_images(images, dry_run=True),
+        },
         figures=lambda: seen.figures(replica=replica, version=__version__),
         clock=clock,
     )
 
 
 def _sweeps(
-    database: Database, recovery: Recovery, usage: OrphanSweep, lifecycle: LifecycleSweep
+    database: Database,
+    recovery: Recovery,
+    usage: OrphanSweep,
+    lifecycle: LifecycleSweep,
+    images: ImageCareRoom | None,
 ) -> Mapping[Sweep, Callable[[], Awaitable[Swept]]]:
     async def recover() -> Swept:
         return Swept(done=await recovery.finish_left_over())
@@ -120,6 +129,7 @@ def _sweeps(
         Sweep.USAGE: settle,
         Sweep.RETENTION: forget,
         Sweep.LIFECYCLE: rest,
+        Sweep.IMAGES: lambda: sweep_images(images),
     }
 
 

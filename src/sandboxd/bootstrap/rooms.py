@@ -12,6 +12,7 @@ from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.bootstrap.audit import AuditRoom, make_audit
 from sandboxd.bootstrap.callers import Callers, make_callers
+from sandboxd.bootstrap.image_care import ImageCareRoom, make_image_care
 from sandboxd.bootstrap.images import ImageRoom, image_room, image_tools
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.observing import Observation
@@ -85,6 +86,8 @@ class Rooms:
     callers: Callers
     web: OperationsServer
     texts: TextCare
+    image_care: ImageCareRoom | None
+    """Removes kept images that are needed no more, where there are any."""
 
 
 def build_rooms(settings: Settings, url: str) -> Rooms:
@@ -189,6 +192,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     )
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
     web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
+    image_care = make_image_care(settings, core, placement, database=database, seen=seen)
     doors = ReplicaDoors(web=web, custody=custody)
     api = ApiServer(
         manager=manager,
@@ -198,6 +202,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             seen=seen,
             recovery=manager.recovery,
             lifecycle=manager.sweep,
+            images=image_care,
             usage=OrphanSweep(ledger=ledger, prices=PostgresPriceBookStore(database), clock=clock),
             replica=replica,
             clock=clock,
@@ -257,6 +262,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         callers=callers,
         web=web,
         texts=TextCare(texts=PostgresKeptTexts(database), feed=services.feed, wakeups=presence),
+        image_care=image_care,
     )
 
 

@@ -20,7 +20,7 @@ class AdminClient:
         return await self._connection.call(self._admin.GetStatus, admin_pb2.GetStatusRequest())
 
     async def sweep(self, sweeps: Sequence[str] = (), *, dry_run: bool = False) -> admin_pb2.SweepNowResponse:
-        """Run sweeps now; all of them if none is named. Dry: tell what the one of the lifecycle would do."""
+        """Run sweeps now; all of them if none is named. Dry: tell what those that can tell would do."""
         wanted = [admin_pb2.Sweep.Value(f"SWEEP_{sweep.upper()}") for sweep in sweeps]
         request = admin_pb2.SweepNowRequest(request_id=new_request_id(), sweeps=wanted, dry_run=dry_run)
         return await self._connection.call(self._admin.SweepNow, request, timeout=WORK_SECONDS)

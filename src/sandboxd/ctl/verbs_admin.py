@@ -24,6 +24,7 @@ class SweepName(StrEnum):
     USAGE = "usage"
     RETENTION = "retention"
     LIFECYCLE = "lifecycle"
+    IMAGES = "images"
 
 
 @admin.command(
@@ -48,16 +49,17 @@ def status(context: typer.Context, output: OutputOption = None) -> None:
         "sandboxctl admin sweep",
         "sandboxctl admin sweep orphans usage",
         "sandboxctl admin sweep --dry-run",
+        "sandboxctl admin sweep images --dry-run",
     ),
 )
 def sweep(
     context: typer.Context,
     sweeps: Annotated[
         list[SweepName] | None,
-        typer.Argument(metavar="[SWEEP]...", help="recovery, orphans, usage, retention, lifecycle."),
+        typer.Argument(metavar="[SWEEP]...", help="recovery, orphans, usage, retention, lifecycle, images."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Change nothing; tell what would become of idle sandboxes.")
+        bool, typer.Option("--dry-run", help="Change nothing; tell what would become of idle sandboxes and of images.")
     ] = False,
     output: OutputOption = None,
 ) -> None:

@@ -107,7 +107,7 @@ class Registry(Protocol):
         """Delete a manifest with all its tags; one that is gone already is no error.
 
         Raises:
-            WrongStateError: The registry deletes nothing.
+            RegistryKeepsError: The registry deletes nothing.
         """
         ...
 

@@ -30,6 +30,24 @@ class Sweep(enum.Enum):
     USAGE = "usage"
     RETENTION = "retention"
     LIFECYCLE = "lifecycle"
+    IMAGES = "images"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePlan:
+    """What a sweep would do with one image, or why it does not."""
+
+    sandbox: str = ""
+    """Empty where no row knows of it."""
+    repository: str
+    tags: Sequence[str]
+    digest: str
+    size: int = 0
+    """Bytes of its own layer as it is kept; 0 where they are not known."""
+    stays: str = ""
+    """Why it stays, a constant word; empty where it goes."""
+    by: str = ""
+    """What names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +60,8 @@ class Swept:
     """Things that it found and leaves to people."""
     plans: Sequence[Planned] = ()
     """Of a dry run: what would be done."""
+    images: Sequence[ImagePlan] = ()
+    """Of a dry run: what would become of images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,14 +177,14 @@ class Administration:
         installation: Installation,
         doors: Doors,
         sweeps: Mapping[Sweep, Callable[[], Awaitable[Swept]]],
-        rehearse: Callable[[], Awaitable[Swept]],
+        rehearsals: Mapping[Sweep, Callable[[], Awaitable[Swept]]],
         figures: Callable[[], Figures],
         clock: Clock,
     ) -> None:
         self._installation = installation
         self._doors = doors
         self._sweeps = sweeps
-        self._rehearse = rehearse
+        self._rehearsals = rehearsals
         self._figures = figures
         self._clock = clock
         self.draining = False
@@ -193,20 +213,20 @@ class Administration:
         """Run sweeps, one after the other, within the timeout for all; none named means all.
 
         Raises:
-            InvalidRequestError: A dry run of something else than LIFECYCLE.
+            InvalidRequestError: A dry run of a sweep that has none.
         """
-        if dry_run and set(wanted) - {Sweep.LIFECYCLE}:
-            problem = FieldViolation(field="dry_run", description="is for SWEEP_LIFECYCLE alone")
-            raise InvalidRequestError("dry_run is for SWEEP_LIFECYCLE alone.", violations=[problem])
-        wanted = [Sweep.LIFECYCLE] if dry_run else wanted
+        if dry_run and set(wanted) - set(self._rehearsals):
+            problem = FieldViolation(field="dry_run", description="is for SWEEP_LIFECYCLE and SWEEP_IMAGES alone")
+            raise InvalidRequestError("dry_run is for SWEEP_LIFECYCLE and SWEEP_IMAGES alone.", violations=[problem])
+        wanted = wanted or (tuple(self._rehearsals) if dry_run else tuple(Sweep))
         end = self._clock.monotonic() + timeout.total_seconds()
         results = []
-        for sweep in wanted or tuple(Sweep):
+        for sweep in wanted:
             began = self._clock.monotonic()
             swept, failure = Swept(), ""
             try:
                 async with asyncio.timeout(max(0.0, end - began)):
-                    swept = await (self._rehearse() if dry_run else self._sweeps[sweep]())
+                    swept = await (self._rehearsals if dry_run else self._sweeps)[sweep]()
             except TimeoutError:
                 failure = "DEADLINE_EXCEEDED"
             except SandboxdError as error:

@@ -126,3 +126,22 @@ class GenerationRepository(Protocol):
         One that was pushed stays until it is DELETED: its row is what knows of the image.
         """
         ...
+
+    async def owners(
+        self, *, limit: int, after: tuple[ClientId, FreelancerId] | None = None
+    ) -> Sequence[tuple[ClientId, FreelancerId]]:
+        """All freelancers of all clients, those that were deleted too: what their repositories are called by.
+
+        By client and freelancer, after a pair.
+        """
+        ...
+
+    async def of_owner(
+        self, client: ClientId, freelancer: FreelancerId, *, numbers: Sequence[int] = ()
+    ) -> Sequence[Generation]:
+        """Those of one repository that are in flight, or were pushed and are not deleted; and of these numbers all."""
+        ...
+
+    async def hold_owner(self, client: ClientId, freelancer: FreelancerId) -> None:
+        """Keep commits in this repository from beginning until the end of the unit of work."""
+        ...

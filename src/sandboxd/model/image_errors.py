@@ -89,3 +89,21 @@ class SpoolFullError(ExhaustedError):
     """Where layers are written before they are pushed has no room; nothing of the sandbox is wrong."""
 
     reason = "SPOOL_FULL"
+
+
+class ImageUsesUnknownError(UnavailableError):
+    """Something that may name images cannot be asked now, so none is deleted; try again."""
+
+    reason = "IMAGE_USES_UNKNOWN"
+
+
+class RegistryKeepsError(WrongStateError):
+    """The registry deletes nothing: its storage.delete.enabled is off, or it is being cleaned up and read-only."""
+
+    reason = "REGISTRY_DELETES_NOTHING"
+
+
+class ManyImagesLostError(UnavailableError):
+    """The registry misses most of the images that were asked for: it is another one, or has lost its storage."""
+
+    reason = "IMAGES_MISSING"

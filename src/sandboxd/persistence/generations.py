@@ -187,6 +187,39 @@ class PostgresGenerationRepository(GenerationRepository):
         with translated():
             return (await self._connection.execute(delete(_GENERATIONS).where(c.id.in_(old)))).rowcount
 
+    @override
+    async def owners(
+        self, *, limit: int, after: tuple[ClientId, FreelancerId] | None = None
+    ) -> Sequence[tuple[ClientId, FreelancerId]]:
+        f = _FREELANCERS.c
+        statement = select(f.client, f.id).order_by(f.client, f.id).limit(limit)
+        if after is not None:
+            statement = statement.where(tuple_(f.client, f.id) > tuple_(*after))
+        with translated():
+            return [
+                (ClientId(client), FreelancerId(freelancer))
+                for client, freelancer in await self._connection.execute(statement)
+            ]
+
+    @override
+    async def of_owner(
+        self, client: ClientId, freelancer: FreelancerId, *, numbers: Sequence[int] = ()
+    ) -> Sequence[Generation]:
+        c = _GENERATIONS.c
+        gone = (GenerationStatus.DISCARDED.value, GenerationStatus.DELETED.value)
+        held = and_(c.status.not_in(gone), or_(c.push_time.is_not(None), c.status.in_(_IN_FLIGHT)))
+        statement = select(_GENERATIONS).where(
+            c.client == client, c.freelancer == freelancer, or_(held, c.number == func.any([*numbers]))
+        )
+        return await self._many(statement.order_by(c.number))
+
+    @override
+    async def hold_owner(self, client: ClientId, freelancer: FreelancerId) -> None:
+        f = _FREELANCERS.c
+        owner = select(f.id).where(f.client == client, f.id == freelancer)
+        with translated():
+            await self._connection.execute(owner.with_for_update(key_share=True))
+
     async def _change_in_flight(self, generation: GenerationId, values: Values) -> None:
         c = _GENERATIONS.c
         statement = update(_GENERATIONS).values(values).where(c.id == generation, c.status.in_(_IN_FLIGHT))

@@ -20,11 +20,13 @@ from sandboxd.manager.administration import (
     Administration,
     Figures,
     GatewayStatus,
+    ImagePlan,
     ReplicaStatus,
     Sweep,
     SweepResult,
 )
 from sandboxd.manager.sweep import Planned
+from sandboxd.model.ids import SandboxId
 from sandboxd.v1 import admin_pb2 as pb
 from sandboxd.v1 import admin_pb2_grpc, sandbox_pb2
 
@@ -38,6 +40,7 @@ _SWEEPS: Final = {
     pb.SWEEP_USAGE: Sweep.USAGE,
     pb.SWEEP_RETENTION: Sweep.RETENTION,
     pb.SWEEP_LIFECYCLE: Sweep.LIFECYCLE,
+    pb.SWEEP_IMAGES: Sweep.IMAGES,
 }
 _SHOWN: Final = {sweep: number for number, sweep in _SWEEPS.items()}
 _CIRCUITS: Final = {
@@ -159,6 +162,7 @@ def _results(results: Iterable[SweepResult]) -> list[pb.SweepResult]:
             failure=one.failure,
             duration=_span(one.duration),
             plans=[_plan(plan) for plan in one.swept.plans[:MAX_PLANS]],
+            images=[_image(image) for image in one.swept.images[:MAX_PLANS]],
         )
         for one in results
     ]
@@ -173,6 +177,18 @@ def _plan(plan: Planned) -> pb.LifecyclePlan:
         time=timestamp(plan.time),
         now=plan.act.value,
         hindrance=plan.hindrance,
+    )
+
+
+def _image(image: ImagePlan) -> pb.ImagePlan:
+    return pb.ImagePlan(
+        sandbox=sandbox_name(SandboxId(image.sandbox)) if image.sandbox else "",
+        repository=image.repository,
+        tags=image.tags,
+        digest=image.digest,
+        compressed_bytes=image.size,
+        stays=image.stays,
+        named_by=image.by,
     )
 
 

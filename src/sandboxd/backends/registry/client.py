@@ -37,7 +37,8 @@ from sandboxd.images.registry import (
     Registry,
     Sent,
 )
-from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError, WrongStateError
+from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError
+from sandboxd.model.image_errors import RegistryKeepsError
 
 _ACCEPT: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX}"
 _CHUNK: Final = 8 << 20
@@ -240,7 +241,9 @@ class OciRegistry(Registry):
             call = self._call("DELETE", repository, f"manifests/{digest}")
             answer = await self._transport().ask(call, 202, 404, 405)
         if answer.status == 405:
-            raise WrongStateError("The registry deletes nothing. Switch its storage.delete.enabled on.", digest=digest)
+            raise RegistryKeepsError(
+                "The registry deletes nothing. Switch its storage.delete.enabled on.", digest=digest
+            )
 
     async def _opened(self, opening: Coroutine[Any, Any, Upload | None]) -> Upload | None:
         """Wait for an upload to be opened; who is cancelled meanwhile takes back what the answer then names."""

@@ -49,8 +49,18 @@ async def sweep(shell: Shell, sweeps: Sequence[str], *, dry_run: bool = False) -
     if shell.json:
         shell.emit(done)
     elif dry_run:
+        for one in done.results:
+            if one.failure:
+                name = _word(admin_pb2.Sweep.Name(one.sweep))
+                shell.err.print(Text(f"{name}: failed: {clean_line(one.failure)}", style="red"))
         plans = [plan for one in done.results for plan in one.plans]
-        shell.out.print(_plans(plans) if plans else Text("Nothing is planned."))
+        images = [image for one in done.results for image in one.images]
+        if plans:
+            shell.out.print(_plans(plans))
+        if images:
+            shell.out.print(_images(images))
+        if not plans and not images:
+            shell.out.print(Text("Nothing is planned."))
     else:
         for one in done.results:
             name = _word(admin_pb2.Sweep.Name(one.sweep))
@@ -131,6 +141,21 @@ def _plans(plans: Sequence[admin_pb2.LifecyclePlan]) -> Table:
             when(one.time) if one.HasField("time") else "-",
             clean_line(one.now),
             clean_line(one.hindrance),
+        )
+    return table
+
+
+def _images(images: Sequence[admin_pb2.ImagePlan]) -> Table:
+    table = Table("SANDBOX", "REPOSITORY", "TAGS", "DIGEST", "SIZE", "STAYS", box=box.SIMPLE_HEAD)
+    for one in images:
+        stays = f"{clean_line(one.stays)}: {clean_line(one.named_by)}" if one.named_by else clean_line(one.stays)
+        table.add_row(
+            bare(one.sandbox) if one.sandbox else "-",
+            clean_line(one.repository),
+            clean_line(", ".join(one.tags)),
+            clean_line(one.digest)[:19],
+            f"{one.compressed_bytes / 1e6:,.1f} MB" if one.compressed_bytes else "-",
+            Text(stays or "goes", style="" if stays else "bold"),
         )
     return table
 

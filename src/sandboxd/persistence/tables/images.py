@@ -101,3 +101,16 @@ class ImageGenerationRow(Base):
             postgresql_where=text("status IN ('failed', 'discarded', 'deleted')"),
         ),
     )
+
+
+class ImageSightingRow(Base):
+    """What was seen of a digest outside the rows of generations; gone with the image."""
+
+    __tablename__ = "image_sightings"
+
+    repository: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(primary_key=True)
+    use_time: Mapped[Moment | None]
+    """When something named it last."""
+    orphan_time: Mapped[Moment | None]
+    """Since when the registry has it and no row knows of it."""
