@@ -139,6 +139,8 @@ class LeftOut:
     """What was not kept, by reason, with a few of its paths for people."""
 
     reason: str
+    """As in `SkippedPath.reason`; or the layer's writer's own: `torn`, `token` (there is a key or token in it), and of
+    paths that were kept, `attribute` (without some of their attributes) and `secret_kept` (with a key, by policy)."""
     count: int
     paths: Sequence[str] = ()
     """At most ten."""
