@@ -28,6 +28,7 @@ from sandboxd.manager.backend_port import (
     RunningIncarnation,
     SandboxSpec,
 )
+from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.image_ports import GenerationRepository
@@ -54,6 +55,7 @@ from sandboxd.manager.ports import (
 )
 from sandboxd.manager.price_ports import PriceRepository
 from sandboxd.model.api_key import ApiKey
+from sandboxd.model.backup import BackupSet, BackupSetId
 from sandboxd.model.budget import Budget, BudgetId
 from sandboxd.model.client import Client, Freelancer
 from sandboxd.model.erasure import Erasure, ErasureId
@@ -83,6 +85,7 @@ from sandboxd.stream.ports import CliPlace, Wakeups
 from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
 from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository, FakePlace, FakeQuotaRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
+from tests.fakes.backup_sets import FakeBackupSetRepository
 from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
 from tests.fakes.generations import FakeGenerationRepository
 from tests.fakes.lifecycle import FakeLookRepository
@@ -155,6 +158,7 @@ class _Rows:
     members: dict[SandboxId, Member] = field(default_factory=dict)
     duties: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     generations: dict[GenerationId, Generation] = field(default_factory=dict)
+    backup_sets: dict[BackupSetId, BackupSet] = field(default_factory=dict)
     package_records: dict[SandboxId, PackageRecord] = field(default_factory=dict)
     package_changes: dict[SandboxId, list[KeptChange]] = field(default_factory=dict)
     package_turns: list[FakeTurn] = field(default_factory=list)
@@ -180,6 +184,7 @@ class _Rows:
             members=dict(self.members),
             duties=dict(self.duties),
             generations=dict(self.generations),
+            backup_sets=dict(self.backup_sets),
             package_records=dict(self.package_records),
             package_changes=dict(self.package_changes),
             package_turns=list(self.package_turns),
@@ -227,6 +232,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._looks = FakeLookRepository(self)
         self._generations = FakeGenerationRepository(self)
         self._packages = FakePackageRepository(self)
+        self._backup_sets = FakeBackupSetRepository(self)
 
     @property
     @override
@@ -292,6 +298,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def generations(self) -> GenerationRepository:
         return self._generations
+
+    @property
+    @override
+    def backup_sets(self) -> BackupSetRepository:
+        return self._backup_sets
 
     @property
     @override

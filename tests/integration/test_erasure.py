@@ -26,6 +26,7 @@ from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tenancy import Tenancy, make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.manager.tools import ManagerTools
+from sandboxd.model.backup import BackupSet, BackupSetId
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.client import AccountState, ClientPolicy
 from sandboxd.model.client_errors import (
@@ -166,8 +167,19 @@ class ErasureWorld:
             create_time=self.clock.now(),
             update_time=self.clock.now(),
         )
+        backup = BackupSet(
+            id=BackupSetId(an_id("bak")),
+            sandbox=sandbox.id,
+            client=client,
+            freelancer=freelancer,
+            take_time=self.clock.now(),
+            spec={"template": SECRET},
+            create_time=self.clock.now(),
+            update_time=self.clock.now(),
+        )
         async with self.units.begin() as work:
             await work.generations.begin(generation)
+            await work.backup_sets.begin(backup)
             await work.commit()
         await self.execute(
             "UPDATE sandboxes SET image_generation = '1', image_number = 1, image_reference = :secret WHERE id = :id",
@@ -229,6 +241,7 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert found["files"] == (4, 4, 0)
     assert found["file_bytes"] == (200, 200, 0)
     assert found["sessions"] == found["turns"] == found["events"] == found["image_generations"] == (2, 2, 0)
+    assert found["backup_sets"] == (2, 2, 0)
     assert found["freelancer_names"] == (2, 2, 0)
     assert found["api_keys"] == (1, 1, 0)
     assert found["usage_events"] == found["sandbox_records"] == (2, 0, 2)
@@ -248,6 +261,7 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     await world.execute("UPDATE sandboxes SET display_name = '', labels = '{}' WHERE id = :id", id=theirs.id)
     await world.execute("UPDATE sandboxes SET image_reference = '' WHERE id = :id", id=theirs.id)
     await world.execute("DELETE FROM image_generations WHERE client = :client", client=OTHER)
+    await world.execute("DELETE FROM backup_sets WHERE client = :client", client=OTHER)
     await world.execute("UPDATE sessions SET title = ''")
     await world.execute("UPDATE turns SET prompt = ''")
     await world.execute("DELETE FROM events")

@@ -71,6 +71,10 @@ ROWS = {
         "UPDATE sandboxes SET dirty_since = now(), unsaved_packages = 1 WHERE id = 'sbx'",
     ),
     "0020": ("INSERT INTO image_sightings VALUES ('acme/a', 'sha256:0', now(), NULL)",),
+    "0021": (
+        """INSERT INTO backup_sets VALUES ('bak', 'sbx', 'acme', 'ada', now(), 'r/a@sha256:0', '[]', '{"tier": "pro"}',
+        1, 'quiesced', 'creating', now(), '', NULL, now(), now(), 1)""",
+    ),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",

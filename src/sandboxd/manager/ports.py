@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import NewType, Protocol, Self
 
 from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository, QuotaRepository
+from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.image_ports import GenerationRepository
@@ -328,27 +329,26 @@ class UnitOfWork(Protocol):
     @property
     def keys(self) -> KeyRepository:
         """What is known of API keys."""
-        ...
 
     @property
     def looks(self) -> LookRepository:
         """The sweep's looks at sandboxes."""
-        ...
 
     @property
     def pools(self) -> PoolRepository:
         """Warm pools and their members."""
-        ...
 
     @property
     def generations(self) -> GenerationRepository:
         """What root file systems were kept as."""
-        ...
 
     @property
     def packages(self) -> PackageRepository:
         """What is known of packages."""
-        ...
+
+    @property
+    def backup_sets(self) -> BackupSetRepository:
+        """What sandboxes are rebuilt from."""
 
     @property
     def quotas(self) -> QuotaRepository:

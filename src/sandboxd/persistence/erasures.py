@@ -54,6 +54,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "conversations": ("conversations", f"sandbox IN ({_SANDBOXES})"),
     "sessions": ("sessions", _OURS),
     "image_generations": ("image_generations", _OURS),
+    "backup_sets": ("backup_sets", _OURS),
     "package_changes": ("package_changes", f"sandbox IN ({_SANDBOXES})"),
     "sandbox_packages": ("sandbox_packages", f"sandbox IN ({_SANDBOXES})"),
     "turn_places": ("turn_places", _OURS),

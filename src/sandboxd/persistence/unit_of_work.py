@@ -24,6 +24,7 @@ from sandboxd.manager.ports import (
 )
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
 from sandboxd.persistence.accounts import PostgresClientRepository, PostgresFreelancerRepository
+from sandboxd.persistence.backups import PostgresBackupSetRepository
 from sandboxd.persistence.births import claiming
 from sandboxd.persistence.budgets import PostgresBudgetRepository
 from sandboxd.persistence.engine import Database
@@ -218,6 +219,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def packages(self) -> PostgresPackageRepository:
         return PostgresPackageRepository(self._open())
+
+    @property
+    @override
+    def backup_sets(self) -> PostgresBackupSetRepository:
+        return PostgresBackupSetRepository(self._open())
 
     @property
     @override

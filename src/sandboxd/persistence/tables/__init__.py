@@ -11,6 +11,7 @@ from sandboxd.persistence.tables.audit import (
     AuditOpenIntentRow,
     AuditTextRow,
 )
+from sandboxd.persistence.tables.backups import BackupSetRow
 from sandboxd.persistence.tables.base import Base
 from sandboxd.persistence.tables.budgets import BudgetAccountRow, BudgetNoticeRow, BudgetRow
 from sandboxd.persistence.tables.conversations import (
@@ -39,6 +40,7 @@ __all__ = [
     "AuditHeadRow",
     "AuditOpenIntentRow",
     "AuditTextRow",
+    "BackupSetRow",
     "Base",
     "BudgetAccountRow",
     "BudgetNoticeRow",

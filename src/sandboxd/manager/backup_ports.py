@@ -1,0 +1,95 @@
+"""What backups need of the database: backup sets, in a unit of work.
+
+Contract suite: `tests/contract/test_backup_sets.py`. What they need of the world is `volumes/ports.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from sandboxd.model.backup import BackupSet, BackupSetId
+from sandboxd.model.errors import ConflictError, NotFoundError
+from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.paging import Page
+
+
+class BackupInProgressError(ConflictError):
+    """The sandbox is being backed up: one at a time."""
+
+    reason = "BACKUP_IN_PROGRESS"
+
+    def __init__(self, sandbox: SandboxId) -> None:
+        super().__init__(
+            f"Sandbox {sandbox} is being backed up. Try again when that has ended.",
+            sandbox=sandbox,
+            retry_after=timedelta(seconds=30),
+        )
+
+
+class BackupSetNotFoundError(NotFoundError):
+    """There is no such backup set, or it is somebody else's."""
+
+    reason = "BACKUP_NOT_FOUND"
+
+    def __init__(self, backup: str) -> None:
+        super().__init__(f"Backup {backup} does not exist.", backup=backup)
+
+
+class BackupSetRepository(Protocol):
+    """The rows of backup sets."""
+
+    async def begin(self, backup: BackupSet) -> None:
+        """Insert one that is CREATING.
+
+        Raises:
+            BackupInProgressError: The sandbox has another one that is.
+        """
+        ...
+
+    async def get(self, backup: BackupSetId, *, for_update: bool = False) -> BackupSet:
+        """One set; `for_update` locks the row until the end of the unit of work.
+
+        Raises:
+            BackupSetNotFoundError: There is none.
+        """
+        ...
+
+    async def save(self, backup: BackupSet) -> None:
+        """Write a changed one over the row of version `backup.version - 1`.
+
+        Raises:
+            ConflictError: The row has another version.
+        """
+        ...
+
+    async def list(
+        self, client: ClientId, *, sandbox: SandboxId | None = None, deleted: bool, page_size: int, page_token: str
+    ) -> Page[BackupSet]:
+        """One page of a client's, or of one of its sandboxes, the newest first; DELETED ones only if `deleted`.
+
+        Raises:
+            InvalidRequestError: The token is not one of such a list (violation `page_token`).
+        """
+        ...
+
+    async def of_sandbox(self, sandbox: SandboxId, *, limit: int) -> Sequence[BackupSet]:
+        """Those that are not DELETED, the newest first: what retention is told of."""
+        ...
+
+    async def newest(self, sandbox: SandboxId) -> BackupSet | None:
+        """The newest COMPLETE one, by the moment that it is of: what a restore takes."""
+        ...
+
+    async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
+        """CREATING and DELETING ones of all sandboxes, by id, after an id."""
+        ...
+
+    async def pinned(self, images: Collection[str]) -> frozenset[str]:
+        """Those of these images that a set needs: one that is CREATING, or COMPLETE."""
+        ...
+
+    async def forget(self, *, before: datetime, limit: int) -> int:
+        """Delete rows that are DELETED since before; answers how many."""
+        ...

@@ -1,0 +1,216 @@
+"""The rows of backup sets. Used within one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Select, delete, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import override
+
+from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
+from sandboxd.manager.ports import MAX_PAGE_SIZE
+from sandboxd.model.backup import (
+    BackupSet,
+    BackupSetId,
+    BackupSetStatus,
+    Consistency,
+    DeletionProof,
+    SnapshotId,
+    Volume,
+    VolumeSnapshot,
+)
+from sandboxd.model.errors import ConflictError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+from sandboxd.model.paging import Page
+from sandboxd.persistence.errors import translated
+from sandboxd.persistence.paging import make_token, read_token
+from sandboxd.persistence.sandbox_rows import Row, Values
+from sandboxd.persistence.tables import BackupSetRow
+from sandboxd.persistence.tables.base import table
+
+_BACKUPS: Final = table(BackupSetRow)
+_DELETED: Final = BackupSetStatus.DELETED.value
+_UNFINISHED: Final = (BackupSetStatus.CREATING.value, BackupSetStatus.DELETING.value)
+_PINNING: Final = (BackupSetStatus.CREATING.value, BackupSetStatus.COMPLETE.value)
+
+
+class PostgresBackupSetRepository(BackupSetRepository):
+    """Backup sets of one transaction."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    @override
+    async def begin(self, backup: BackupSet) -> None:
+        # The one index that may be in the way; another conflict is an error. As a text: a parameter matches no index.
+        one_at_a_time = text(f"status = '{BackupSetStatus.CREATING.value}'")
+        statement = insert(_BACKUPS).values(_values(backup))
+        statement = statement.on_conflict_do_nothing(index_elements=["sandbox"], index_where=one_at_a_time)
+        with translated():
+            made = (await self._connection.execute(statement)).rowcount
+        if not made:
+            raise BackupInProgressError(backup.sandbox)
+
+    @override
+    async def get(self, backup: BackupSetId, *, for_update: bool = False) -> BackupSet:
+        statement = select(_BACKUPS).where(_BACKUPS.c.id == backup)
+        found = await self._many(statement.with_for_update() if for_update else statement)
+        if not found:
+            raise BackupSetNotFoundError(backup)
+        return found[0]
+
+    @override
+    async def save(self, backup: BackupSet) -> None:
+        c = _BACKUPS.c
+        statement = update(_BACKUPS).values(_values(backup))
+        statement = statement.where(c.id == backup.id, c.version == backup.version - 1)
+        with translated():
+            changed = (await self._connection.execute(statement)).rowcount
+        if not changed:
+            raise ConflictError(f"Backup {backup.id} was changed by somebody else. Try again.", backup=backup.id)
+
+    @override
+    async def list(
+        self, client: ClientId, *, sandbox: SandboxId | None = None, deleted: bool, page_size: int, page_token: str
+    ) -> Page[BackupSet]:
+        c = _BACKUPS.c
+        size = max(1, min(page_size, MAX_PAGE_SIZE))
+        this = f"backups of {client} {sandbox or ''} {deleted}"
+        statement = select(_BACKUPS).where(c.client == client)
+        if sandbox is not None:
+            statement = statement.where(c.sandbox == sandbox)
+        if not deleted:
+            statement = statement.where(c.status != _DELETED)
+        if page_token:
+            statement = statement.where(tuple_(c.take_time, c.id) < tuple_(*read_token(page_token, of=this)))
+        items = await self._many(statement.order_by(c.take_time.desc(), c.id.desc()).limit(size + 1))
+        more, items = len(items) > size, items[:size]
+        return Page(items=items, next_token=make_token(items[-1].take_time, items[-1].id, of=this) if more else "")
+
+    @override
+    async def of_sandbox(self, sandbox: SandboxId, *, limit: int) -> Sequence[BackupSet]:
+        c = _BACKUPS.c
+        statement = select(_BACKUPS).where(c.sandbox == sandbox, c.status != _DELETED)
+        return await self._many(statement.order_by(c.take_time.desc(), c.id.desc()).limit(limit))
+
+    @override
+    async def newest(self, sandbox: SandboxId) -> BackupSet | None:
+        c = _BACKUPS.c
+        statement = select(_BACKUPS).where(c.sandbox == sandbox, c.status == BackupSetStatus.COMPLETE.value)
+        found = await self._many(statement.order_by(c.take_time.desc(), c.id.desc()).limit(1))
+        return found[0] if found else None
+
+    @override
+    async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
+        c = _BACKUPS.c
+        statement = select(_BACKUPS).where(c.status.in_(_UNFINISHED), c.id > (after or ""))
+        return await self._many(statement.order_by(c.id).limit(limit))
+
+    @override
+    async def pinned(self, images: Collection[str]) -> frozenset[str]:
+        c = _BACKUPS.c
+        wanted = [image for image in images if image]
+        statement = select(c.image).distinct().where(c.image != "", c.image.in_(wanted), c.status.in_(_PINNING))
+        with translated():
+            return frozenset((await self._connection.execute(statement)).scalars())
+
+    @override
+    async def forget(self, *, before: datetime, limit: int) -> int:
+        c = _BACKUPS.c
+        old = select(c.id).where(c.status == _DELETED, c.update_time < before)
+        old = old.limit(limit).with_for_update(skip_locked=True)
+        with translated():
+            return (await self._connection.execute(delete(_BACKUPS).where(c.id.in_(old)))).rowcount
+
+    async def _many(self, statement: Select[Any]) -> Sequence[BackupSet]:  # Any: rows of any shape
+        with translated():
+            return [_read(row) for row in (await self._connection.execute(statement)).mappings()]
+
+
+def _values(backup: BackupSet) -> Values:
+    return {
+        "id": backup.id,
+        "sandbox": backup.sandbox,
+        "client": backup.client,
+        "freelancer": backup.freelancer,
+        "take_time": backup.take_time,
+        "image": backup.image,
+        "volumes": [_volume_json(one) for one in backup.volumes],
+        "spec": dict(backup.spec),
+        "spec_version": backup.spec_version,
+        "consistency": backup.consistency.value,
+        "status": backup.status.value,
+        "locked_until": backup.locked_until,
+        "failure": backup.failure,
+        "proof": None if backup.proof is None else _proof_json(backup.proof),
+        "create_time": backup.create_time,
+        "update_time": backup.update_time,
+        "version": backup.version,
+    }
+
+
+def _volume_json(one: VolumeSnapshot) -> Values:
+    return {
+        "volume": one.volume.value,
+        "snapshot": one.snapshot,
+        "tree": one.tree,
+        "files": one.files,
+        "bytes": one.bytes,
+        "added_bytes": one.added_bytes,
+        "vanished": one.vanished,
+    }
+
+
+def _proof_json(proof: DeletionProof) -> Values:
+    return {
+        "forgotten_time": proof.forgotten_time.isoformat(),
+        "pruned_time": None if proof.pruned_time is None else proof.pruned_time.isoformat(),
+        "snapshots": list(proof.snapshots),
+    }
+
+
+def _read(row: Row) -> BackupSet:
+    return BackupSet(
+        id=BackupSetId(row["id"]),
+        sandbox=SandboxId(row["sandbox"]),
+        client=ClientId(row["client"]),
+        freelancer=FreelancerId(row["freelancer"]),
+        take_time=row["take_time"],
+        image=row["image"],
+        volumes=tuple(_read_volume(one) for one in row["volumes"]),
+        spec=row["spec"],
+        spec_version=row["spec_version"],
+        consistency=Consistency(row["consistency"]),
+        status=BackupSetStatus(row["status"]),
+        locked_until=row["locked_until"],
+        failure=row["failure"],
+        proof=None if row["proof"] is None else _read_proof(row["proof"]),
+        create_time=row["create_time"],
+        update_time=row["update_time"],
+        version=row["version"],
+    )
+
+
+def _read_volume(said: Mapping[str, Any]) -> VolumeSnapshot:  # Any: JSON
+    return VolumeSnapshot(
+        volume=Volume(said["volume"]),
+        snapshot=SnapshotId(said["snapshot"]),
+        tree=said["tree"],
+        files=said["files"],
+        bytes=said["bytes"],
+        added_bytes=said["added_bytes"],
+        vanished=said["vanished"],
+    )
+
+
+def _read_proof(said: Mapping[str, Any]) -> DeletionProof:  # Any: JSON
+    pruned = said["pruned_time"]
+    return DeletionProof(
+        forgotten_time=datetime.fromisoformat(said["forgotten_time"]),
+        pruned_time=None if pruned is None else datetime.fromisoformat(pruned),
+        snapshots=tuple(SnapshotId(one) for one in said["snapshots"]),
+    )

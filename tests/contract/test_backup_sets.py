@@ -1,0 +1,269 @@
+"""What the rows of backup sets promise, held by the fake and by PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from itertools import count
+
+import pytest
+
+from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError
+from sandboxd.model.backup import (
+    BackupSet,
+    BackupSetId,
+    BackupSetStatus,
+    Consistency,
+    DeletionProof,
+    SnapshotId,
+    Volume,
+    VolumeSnapshot,
+)
+from sandboxd.model.errors import ConflictError, InvalidRequestError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id, make_id
+from sandboxd.model.sandbox import Sandbox
+from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+
+NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
+ACME, OTHER = ClientId("acme"), ClientId("other")
+ADA = FreelancerId("ada")
+S = BackupSetStatus
+IMAGE = "registry.test/acme/gemini-cli-user-ada@sha256:" + "a" * 64
+_numbers = count(1)
+
+
+@pytest.fixture(params=["fake", "postgres"])
+def world(request: pytest.FixtureRequest) -> UnitsWorld:
+    if request.param == "fake":
+        return FakeUnitsWorld()
+    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
+    return made
+
+
+def an_id(prefix: str) -> str:
+    return make_id(prefix, at=NOON, entropy=next(_numbers).to_bytes(10, "big"))
+
+
+def minutes(number: int) -> datetime:
+    return NOON + timedelta(minutes=number)
+
+
+async def given_sandbox(world: UnitsWorld, *, client: ClientId = ACME) -> Sandbox:
+    sandbox = Sandbox(
+        id=SandboxId(an_id("sbx")),
+        client=client,
+        freelancer=ADA,
+        create_time=NOON,
+        update_time=NOON,
+        last_use_time=NOON,
+    )
+    async with world.units.begin() as work:
+        await work.freelancers.ensure(sandbox.client, sandbox.freelancer, at=NOON)
+        await work.sandboxes.add(sandbox)
+        await work.commit()
+    return sandbox
+
+
+def a_set(sandbox: Sandbox, *, at: datetime = NOON, image: str = "") -> BackupSet:
+    return BackupSet(
+        id=BackupSetId(an_id("bak")),
+        sandbox=sandbox.id,
+        client=sandbox.client,
+        freelancer=sandbox.freelancer,
+        take_time=at,
+        image=image,
+        create_time=at,
+        update_time=at,
+    )
+
+
+def a_volume(volume: Volume) -> VolumeSnapshot:
+    return VolumeSnapshot(
+        volume=volume,
+        snapshot=SnapshotId(f"{next(_numbers):064x}"),
+        tree="t" * 64,
+        files=3,
+        bytes=1 << 40,
+        added_bytes=1 << 33,
+        vanished=2,
+    )
+
+
+async def begin(world: UnitsWorld, backup: BackupSet) -> BackupSet:
+    async with world.units.begin() as work:
+        await work.backup_sets.begin(backup)
+        await work.commit()
+    return backup
+
+
+async def save(world: UnitsWorld, backup: BackupSet) -> BackupSet:
+    async with world.units.begin() as work:
+        await work.backup_sets.save(backup)
+        await work.commit()
+    return backup
+
+
+async def get(world: UnitsWorld, backup: BackupSet) -> BackupSet:
+    async with world.units.begin() as work:
+        return await work.backup_sets.get(backup.id)
+
+
+async def made(
+    world: UnitsWorld, sandbox: Sandbox, status: BackupSetStatus, *, at: datetime = NOON, image: str = ""
+) -> BackupSet:
+    """One that came so far, in all its steps."""
+    backup = await begin(world, a_set(sandbox, at=at, image=image))
+    volumes = (a_volume(Volume.HOME), a_volume(Volume.WORKSPACE))
+    if status is S.FAILED:
+        return await save(world, backup.fail("BACKUP_STORAGE_FULL", at=at))
+    if status is S.CREATING:
+        return backup
+    backup = await save(world, backup.complete(volumes, at=at))
+    if status in {S.DELETING, S.DELETED}:
+        backup = await save(world, backup.enter(S.DELETING, at=at))
+    if status is S.DELETED:
+        backup = await save(world, backup.delete(DeletionProof(forgotten_time=at), at=at))
+    return backup
+
+
+async def test_a_set_is_kept_word_for_word_through_all_its_life(world: UnitsWorld) -> None:
+    sandbox = await given_sandbox(world)
+    spec = {"template": "default", "tier": "pro", "odd": "\0\udcff\U0001f9f0"}
+    backup = await begin(world, replace(a_set(sandbox, image=IMAGE), spec=spec, consistency=Consistency.QUIESCED))
+    assert await get(world, backup) == backup
+    assert is_id(backup.id, "bak")
+
+    volumes = (a_volume(Volume.HOME), a_volume(Volume.WORKSPACE))
+    backup = await save(world, backup.complete(volumes, at=minutes(1), locked_until=minutes(2)))
+    assert await get(world, backup) == backup
+
+    backup = await save(world, backup.enter(S.DELETING, at=minutes(3)))
+    proof = DeletionProof(
+        forgotten_time=minutes(4), pruned_time=minutes(5), snapshots=tuple(one.snapshot for one in volumes)
+    )
+    backup = await save(world, backup.delete(proof, at=minutes(5)))
+    assert await get(world, backup) == backup
+
+
+async def test_a_sandbox_has_one_set_in_the_making_also_when_two_begin_at_once(world: UnitsWorld) -> None:
+    sandbox, other = await given_sandbox(world), await given_sandbox(world)
+
+    results = await asyncio.gather(
+        *(begin(world, a_set(sandbox)) for _ in range(3)), begin(world, a_set(other)), return_exceptions=True
+    )
+
+    refused = [one for one in results if isinstance(one, BackupInProgressError)]
+    assert len(refused) == 2
+    first = next(one for one in results if isinstance(one, BackupSet))
+    await save(world, first.fail("X", at=NOON))
+    await begin(world, a_set(sandbox))
+
+
+async def test_a_set_that_somebody_else_changed_is_not_written_over(world: UnitsWorld) -> None:
+    backup = await made(world, await given_sandbox(world), S.COMPLETE)
+    await save(world, backup.enter(S.DELETING, at=minutes(1)))
+
+    with pytest.raises(ConflictError):
+        await save(world, replace(backup, failure="late", version=backup.version + 1))
+
+    assert (await get(world, backup)).failure == ""
+
+
+async def test_a_set_that_is_not_there_is_said_not_to_be(world: UnitsWorld) -> None:
+    async with world.units.begin() as work:
+        for for_update in (False, True):
+            with pytest.raises(BackupSetNotFoundError):
+                await work.backup_sets.get(BackupSetId("bak-nothing"), for_update=for_update)
+        assert await work.backup_sets.newest(SandboxId("sbx-nothing")) is None
+
+
+async def test_a_client_sees_its_own_page_by_page_the_newest_first(world: UnitsWorld) -> None:
+    sandbox, second = await given_sandbox(world), await given_sandbox(world)
+    theirs = await given_sandbox(world, client=OTHER)
+    backups = [await made(world, sandbox, S.COMPLETE, at=minutes(number)) for number in range(3)]
+    gone = await made(world, sandbox, S.DELETED, at=minutes(5))
+    failed = await made(world, second, S.FAILED, at=minutes(1))
+    await made(world, theirs, S.COMPLETE)
+
+    async def pages(size: int, *, of: Sandbox | None = None, deleted: bool = False) -> list[BackupSetId]:
+        found, token = [], ""
+        async with world.units.begin() as work:
+            while True:
+                page = await work.backup_sets.list(
+                    ACME, sandbox=of.id if of else None, deleted=deleted, page_size=size, page_token=token
+                )
+                assert len(page.items) <= size
+                found += [one.id for one in page.items]
+                token = page.next_token
+                if not token:
+                    return found
+
+    assert await pages(1, of=sandbox) == [one.id for one in reversed(backups)]
+    assert await pages(2, of=sandbox, deleted=True) == [gone.id, *(one.id for one in reversed(backups))]
+    assert await pages(2) == [backups[2].id, failed.id, backups[1].id, backups[0].id]
+    async with world.units.begin() as work:
+        page = await work.backup_sets.list(ACME, deleted=True, page_size=1, page_token="")
+        with pytest.raises(InvalidRequestError):
+            await work.backup_sets.list(ACME, deleted=False, page_size=1, page_token=page.next_token)
+
+
+async def test_retention_is_told_of_all_but_the_deleted_and_a_restore_of_the_newest_complete_one(
+    world: UnitsWorld,
+) -> None:
+    sandbox = await given_sandbox(world)
+    old, new = [await made(world, sandbox, S.COMPLETE, at=minutes(number)) for number in (1, 2)]
+    failed = await made(world, sandbox, S.FAILED, at=minutes(3))
+    leaving = await made(world, sandbox, S.DELETING, at=minutes(4))
+    await made(world, sandbox, S.DELETED, at=minutes(5))
+    coming = await made(world, sandbox, S.CREATING, at=minutes(6))
+    await made(world, await given_sandbox(world), S.COMPLETE, at=minutes(7))
+
+    async with world.units.begin() as work:
+        assert await work.backup_sets.of_sandbox(sandbox.id, limit=9) == [coming, leaving, failed, new, old]
+        assert await work.backup_sets.of_sandbox(sandbox.id, limit=2) == [coming, leaving]
+        assert await work.backup_sets.newest(sandbox.id) == new
+
+
+async def test_what_is_unfinished_is_found_in_pieces(world: UnitsWorld) -> None:
+    sandbox = await given_sandbox(world)
+    for status in (S.COMPLETE, S.FAILED, S.DELETED):
+        await made(world, sandbox, status)
+    waiting = [await made(world, sandbox, S.DELETING), await made(world, sandbox, S.CREATING)]
+
+    async with world.units.begin() as work:
+        assert await work.backup_sets.unfinished(limit=10) == waiting
+        assert await work.backup_sets.unfinished(limit=1) == waiting[:1]
+        assert await work.backup_sets.unfinished(limit=10, after=waiting[0].id) == waiting[1:]
+
+
+async def test_an_image_is_pinned_by_sets_that_need_it(world: UnitsWorld) -> None:
+    sandbox = await given_sandbox(world)
+    for status in (S.COMPLETE, S.CREATING, S.FAILED, S.DELETING, S.DELETED):
+        await made(world, await given_sandbox(world), status, image=f"image-of-{status.value}")
+    await made(world, sandbox, S.COMPLETE)
+
+    async with world.units.begin() as work:
+        asked = ["", "nothing", *(f"image-of-{status.value}" for status in S)]
+        assert await work.backup_sets.pinned(asked) == {"image-of-complete", "image-of-creating"}
+        assert await work.backup_sets.pinned(["image-of-complete"]) == {"image-of-complete"}
+        assert await work.backup_sets.pinned([]) == frozenset()
+
+
+async def test_only_rows_of_what_is_long_deleted_are_forgotten(world: UnitsWorld) -> None:
+    sandbox = await given_sandbox(world)
+    old = [await made(world, sandbox, S.DELETED, at=minutes(number)) for number in (1, 2)]
+    kept = [
+        await made(world, sandbox, S.DELETED, at=minutes(5)),
+        *[await made(world, sandbox, status) for status in (S.COMPLETE, S.FAILED, S.DELETING, S.CREATING)],
+    ]
+
+    async with world.units.begin() as work:
+        forgotten = [await work.backup_sets.forget(before=minutes(5), limit=1) for _ in range(3)]
+        await work.commit()
+
+    assert forgotten == [1, 1, 0]
+    for one in old:
+        with pytest.raises(BackupSetNotFoundError):
+            await get(world, one)
+    assert [await get(world, one) for one in kept] == kept

@@ -1,0 +1,103 @@
+"""Backup sets in memory, as part of a `FakeUnits`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from typing_extensions import override
+
+from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus
+from sandboxd.model.errors import ConflictError
+from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.paging import Page
+from sandboxd.persistence.paging import make_token, read_token
+
+_S = BackupSetStatus
+
+
+class _Rows(Protocol):
+    backup_sets: dict[BackupSetId, BackupSet]
+
+
+class _Work(Protocol):
+    async def read(self) -> _Rows: ...
+    async def write(self) -> _Rows: ...
+
+
+class FakeBackupSetRepository(BackupSetRepository):
+    def __init__(self, work: _Work) -> None:
+        self.work = work
+
+    @override
+    async def begin(self, backup: BackupSet) -> None:
+        rows = await self.work.write()
+        if any(one.sandbox == backup.sandbox and one.status is _S.CREATING for one in rows.backup_sets.values()):
+            raise BackupInProgressError(backup.sandbox)
+        rows.backup_sets[backup.id] = backup
+
+    @override
+    async def get(self, backup: BackupSetId, *, for_update: bool = False) -> BackupSet:
+        rows = await (self.work.write() if for_update else self.work.read())
+        if backup not in rows.backup_sets:
+            raise BackupSetNotFoundError(backup)
+        return rows.backup_sets[backup]
+
+    @override
+    async def save(self, backup: BackupSet) -> None:
+        rows = await self.work.write()
+        before = rows.backup_sets.get(backup.id)
+        if before is None or before.version != backup.version - 1:
+            raise ConflictError(f"Backup {backup.id} was changed by somebody else.")
+        rows.backup_sets[backup.id] = backup
+
+    @override
+    async def list(
+        self, client: ClientId, *, sandbox: SandboxId | None = None, deleted: bool, page_size: int, page_token: str
+    ) -> Page[BackupSet]:
+        def wanted(one: BackupSet) -> bool:
+            ours = one.client == client and sandbox in {None, one.sandbox}
+            return ours and (deleted or one.status is not _S.DELETED)
+
+        this = f"backups of {client} {sandbox or ''} {deleted}"
+        found = await self._where(wanted)
+        if page_token:
+            place = read_token(page_token, of=this)
+            found = [one for one in found if (one.take_time, one.id) < place]
+        page = found[:page_size]
+        more = len(found) > page_size
+        return Page(items=page, next_token=make_token(page[-1].take_time, page[-1].id, of=this) if more else "")
+
+    @override
+    async def of_sandbox(self, sandbox: SandboxId, *, limit: int) -> Sequence[BackupSet]:
+        found = await self._where(lambda one: one.sandbox == sandbox and one.status is not _S.DELETED)
+        return found[:limit]
+
+    @override
+    async def newest(self, sandbox: SandboxId) -> BackupSet | None:
+        found = await self._where(lambda one: one.sandbox == sandbox and one.status is _S.COMPLETE)
+        return found[0] if found else None
+
+    @override
+    async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
+        found = await self._where(lambda one: one.status in {_S.CREATING, _S.DELETING} and one.id > (after or ""))
+        return sorted(found, key=lambda one: one.id)[:limit]
+
+    @override
+    async def pinned(self, images: Collection[str]) -> frozenset[str]:
+        found = await self._where(lambda one: bool(one.image) and one.status in {_S.CREATING, _S.COMPLETE})
+        return frozenset(one.image for one in found) & frozenset(images)
+
+    @override
+    async def forget(self, *, before: datetime, limit: int) -> int:
+        rows = await self.work.write()
+        old = [one for one in rows.backup_sets.values() if one.status is _S.DELETED and one.update_time < before]
+        for one in old[:limit]:
+            del rows.backup_sets[one.id]
+        return len(old[:limit])
+
+    async def _where(self, wanted: Callable[[BackupSet], bool]) -> Sequence[BackupSet]:
+        found = [one for one in (await self.work.read()).backup_sets.values() if wanted(one)]
+        return sorted(found, key=lambda one: (one.take_time, one.id), reverse=True)
