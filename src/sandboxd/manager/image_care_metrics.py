@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -39,6 +39,11 @@ class ImageCareMetrics:
             ("target",),
             registry=registry,
         )
+        # From the beginning, so that the first one of each is seen as an increase.
+        for outcome in get_args(CareOutcome):
+            self._passes.labels(outcome)
+        for target in get_args(LostTarget):
+            self._lost.labels(target)
         self._kept = Gauge("sandboxd_images_kept", "Images that the last pass left where they are.", registry=registry)
         self._orphans = Gauge(
             "sandboxd_image_orphans", "Images without a row that the last pass found.", registry=registry
