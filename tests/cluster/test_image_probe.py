@@ -151,6 +151,13 @@ async def test_a_probe_needs_no_room_in_the_clients_quota(on_a_cluster: ClusterW
     finally:
         on_a_cluster.installation.kubectl("annotate", "namespace", namespace, f"{quota}-")
 
+    def as_before() -> bool:
+        text = on_a_cluster.installation.kubectl("get", "resourcequota", "sandboxd-pods", "-n", namespace, "-o", "json")
+        hard: dict[str, str] = json.loads(text)["spec"]["hard"]
+        return hard == {"pods": "500"}
+
+    await eventually(as_before, within=60, every=0.2, what="what is limited no more is limited no more")
+
 
 async def test_a_probe_whose_service_is_killed_goes_by_itself(on_a_cluster: ClusterWorld) -> None:
     world = on_a_cluster

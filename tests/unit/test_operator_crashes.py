@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from sandboxd.kubeapi.ports import Json
 from sandboxd.model.cluster import API_VERSION, Mode, PlacedSpec, sandbox_resource
+from sandboxd.model.cluster_probe import KEPT, PlacedProbe, probe_resource
 from sandboxd.model.sandbox import Tier
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.ports import AgentIdentities, AgentIdentity
@@ -23,7 +24,17 @@ from sandboxd.operator.room import Operator, OperatorSettings
 from tests.eventually import eventually
 from tests.fakes.controllers import Died, FakeCluster, MortalApi
 from tests.fakes.manager import FakeClock
-from tests.operator_world import INSTANCE, NAMESPACE, RESOURCES, SANDBOX, SECOND, SETTINGS, a_namespace, a_spec
+from tests.operator_world import (
+    INSTANCE,
+    NAMESPACE,
+    OWN_IMAGE,
+    RESOURCES,
+    SANDBOX,
+    SECOND,
+    SETTINGS,
+    a_namespace,
+    a_spec,
+)
 
 BIGGER = replace(RESOURCES, cpu="2", memory="4G", workspace="40G")
 
@@ -114,6 +125,7 @@ CASES: dict[str, tuple[PlacedSpec | None, Change]] = {
     "hibernation": (a_spec(), a_spec(mode=Mode.HIBERNATED)),
     "wake": (a_spec(mode=Mode.HIBERNATED), a_spec()),
     "another tier": (a_spec(), a_spec(tier=Tier.STANDARD, resources=BIGGER)),
+    "another image": (a_spec(), a_spec(image=OWN_IMAGE)),
     "deletion": (a_spec(), delete),
     "deletion of a stopped one": (a_spec(mode=Mode.STOPPED), delete),
     "erasure": (a_spec(kept=False), delete),
@@ -164,3 +176,60 @@ async def test_an_operator_that_dies_at_any_write_is_followed_by_one_that_comes_
         if not dying.struck:
             break
     assert writes > 1, "it has written something"
+
+
+PROBE = PlacedProbe(sandbox=SANDBOX, image=OWN_IMAGE, deadline=timedelta(seconds=60))
+PROBE_KEY = ("sandboxprobes", NAMESPACE, "probe-1")
+POD_KEY = ("pods", NAMESPACE, "probe-1")
+
+
+async def a_probed_cluster() -> FakeCluster:
+    cluster = await a_cluster(a_spec())
+    uid = cluster.objects["sandboxes", NAMESPACE, SANDBOX]["metadata"]["uid"]
+    body = probe_resource("probe-1", PROBE, namespace=NAMESPACE, instance=INSTANCE, owner_uid=uid)
+    made = {"uid": "uid-probe", "creationTimestamp": f"{FakeClock().now():%Y-%m-%dT%H:%M:%SZ}"}
+    await cluster.put("sandboxprobes", {**body, "metadata": {**body["metadata"], **made}})
+    return cluster
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("dies_at", range(5))
+async def test_an_operator_that_dies_makes_no_second_pod_of_a_probe_and_loses_no_verdict(
+    dies_at: int, done: bool
+) -> None:
+    cluster = await a_probed_cluster()
+    seen: set[str] = set()
+
+    async def says(state: str) -> bool:
+        if (pod := cluster.objects.get(POD_KEY)) is not None:
+            seen.add(pod["metadata"]["uid"])
+            if "status" not in pod:
+                ended = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+                status = {"phase": "Succeeded", "containerStatuses": [{"name": "sandbox", "state": ended}]}
+                await cluster.put("pods", {**pod, "status": status})
+        return bool(cluster.objects[PROBE_KEY].get("status", {}).get("state") == state)
+
+    async def over() -> bool:
+        return api.dead or await says("Booted")
+
+    async def gone() -> bool:
+        return await says("Booted") and POD_KEY not in cluster.objects
+
+    async with an_operator(cluster, dies_at=dies_at, done=done) as api:
+        await eventually(over, within=5, every=0.005)
+    async with an_operator(cluster):
+        await eventually(gone, within=5, every=0.005)
+
+    assert len(seen) == 1
+    assert cluster.objects[PROBE_KEY]["status"]["podUID"] == next(iter(seen))
+
+
+async def test_an_operator_removes_a_probe_that_its_service_and_the_operator_before_have_left() -> None:
+    cluster = await a_probed_cluster()
+    old = FakeClock().now() - PROBE.deadline - KEPT
+    cluster.objects[PROBE_KEY]["metadata"]["creationTimestamp"] = f"{old:%Y-%m-%dT%H:%M:%SZ}"
+
+    async with an_operator(cluster):
+        await eventually(lambda: PROBE_KEY not in cluster.objects, within=5, every=0.005)
+
+    assert POD_KEY not in cluster.objects

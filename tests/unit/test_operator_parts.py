@@ -192,6 +192,16 @@ def test_a_namespace_s_quota_has_its_own_numbers_where_it_says_so() -> None:
     assert "pods" not in quotas["sandboxd"]["hard"]
 
 
+def test_a_quota_of_an_older_version_gives_up_what_another_counts_now() -> None:
+    built = namespace_objects(a_namespace(), instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
+    (wanted,) = [one["spec"] for one in built if one["metadata"]["name"] == "sandboxd"]
+    older = {"hard": dict(DEFAULT_QUOTA)}
+
+    assert not says(older, wanted)
+    assert merging(older, wanted)["hard"]["pods"] is None
+    assert says({"hard": {name: value for name, value in DEFAULT_QUOTA.items() if name != "pods"}}, wanted)
+
+
 def test_what_sandboxd_does_for_itself_is_bounded_and_counts_in_no_quota_of_the_client() -> None:
     namespace = a_namespace(annotations={"sandboxd.dev/quota": "pods=0,requests.cpu=0,limits.memory=0"})
 
