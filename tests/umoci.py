@@ -1,4 +1,7 @@
-"""umoci as the judge of layers: unpacks a base with a layer on it, by code that has nothing in common with ours."""
+"""umoci as the judge of layers: unpacks a base with a layer on it, by code that has nothing in common with ours.
+
+And buildah as another one: it unpacks as CRI-O and Podman do, each layer by itself.
+"""
 
 import hashlib
 import json
@@ -6,10 +9,14 @@ import os
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from sandboxd.images.ports import WrittenLayer
 
 needs_umoci = pytest.mark.skipif(
     shutil.which("umoci") is None or os.geteuid() != 0,
@@ -42,17 +49,51 @@ def pack(root: Path) -> bytes:
     return data
 
 
+needs_buildah = pytest.mark.skipif(
+    shutil.which("buildah") is None or os.geteuid() != 0,
+    reason="needs buildah (Debian: apt-get install buildah) and root",
+)
+TAR = "application/vnd.oci.image.layer.v1.tar"
+
+
+@contextmanager
+def mounted(base_tar: bytes, layer: WrittenLayer, place: Path) -> Iterator[Path]:
+    """Base and compressed layer, unpacked and mounted by buildah.
+
+    Args:
+        base_tar: The base's only layer.
+        layer: As it was written.
+        place: A directory that is made. Buildah takes its path for a name, which has no capital letters and no
+            underscore at an end.
+    """
+    base_id = f"sha256:{hashlib.sha256(base_tar).hexdigest()}"
+    layers = [(TAR, base_tar, base_id), (layer.media_type, layer.file.read_bytes(), layer.diff_id)]
+    layout = write_layout(layers, place / "layout")
+    buildah = ["buildah", "--storage-driver", "vfs", "--root", f"{place}/storage", "--runroot", f"{place}/run"]
+    _run(*buildah, "from", "--name", "it", f"oci:{layout}:latest")
+    yield Path(_run(*buildah, "mount", "it").strip())
+    _run(*buildah, "umount", "it")
+
+
 def unpack(layers: list[bytes], into: Path) -> Path:
     """Unpack tars, each on the one before; returns the root file system."""
-    layout = into / "layout"
+    told = [(TAR, layer, f"sha256:{hashlib.sha256(layer).hexdigest()}") for layer in layers]
+    layout = write_layout(told, into / "layout")
+    _run("umoci", "raw", "unpack", "--image", f"{layout}:latest", str(into / "rootfs"))
+    shutil.rmtree(layout)
+    return into / "rootfs"
+
+
+def write_layout(layers: list[tuple[str, bytes, str]], layout: Path) -> Path:
+    """Write an image to a directory, of layers with media type, bytes and the tar's digest."""
     (layout / "blobs" / "sha256").mkdir(parents=True)
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    described = [_put(layout, "application/vnd.oci.image.layer.v1.tar", layer) for layer in layers]
+    described = [_put(layout, media_type, data) for media_type, data, _ in layers]
     config = {
         "architecture": "amd64",
         "os": "linux",
         "config": {},
-        "rootfs": {"type": "layers", "diff_ids": [one["digest"] for one in described]},
+        "rootfs": {"type": "layers", "diff_ids": [diff_id for _, _, diff_id in layers]},
     }
     manifest = {
         "schemaVersion": 2,
@@ -63,16 +104,13 @@ def unpack(layers: list[bytes], into: Path) -> Path:
     entry = _put(layout, "application/vnd.oci.image.manifest.v1+json", json.dumps(manifest).encode())
     entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
     (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    done = subprocess.run(
-        ["umoci", "raw", "unpack", "--image", f"{layout}:latest", into / "rootfs"],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return layout
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    shutil.rmtree(layout)
-    return into / "rootfs"
+    return done.stdout
 
 
 def _put(layout: Path, media_type: str, data: bytes) -> dict[str, Any]:  # Any: it becomes JSON

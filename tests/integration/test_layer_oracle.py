@@ -21,7 +21,7 @@ from sandboxd.model.rootfs import EntryKind, walk_key
 from tests.layers import AMPLE, expanded, members
 from tests.rootfs_changes import CHANGES, Change, Snapshot, do_change, snapshot
 from tests.rootfs_trees import Tree, records_of, start
-from tests.umoci import needs_umoci, pack, unpack
+from tests.umoci import mounted, needs_buildah, needs_umoci, pack, unpack
 
 pytestmark = needs_umoci
 TIME = 4
@@ -354,6 +354,28 @@ def test_nothing_changed_is_the_same_layer_also_after_a_start_from_it(image: Ima
         commit.layer.entries,
     )
     assert image.restart(again).data == commit.data
+
+
+@needs_buildah
+def test_a_runtime_that_unpacks_each_layer_by_itself_makes_the_same_of_it(root: Path) -> None:
+    os.chown(root / "opt/tool", 1000, 1000)
+    (root / "opt/tool").chmod(0o700)
+    image = Image(root)
+    (root / "opt/tool/data/new").write_bytes(
+        b"new"
+    )  # in directories that did not change, and must not lose their owner
+    (root / "usr/lib/python/os.py").unlink()
+    (root / "zsh").hardlink_to(root / "usr/bin/sh")
+    os.setxattr(root / "etc/passwd", "user.x", b"\0\xff")
+    (root / "bin").unlink()
+    (root / "bin").mkdir()
+    shutil.rmtree(root / "var")
+    (root / "var").write_bytes(b"a file")
+
+    for zstd in (True, False):  # in two frames each, as there is a whiteout
+        commit = image.commit(zstd=zstd)
+        with mounted(image.base_tar, commit.layer, root.parent / commit.layer.media_type[-4:]) as started:
+            assert snapshot(started) == image.expected(snapshot(root))
 
 
 @settings(max_examples=60, deadline=None)
