@@ -237,17 +237,24 @@ async def test_what_is_unfinished_is_found_in_pieces(world: UnitsWorld) -> None:
         assert await work.backup_sets.unfinished(limit=10, after=waiting[0].id) == waiting[1:]
 
 
-async def test_an_image_is_pinned_by_sets_that_need_it(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+async def test_an_image_is_pinned_by_sets_that_need_it_and_told_of_once_in_pieces(world: UnitsWorld) -> None:
+    pinning = {}
     for status in (S.COMPLETE, S.CREATING, S.FAILED, S.DELETING, S.DELETED):
-        await made(world, await given_sandbox(world), status, image=f"image-of-{status.value}")
-    await made(world, sandbox, S.COMPLETE)
+        pinning[status] = await made(world, await given_sandbox(world), status, image=f"image-of-{status.value}")
+    again = await made(world, await given_sandbox(world), S.COMPLETE, image="image-of-complete")
+    odd = await made(world, await given_sandbox(world), S.COMPLETE, image="Image")
+    await made(world, await given_sandbox(world), S.COMPLETE)
+    wanted = [
+        ("Image", odd.id),
+        ("image-of-complete", min(pinning[S.COMPLETE].id, again.id)),
+        ("image-of-creating", pinning[S.CREATING].id),
+    ]
 
     async with world.units.begin() as work:
-        asked = ["", "nothing", *(f"image-of-{status.value}" for status in S)]
-        assert await work.backup_sets.pinned(asked) == {"image-of-complete", "image-of-creating"}
-        assert await work.backup_sets.pinned(["image-of-complete"]) == {"image-of-complete"}
-        assert await work.backup_sets.pinned([]) == frozenset()
+        assert await work.backup_sets.pinned(limit=10) == wanted
+        assert await work.backup_sets.pinned(limit=1) == wanted[:1]
+        assert await work.backup_sets.pinned(limit=1, after="Image") == wanted[1:2]
+        assert await work.backup_sets.pinned(limit=10, after="image-of-complete") == wanted[2:]
 
 
 async def test_only_rows_of_what_is_long_deleted_are_forgotten(world: UnitsWorld) -> None:

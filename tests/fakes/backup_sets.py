@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -86,9 +86,12 @@ class FakeBackupSetRepository(BackupSetRepository):
         return sorted(found, key=lambda one: one.id)[:limit]
 
     @override
-    async def pinned(self, images: Collection[str]) -> frozenset[str]:
-        found = await self._where(lambda one: bool(one.image) and one.status in {_S.CREATING, _S.COMPLETE})
-        return frozenset(one.image for one in found) & frozenset(images)
+    async def pinned(self, *, limit: int, after: str = "") -> Sequence[tuple[str, BackupSetId]]:
+        found = await self._where(lambda one: one.image > after and one.status in {_S.CREATING, _S.COMPLETE})
+        first: dict[str, BackupSetId] = {}
+        for one in found:
+            first[one.image] = min(one.id, first.get(one.image, one.id))
+        return sorted(first.items())[:limit]
 
     @override
     async def forget(self, *, before: datetime, limit: int) -> int:

@@ -10,6 +10,7 @@ from sandboxd.backends.kubernetes.image_uses import KubernetesImageUses
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.places import Placement
 from sandboxd.manager.administration import ImagePlan, Swept
+from sandboxd.manager.backup_uses import BackupImageUses
 from sandboxd.manager.image_care import ImageCare, every
 from sandboxd.manager.image_losses import ImageLosses
 from sandboxd.manager.image_survey import ImageFindings, ImageSurvey, Orphan
@@ -51,6 +52,7 @@ def make_image_care(
     if images is None:
         return None
     sightings = PostgresImageSightings(database)
+    cluster = [] if placement.cluster is None else [KubernetesImageUses(placement.cluster)]
     care = ImageCare(
         units=tools.units,
         registry=images.registry,
@@ -63,7 +65,7 @@ def make_image_care(
             policy=settings.image_keeping,
             clock=tools.clock,
         ),
-        uses=[] if placement.cluster is None else [KubernetesImageUses(placement.cluster)],
+        uses=[*cluster, BackupImageUses(tools.units)],
         sightings=sightings,
         losses=ImageLosses(
             units=tools.units,

@@ -5,7 +5,7 @@ Contract suite: `tests/contract/test_backup_sets.py`. What they need of the worl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -86,8 +86,8 @@ class BackupSetRepository(Protocol):
         """CREATING and DELETING ones of all sandboxes, by id, after an id."""
         ...
 
-    async def pinned(self, images: Collection[str]) -> frozenset[str]:
-        """Those of these images that a set needs: one that is CREATING, or COMPLETE."""
+    async def pinned(self, *, limit: int, after: str = "") -> Sequence[tuple[str, BackupSetId]]:
+        """Images that a set needs which is CREATING or COMPLETE, each once with one of its sets, after an image."""
         ...
 
     async def forget(self, *, before: datetime, limit: int) -> int:

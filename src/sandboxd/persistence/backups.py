@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Select, delete, select, text, tuple_, update
+from sqlalchemy import Select, delete, func, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
@@ -111,12 +111,14 @@ class PostgresBackupSetRepository(BackupSetRepository):
         return await self._many(statement.order_by(c.id).limit(limit))
 
     @override
-    async def pinned(self, images: Collection[str]) -> frozenset[str]:
+    async def pinned(self, *, limit: int, after: str = "") -> Sequence[tuple[str, BackupSetId]]:
         c = _BACKUPS.c
-        wanted = [image for image in images if image]
-        statement = select(c.image).distinct().where(c.image != "", c.image.in_(wanted), c.status.in_(_PINNING))
+        # In the order of bytes, as the place after which a page begins is compared by bytes too.
+        image = c.image.collate("C")
+        statement = select(c.image, func.min(c.id)).where(c.image != "", image > after, c.status.in_(_PINNING))
         with translated():
-            return frozenset((await self._connection.execute(statement)).scalars())
+            rows = (await self._connection.execute(statement.group_by(c.image).order_by(image).limit(limit))).all()
+        return [(row[0], BackupSetId(row[1])) for row in rows]
 
     @override
     async def forget(self, *, before: datetime, limit: int) -> int:
