@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 
+from sandboxd.manager.backup_uses import BackupImageUses
 from sandboxd.manager.image_care import ImageCare
 from sandboxd.manager.image_care_metrics import ImageCareMetrics
 from sandboxd.manager.image_losses import ImageLosses
@@ -48,7 +49,7 @@ class ImageCareWorld(ManagerWorld):
                 policy=self.policy,
                 clock=self.clock,
             ),
-            uses=[self.uses],
+            uses=[self.uses, BackupImageUses(self.units)],
             sightings=self.sightings,
             losses=ImageLosses(
                 units=self.units,

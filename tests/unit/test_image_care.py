@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
 
 import pytest
 
 from sandboxd.images.registry import OCI_MANIFEST, Manifest
+from sandboxd.model.backup import BackupSet, BackupSetId
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.image import tag_of
 from sandboxd.model.image_errors import ImageUsesUnknownError, ManyImagesLostError, RegistryKeepsError
 from sandboxd.model.image_keeping import Stay, digest_of
+from sandboxd.model.sandbox import Sandbox
+from tests.fakes.images import REGISTRY
 from tests.fakes.registry import FakeRegistry
 from tests.image_care_world import DAY, REPOSITORY, ImageCareWorld
 from tests.manager_world import SOON, a_request
@@ -123,6 +128,71 @@ async def test_a_digest_under_two_tags_stays_while_one_of_them_is_needed(world: 
     assert digest_of(again) == digest_of(first)
     assert world.statuses() == ["superseded", "deleted", "superseded", "active"]
     assert {"g000001", "g000004"} <= world.tags()
+
+
+async def given_backup(world: ImageCareWorld, sandbox: Sandbox, image: str) -> BackupSet:
+    now = world.clock.now()
+    backup = BackupSet(
+        id=BackupSetId(world.ids.new("bks")),
+        sandbox=sandbox.id,
+        client=sandbox.client,
+        freelancer=sandbox.freelancer,
+        take_time=now,
+        image=image,
+        create_time=now,
+        update_time=now,
+    )
+    async with world.units.begin() as work:
+        await work.backup_sets.begin(backup)
+        await work.commit()
+    return backup
+
+
+async def test_what_a_backup_set_names_stays_until_that_is_given_up(world: ImageCareWorld) -> None:
+    sandbox, images = await world.given_images(3)
+    backup = await given_backup(world, sandbox, images[0].reference)
+
+    first = await world.care().run()
+    async with world.units.begin() as work:
+        await work.backup_sets.save(backup.fail("BACKUP_FAILED", at=world.clock.now()))
+        await work.commit()
+    world.clock.advance(DAY)
+    second = await world.care().run()
+
+    named = [one for one in first.findings.staying if one.stay is Stay.NAMED]
+    assert [(one.generation.tag, one.by) for one in named] == [("g000001", f"backup {backup.id}")]
+    assert (first.reaped, second.reaped) == (0, 1)
+
+
+async def test_an_image_that_a_backup_set_names_after_it_was_marked_is_not_deleted(world: ImageCareWorld) -> None:
+    sandbox, images = await world.given_images(3)
+    with arming("reap.after_mark=error"), pytest.raises(FailpointError):
+        await world.care().run()
+    asked = world.uses.named
+
+    async def late(*, timeout: timedelta) -> Mapping[str, str]:
+        if world.uses.asked == 1:
+            await given_backup(world, sandbox, images[0].reference)
+        return await asked(timeout=timeout)
+
+    world.uses.asked = 0
+    world.uses.named = late  # type: ignore[method-assign]
+    report = await world.care().run()
+
+    assert report.reaped == 0
+    assert digest_of(images[0]) in world.registry.manifests[REPOSITORY]
+
+
+async def test_an_orphan_that_a_backup_set_names_stays(world: ImageCareWorld) -> None:
+    sandbox, _ = await world.given_images(1)
+    orphan = await given_orphan(world, "g000007")
+    backup = await given_backup(world, sandbox, f"{REGISTRY}/{REPOSITORY}@{orphan}")
+    await world.care().run()
+    world.clock.advance(2 * DAY)
+
+    report = await world.care().run()
+
+    assert [(one.stay, one.by) for one in report.findings.orphans] == [(Stay.NAMED, f"backup {backup.id}")]
 
 
 @pytest.mark.parametrize("step", STEPS)
