@@ -39,15 +39,8 @@ class ImageRoom:
     """Gives up the registry's connections."""
 
 
-def why_nothing_is_kept(settings: Settings) -> str:
-    """Say which setting is missing for commits, for people; empty where none is."""
-    if settings.images_registry:
-        return ""
-    return "This installation keeps no images: set SANDBOXD_IMAGES_REGISTRY to the registry where they are to be kept."
-
-
 def image_room(settings: Settings, *, capture: RootfsCapture) -> ImageRoom | None:
-    """Make what builds images; None where the settings name no registry (`why_nothing_is_kept`). Nothing connects yet.
+    """Make what builds images; None where the settings name no registry. Nothing connects yet.
 
     Args:
         settings: Read.

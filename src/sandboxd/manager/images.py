@@ -274,9 +274,10 @@ class Images:
                 sandbox=sandbox,
             )
         raise CommitsOffError(
-            "This installation keeps no images: it has no registry. What is installed outside home and workspace is "
-            "gone with a sandbox's compute.",
+            "This installation keeps no images: it has no registry, which SANDBOXD_IMAGES_REGISTRY names. What is "
+            "installed outside home and workspace is gone with a sandbox's compute.",
             sandbox=sandbox,
+            setting="SANDBOXD_IMAGES_REGISTRY",
         )
 
 
