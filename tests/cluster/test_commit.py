@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
+from sandboxd.backends.registry.client import OciRegistry
 from sandboxd.ctl.client import Client
 from sandboxd.ctl.errors import ApiError
+from sandboxd.model.ids import ClientId, FreelancerId
+from sandboxd.model.image_names import user_repository
 from sandboxd.v1 import image_pb2, sandbox_pb2
-from tests.cluster.stack import ClusterStack, a_cluster_stack
+from tests.cluster.stack import NAMESPACE_CLIENT, ClusterStack, a_cluster_stack
 from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(400)
+SOON = timedelta(seconds=20)
+CHANGE = r"""set -e
+printf '#!/bin/sh\necho it runs\n' > /usr/local/bin/kept
+chmod 755 /usr/local/bin/kept
+install -o 1000 -g 1000 -m 6755 /usr/local/bin/kept /usr/bin/kept-too
+ln /usr/bin/kept-too /usr/bin/kept-three
+chmod 700 /usr/share/misc
+rm -r /usr/share/doc/bash
+mkdir -p /var/log/kept
+head -c 2000000 /dev/urandom > /opt/random
+echo a-token-of-somebody > /root/.netrc
+sha256sum /opt/random
+"""
+LOOK = r"""
+kept; stat -c '%a %u %h' /usr/bin/kept-too; stat -c %a /usr/share/misc
+test -e /usr/share/doc/bash || echo gone
+test -d /var/log/kept && echo directory
+test -e /root/.netrc || echo no secret
+sha256sum /opt/random
+"""
 
 
 @pytest.fixture
@@ -30,9 +54,9 @@ async def stack(cluster_installation: ClusterInstallation, postgres_url: str) ->
         yield made
 
 
-async def committed(client: Client, sandbox: sandbox_pb2.Sandbox) -> image_pb2.Image:
+async def committed(client: Client, sandbox: sandbox_pb2.Sandbox, *, dry_run: bool = False) -> image_pb2.Image:
     """Commit, and follow it to its end."""
-    begun = await client.images.begin(sandbox.name)
+    begun = await client.images.begin(sandbox.name, dry_run=dry_run)
     async with asyncio.timeout(240):
         return [image async for image in client.images.follow(begun.name)][-1]
 
@@ -72,3 +96,40 @@ async def test_what_was_installed_runs_in_the_next_pod_and_a_broken_root_is_neve
         await client.pause(sandbox.name, force=True)
         await client.resume(sandbox.name)
         assert stack.inside(sandbox, "sh", "-c", "mine") == "mine\n"
+
+
+async def test_everything_but_secrets_is_in_the_next_pod_and_the_registry_names_it(stack: ClusterStack) -> None:
+    async with stack.client() as client, OciRegistry(stack.installation.cluster.registry, plain=True) as registry:
+        sandbox = await client.create()
+        digest = stack.inside(sandbox, "sh", "-c", CHANGE).split()[0]
+
+        counted = await committed(client, sandbox, dry_run=True)
+        image = await committed(client, sandbox)
+
+        assert (counted.status, counted.digest) == (image_pb2.IMAGE_STATUS_DISCARDED, ""), counted
+        assert image.status == image_pb2.IMAGE_STATUS_ACTIVE, image
+        assert len(image.phases) == 5
+        assert 2_000_000 < image.raw_bytes < 20_000_000
+        assert counted.raw_bytes == image.raw_bytes
+        assert any(path.endswith("root/.netrc") for each in image.left_out for path in each.paths), image.left_out
+        repository = user_repository(ClientId(NAMESPACE_CLIENT), FreelancerId(sandbox.freelancer))
+        for tag in ("latest", image.name.rpartition("/")[2]):
+            assert (await registry.manifest(repository, tag, timeout=SOON)).digest == image.digest
+        again = await committed(client, sandbox)
+        assert (again.status, again.unchanged, again.digest) == (image_pb2.IMAGE_STATUS_DISCARDED, True, image.digest)
+
+        await client.pause(sandbox.name)
+        resumed = await client.resume(sandbox.name)
+        there = stack.inside(sandbox, "sh", "-c", LOOK)
+
+        assert resumed.image == image.name
+        assert stack.pod(sandbox)["spec"]["containers"][0]["image"] == image.reference
+        assert there.splitlines() == [
+            "it runs",
+            "6755 1000 2",
+            "700",
+            "gone",
+            "directory",
+            "no secret",
+            f"{digest}  /opt/random",
+        ]

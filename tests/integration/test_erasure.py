@@ -18,6 +18,8 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import text
 
 from sandboxd.backends.signing import Ed25519Signer
+from sandboxd.images.registry import OCI_MANIFEST, Manifest
+from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
@@ -41,6 +43,7 @@ from sandboxd.model.events import SessionEvent, SessionOpened
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, ImageContent
+from sandboxd.model.image_names import user_repository
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.session import Session, TurnState
 from sandboxd.persistence.engine import Database
@@ -51,9 +54,11 @@ from tests.contract.postgres_worlds import PostgresLedgerWorld
 from tests.contract.usage_world import a_call, a_settlement, an_id, an_identity
 from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore
+from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeWakeups
 from tests.fakes.packages import FakePackageSource
+from tests.fakes.registry import FakeRegistry
 
 ACME, OTHER = ClientId("acme_1%"), ClientId("acmeX1y")
 """The first would match the second where it is taken for a pattern."""
@@ -71,6 +76,14 @@ class ErasureWorld:
         self.clock = FakeClock()
         self.units: UnitsOfWork = PostgresUnitsOfWork(database)
         self.backend = FakeBackend(FakeAgentConnector())
+        self.registry = FakeRegistry()
+        self.images = ImageTools(
+            builder=FakeImageBuilder(self.registry),
+            probe=FakeImageProbe(),
+            running=FakeRunningImages(self.backend),
+            registry=self.registry,
+            repository_of=user_repository,
+        )
         self.key_store = FakeKeyStore()
         self.key = Ed25519PrivateKey.generate()
         self.lives = 0
@@ -92,6 +105,7 @@ class ErasureWorld:
             ids=FakeIds(self.clock),
             replica=f"life-{self.lives}",
             duties=FakeDuties({}, replica=f"life-{self.lives}"),
+            images=self.images,
             lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
             packages=FakePackageSource(),
         )
@@ -177,6 +191,9 @@ class ErasureWorld:
             create_time=self.clock.now(),
             update_time=self.clock.now(),
         )
+        image = Manifest(media_type=OCI_MANIFEST, content=f"{client} {freelancer}".encode())
+        for tag in (image.digest, "g000001", "latest"):
+            await self.registry.push(user_repository(client, freelancer), tag, image, timeout=SOON)
         async with self.units.begin() as work:
             await work.generations.begin(generation)
             await work.backup_sets.begin(backup)
@@ -242,6 +259,8 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert found["file_bytes"] == (200, 200, 0)
     assert found["sessions"] == found["turns"] == found["events"] == found["image_generations"] == (2, 2, 0)
     assert found["backup_sets"] == (2, 2, 0)
+    assert found["images"] == (2, 2, 0)
+    assert {name for name, there in world.registry.manifests.items() if there} == {user_repository(OTHER, ADA)}
     assert found["freelancer_names"] == (2, 2, 0)
     assert found["api_keys"] == (1, 1, 0)
     assert found["usage_events"] == found["sandbox_records"] == (2, 0, 2)

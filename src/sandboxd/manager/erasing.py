@@ -56,6 +56,8 @@ log = structlog.get_logger(__name__)
 
 RemoveKeys = Callable[[ClientId], Awaitable[int]]
 """Removes the keys of a client from where they are kept; answers how many there were."""
+RemoveImages = Callable[[ClientId, FreelancerId], Awaitable[int]]
+"""Removes what a freelancer's root file systems were kept as; answers how many images there were."""
 RemoveTexts = Callable[[ClientId, FreelancerId | None], Awaitable[int]]
 """Removes what the audit keeps of a person's texts; answers how many there were."""
 
@@ -78,6 +80,7 @@ class Eraser:
         deeds: OwnDeeds = UNRECORDED,
         remove_keys: RemoveKeys | None = None,
         remove_texts: RemoveTexts | None = None,
+        remove_images: RemoveImages | None = None,
     ) -> None:
         self._units = units
         self._accounts = accounts
@@ -91,6 +94,7 @@ class Eraser:
         self._deeds = deeds
         self._remove_keys = remove_keys
         self._remove_texts = remove_texts
+        self._remove_images = remove_images
         self._asked = asyncio.Event()
         self._patience: dict[str, tuple[float, float]] = {}
         """By erasure: not before that moment, and the next delay."""
@@ -204,14 +208,24 @@ class Eraser:
             await self._record(erasure, lambda now: replace(now, pending=pending))
         failpoint("erasure.before_files")
         await self._backend.erase(sandbox, timeout=STEP_TIMEOUT)
+        images = await self._erase_images_of(sandbox)
         failpoint("erasure.after_files")
         async with self._units.begin() as work:
             now = await work.erasures.get(erasure.id, for_update=True)
             if now.pending is not None and now.pending.sandbox == sandbox:
                 counted = now.add("files", erased=now.pending.files).add("file_bytes", erased=now.pending.size_bytes)
+                if images:
+                    counted = counted.add("images", erased=images)
                 await work.erasures.erase_sandbox(sandbox)
                 await work.erasures.save(replace(counted.add("sandbox_texts", erased=1), pending=None))
             await work.commit()
+
+    async def _erase_images_of(self, sandbox: SandboxId) -> int:
+        if self._remove_images is None:
+            return 0
+        async with self._units.begin() as work:
+            found = await work.sandboxes.get(sandbox)
+        return await self._remove_images(found.client, found.freelancer)
 
     async def _erase_texts(self, erasure: Erasure) -> None:
         if self._remove_texts is None:

@@ -10,6 +10,7 @@ from sandboxd.manager.erasing import Eraser, RemoveTexts
 from sandboxd.manager.erasure_ports import ProofSigner
 from sandboxd.manager.erasures import Erasures
 from sandboxd.manager.freelancers import Freelancers
+from sandboxd.manager.image_erasing import ImageErasing
 from sandboxd.manager.key_ports import KeyHashes, KeyStore
 from sandboxd.manager.keys import Keys
 from sandboxd.manager.once import Once
@@ -59,6 +60,7 @@ def make_tenancy(
         deeds=tools.deeds,
         remove_keys=keys.erase,
         remove_texts=remove_texts,
+        remove_images=None if tools.images is None else ImageErasing(images=tools.images).erase,
     )
     return Tenancy(
         accounts=accounts,
