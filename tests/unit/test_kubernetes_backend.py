@@ -185,7 +185,7 @@ async def test_what_waiting_does_not_help_is_told_at_once(
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        (Reason.IMAGE_MISSING, "no such image: look at the images of template default"),
+        (Reason.IMAGE_MISSING, "cannot be pulled: its registry has none such. Look at the images of template default"),
         (Reason.IMAGE_BROKEN, "cannot be unpacked"),
         (Reason.REGISTRY_UNAVAILABLE, "pull secrets of template default in namespace client-acme"),
         (Reason.UNSCHEDULABLE, "add nodes"),
