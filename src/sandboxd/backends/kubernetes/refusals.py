@@ -67,7 +67,8 @@ LOOK: Final[Mapping[Reason, str]] = {
     "ResourceQuota of namespace {namespace}",
     Reason.UNSCHEDULABLE: "No node has room for it: add nodes, or look at the requests and the node selector of "
     "template {template} (kubectl describe pod -n {namespace} {sandbox}-0)",
-    Reason.IMAGE_MISSING: "Its image cannot be pulled: its registry has none such. Look at the images of template {template}",
+    Reason.IMAGE_MISSING: "Its image cannot be pulled: its registry has none such. Look at the images of template "
+    "{template}",
     Reason.IMAGE_BROKEN: "Its image cannot be unpacked: look at the images of template {template}",
     Reason.IMAGE_FOREIGN: "Its image is not one of its client",
     Reason.REGISTRY_UNAVAILABLE: "Its image cannot be pulled now: look at its registry, and at the pull secrets of "
