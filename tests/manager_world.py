@@ -72,6 +72,7 @@ class ManagerWorld:
             running=self.running,
             registry=self.registry,
             repository_of=user_repository,
+            capture_pause=timedelta(0),
         )
         self.commits = commits
         self.core, self.manager = self.replica("first")

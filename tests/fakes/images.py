@@ -25,7 +25,7 @@ from sandboxd.images.registry import OCI_MANIFEST, Manifest, digest_of
 from sandboxd.model.errors import SandboxdError, UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import tag_of
-from sandboxd.model.image_errors import ImageBrokenError
+from sandboxd.model.image_errors import CaptureRunningError, ImageBrokenError
 from sandboxd.model.image_names import user_repository
 from tests.fakes.manager import FakeBackend
 from tests.fakes.registry import FakeRegistry
@@ -48,6 +48,8 @@ class FakeImageBuilder(ImageBuilder):
         self.roots: defaultdict[SandboxId, str] = defaultdict(lambda: "as the base")
         self.orders: list[BuildOrder] = []
         self.error: SandboxdError | None = None
+        self.busy = 0
+        """So many captures find that the agent still reads for another one."""
         self.hanging: asyncio.Event | None = None
         """While set, builds wait for it."""
         self.cancelled = 0
@@ -64,6 +66,9 @@ class FakeImageBuilder(ImageBuilder):
     ) -> BuiltImage:
         self.orders.append(order)
         self.looked()
+        if self.busy:
+            self.busy -= 1
+            raise CaptureRunningError("Another capture runs.")
         for said in self.progress:
             progress(said)
         await asyncio.sleep(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -31,7 +32,12 @@ from sandboxd.model.errors import (
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.image import CommitPhase, Generation, GenerationStatus
-from sandboxd.model.image_errors import CaptureUnsupportedError, ImageBrokenError, ImageTooLargeError
+from sandboxd.model.image_errors import (
+    CaptureRunningError,
+    CaptureUnsupportedError,
+    ImageBrokenError,
+    ImageTooLargeError,
+)
 from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, SandboxState, Tier
 from tests.eventually import eventually
 from tests.fakes.images import BASE
@@ -352,6 +358,19 @@ async def test_another_replica_goes_on_after_a_crash_at_any_step(world: ManagerW
     assert len(world.builder.orders) == (2 if step == "commit.after_build" else 1)
     assert world.units.rows.leases == {}
     assert await core.commits.finish_left_over() == 0
+
+
+@pytest.mark.parametrize(("busy", "status"), [(9, G.ACTIVE), (10, G.FAILED)])
+async def test_an_agent_that_reads_for_a_dead_replica_is_waited_for(
+    world: ManagerWorld, busy: int, status: GenerationStatus
+) -> None:
+    sandbox = await world.given_active()
+    world.builder.busy = busy
+
+    with suppress(CaptureRunningError):
+        await commit(world, sandbox, "with ripgrep")
+
+    assert [row.status for row in rows(world)] == [status]
 
 
 async def test_a_crash_before_anything_is_written_leaves_nothing(world: ManagerWorld) -> None:

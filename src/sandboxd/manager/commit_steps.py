@@ -6,6 +6,7 @@ for byte, then it was booted, and only then the sandbox's row names it. What a c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -42,10 +43,12 @@ from sandboxd.model.image import (
     ImageContent,
     LeftOutPaths,
 )
+from sandboxd.model.image_errors import CaptureRunningError
 from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, Tier
 from sandboxd.model.sources import Clock
 from sandboxd.model.trace import NO_TRACES, Tracer
 
+CAPTURE_ATTEMPTS: Final = 10
 ASK_TIMEOUT: Final = timedelta(seconds=15)
 _G = GenerationStatus
 _PHASES: Final = {phase.value: phase for phase in CommitPhase}
@@ -76,6 +79,8 @@ class ImageTools:
     secrets: SecretPolicy = SecretPolicy.STRIP
     build_timeout: timedelta = timedelta(minutes=30)
     probe_timeout: timedelta = timedelta(minutes=2)
+    capture_pause: timedelta = timedelta(seconds=3)
+    """Between attempts at a capture while the agent still reads for another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +153,7 @@ class CommitSteps:
     async def _build(self, held: Held, note: ProgressNote) -> Held:
         held, order = await self._order(held)
         with self._tracer.step("commit.build"):
-            built = await self._images.builder.build(order, timeout=self._images.build_timeout, progress=note.built)
+            built = await self._built(order, note)
         failpoint("commit.after_build")
         generation = held.generation
         done = replace(
@@ -162,6 +167,16 @@ class CommitSteps:
             return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()))
         discarded = done.enter(_G.DISCARDED, at=self._clock.now())
         return await self._save(held, discarded, saved=built.unchanged and not generation.dry_run)
+
+    async def _built(self, order: BuildOrder, note: ProgressNote) -> BuiltImage:
+        """Build, and wait a little where the agent still reads for somebody who has gone: a replica that died."""
+        for _ in range(CAPTURE_ATTEMPTS - 1):
+            try:
+                return await self._images.builder.build(order, timeout=self._images.build_timeout, progress=note.built)
+            except CaptureRunningError as error:
+                log.info("commit.capture_running", sandbox=order.sandbox, error=error.message)
+            await asyncio.sleep(self._images.capture_pause.total_seconds())
+        return await self._images.builder.build(order, timeout=self._images.build_timeout, progress=note.built)
 
     async def _order(self, held: Held) -> tuple[Held, BuildOrder]:
         """Say what is to be built, and note on what base, in the place of what, and from when on."""
