@@ -1,0 +1,181 @@
+"""What is installed stays, whole: after a pause, a lost pod, a rollback, and a service that dies at each step."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+
+from sandboxd.ctl.client import Client
+from sandboxd.ctl.connection import new_request_id
+from sandboxd.v1 import image_pb2, image_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
+from tests.cluster.stack import ClusterStack, a_cluster_stack
+from tests.e2e.stack import Transcript
+from tests.eventually import eventually
+from tests.installation import ClusterInstallation
+
+pytestmark = pytest.mark.timeout(600)
+COMMIT_SECONDS = 300
+INSTALL = r"""set -e
+cd "$(mktemp -d)"
+mkdir -p kept/DEBIAN kept/usr/bin kept/var/log/kept
+printf 'Package: kept\nVersion: 1\nArchitecture: all\nMaintainer: T <t@example.test>\nDescription: kept\n' \
+  > kept/DEBIAN/control
+printf '#!/bin/sh\necho kept\n' > kept/usr/bin/kept
+chmod 4755 kept/usr/bin/kept
+dpkg-deb --root-owner-group --build kept > /dev/null
+dpkg --install kept.deb > /dev/null
+install -d -o 1000 -g 1000 /opt/mine
+ln /usr/bin/kept /opt/mine/twin
+ln -s /usr/bin/kept /opt/mine/link
+rm -r /usr/share/doc/bash
+printf 'PRIVATE' > /root/.netrc
+"""
+SEEN = r"""dpkg --status kept | grep Status; kept; stat -c '%a %U %h' /usr/bin/kept /opt/mine/twin /opt/mine
+readlink /opt/mine/link; ls -d /var/log/kept; ls /usr/share/doc/bash 2>/dev/null | wc -l
+ls -A /root/.netrc 2>/dev/null | wc -l
+"""
+FOUND = """Status: install ok installed
+kept
+4755 root 2
+4755 root 2
+755 gemini 2
+/usr/bin/kept
+/var/log/kept
+0
+0
+"""
+
+
+@pytest.fixture
+async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
+    address = cluster_installation.cluster.registry
+    async with a_cluster_stack(cluster_installation, postgres_url, start=False) as made:
+        made.environment |= {
+            "SANDBOXD_IMAGES_REGISTRY": f"localhost:{address.rpartition(':')[2]}",
+            "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
+            "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
+            "SANDBOXD_LEASE_SECONDS": "3",
+            "SANDBOXD_IMAGES_REPOSITORY_PREFIX": f"kept-{uuid.uuid4().hex[:8]}",
+        }
+        await made.start("gateway")
+        await made.start("serve")
+        yield made
+
+
+async def commit(client: Client, sandbox: sandbox_pb2.Sandbox, *, dry_run: bool = False) -> image_pb2.Image:
+    """As any client does: while the service is away the very same request is made again."""
+    request = sandbox_pb2.CommitRequest(request_id=new_request_id(), name=sandbox.name, dry_run=dry_run)
+    stub = sandbox_pb2_grpc.SandboxServiceStub(client.connection.channel)
+    answer = await client.connection.call(stub.Commit, request, timeout=COMMIT_SECONDS)
+    return answer.image
+
+
+async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_a_rollback_takes_it_away(
+    stack: ClusterStack,
+) -> None:
+    async with stack.client() as client:
+        sandbox = await client.create(model="gemini-2.5-flash")
+        nothing = await commit(client, sandbox)
+        assert nothing.status == image_pb2.IMAGE_STATUS_DISCARDED, nothing
+        stack.inside(sandbox, "sh", "-c", INSTALL)
+
+        dry = await commit(client, sandbox, dry_run=True)
+        made = await commit(client, sandbox)
+        assert not (await client.get(sandbox.name)).HasField("unsaved")
+        again = await commit(client, sandbox)
+
+        assert dry.status == image_pb2.IMAGE_STATUS_DISCARDED
+        assert made.status == image_pb2.IMAGE_STATUS_ACTIVE, made
+        assert made.digest.startswith("sha256:")
+        assert again.status == image_pb2.IMAGE_STATUS_DISCARDED, again
+        assert again.digest == made.digest
+
+        await client.pause(sandbox.name)
+        await client.resume(sandbox.name)
+        assert made.digest in image_of(stack, sandbox)
+        assert found(stack, sandbox) == FOUND
+        unchanged = await commit(client, sandbox)
+        assert unchanged.status == image_pb2.IMAGE_STATUS_DISCARDED, unchanged
+
+        stack.delete_pod(sandbox)
+
+        async def lost() -> bool:
+            return (await client.get(sandbox.name)).state_reason != ""
+
+        await eventually(lost, within=60, what="the loss is seen")
+        async with client.stream(sandbox.name) as stream:  # a use brings it back
+            seen = Transcript(stream=stream)
+            await seen.turn("fake:say(text=back)")
+        assert found(stack, sandbox) == FOUND
+
+        repository, _, _ = made.reference.partition("@")
+        assert await digest_of_tag(repository, "latest") == made.digest
+        assert await digest_of_tag(repository, made.name.rpartition("/")[2]) == made.digest
+        assert {one.reason for one in made.left_out} >= {"secret"}
+
+        images = image_pb2_grpc.ImageServiceStub(client.connection.channel)
+        listed = await images.ListImages(
+            image_pb2.ListImagesRequest(sandbox=sandbox.name), metadata=client.connection.metadata(), timeout=30
+        )
+        assert [one.digest for one in listed.images] == [made.digest]
+
+        stack.inside(sandbox, "sh", "-c", "touch /opt/mine/second && rm /usr/bin/kept")
+        second = await commit(client, sandbox)
+        assert second.status == image_pb2.IMAGE_STATUS_ACTIVE, second
+        rollback = image_pb2.RollbackImageRequest(request_id=new_request_id(), name=made.name)
+        await client.connection.call(images.RollbackImage, rollback)
+        await client.pause(sandbox.name)
+        await client.resume(sandbox.name)
+        assert made.digest in image_of(stack, sandbox)
+        assert found(stack, sandbox) == FOUND
+        assert "second" not in stack.inside(sandbox, "ls", "/opt/mine")
+
+
+async def test_a_service_that_is_killed_in_the_middle_of_a_commit_finishes_it_after_its_restart(
+    stack: ClusterStack,
+) -> None:
+    async with stack.client() as client:
+        sandbox = await client.create(model="gemini-2.5-flash")
+        stack.inside(sandbox, "sh", "-c", INSTALL)
+        made = image_pb2.Image()
+        for point in ("commit.after_push", "commit.after_probe", "commit.after_activate"):
+            stack.inside(sandbox, "sh", "-c", f"echo {point} > /opt/mine/{point}")
+            await stack.restart("serve", failpoints=f"{point}=exit9")
+            committing = asyncio.create_task(commit(client, sandbox))
+            await stack.died("serve", within=120)
+            await stack.start("serve")
+            made = await committing
+            assert made.status == image_pb2.IMAGE_STATUS_ACTIVE, (point, made)
+
+        await client.pause(sandbox.name)
+        await client.resume(sandbox.name)
+        assert made.digest in image_of(stack, sandbox)
+        assert found(stack, sandbox) == FOUND
+        assert stack.inside(sandbox, "ls", "/opt/mine").split()[:3] == [
+            "commit.after_activate",
+            "commit.after_probe",
+            "commit.after_push",
+        ]
+
+
+def found(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
+    return stack.inside(sandbox, "sh", "-c", SEEN)
+
+
+def image_of(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
+    containers = stack.pod(sandbox)["spec"]["containers"]
+    return str(next(one["image"] for one in containers if one["name"] == "sandbox"))
+
+
+async def digest_of_tag(repository: str, tag: str) -> str:
+    registry, _, path = repository.partition("/")
+    url = f"http://{registry.replace('localhost', '127.0.0.1')}/v2/{path}/manifests/{tag}"
+    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+    async with aiohttp.ClientSession() as session, session.get(url, headers=accept) as answer:
+        assert answer.status == 200, await answer.text()
+        return f"sha256:{hashlib.sha256(await answer.read()).hexdigest()}"
