@@ -145,12 +145,16 @@ async def test_the_lock_of_a_process_that_lives_is_left_alone(
     repository: ResticRepository, there: ResticSettings, tree: Path
 ) -> None:
     task = await on_its_way(there, tree)
-    (held,) = locks(there)
+    (one,) = children()
+    one.suspend()  # it lives, and does not come to its end by itself meanwhile
+    held = locks(there)
 
     with pytest.raises(BackupRepositoryBusyError):
         await repository.prune(timeout=PATIENCE)
 
-    assert held.exists()
+    assert len(held) == 1
+    assert locks(there) == held
+    one.resume()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -226,11 +226,21 @@ async def _end(process: Process) -> None:
             process.send_signal(signal.SIGINT)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GRACE_SECONDS):
-                await process.wait()
+                await _reap(process)
     finally:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REAP_SECONDS):
-                    await process.wait()
+                    await _reap(process)
+
+
+async def _reap(process: Process) -> None:
+    """Wait for its end, which is told only after all that it said was read."""
+    await asyncio.gather(_drain(process.stdout), _drain(process.stderr), process.wait())
+
+
+async def _drain(pipe: asyncio.StreamReader | None) -> None:
+    while pipe is not None and await pipe.read(_CHUNK):
+        pass
