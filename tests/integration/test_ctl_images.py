@@ -66,6 +66,14 @@ def test_images_are_listed_over_all_pages(platform: FakePlatform) -> None:
     ]
 
 
+def test_show_says_which_image_the_next_start_takes(platform: FakePlatform) -> None:
+    platform.sandboxes[f"sandboxes/{BOX}"].image = f"sandboxes/{BOX}/images/g000007"
+
+    shown = {line.split()[0]: line.split()[-1] for line in ctl("show", "demo").out.splitlines() if line.strip()}
+
+    assert shown["image"] == "g000007"
+
+
 @pytest.mark.parametrize("said", ["g000001", "1"])
 def test_rollback_takes_a_tag_or_a_number(platform: FakePlatform, said: str) -> None:
     for _ in range(2):

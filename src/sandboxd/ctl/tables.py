@@ -123,6 +123,7 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
             "incarnation",
             f"{clean_line(sandbox.incarnation)} (number {sandbox.incarnations})" * bool(sandbox.incarnation),
         ),
+        ("image", sandbox.image.rpartition("/")[2]),
         ("created", _moment(sandbox, "create_time")),
         ("last use", _moment(sandbox, "last_use_time")),
         ("terminated", _moment(sandbox, "terminate_time")),
