@@ -47,7 +47,7 @@ async def test_a_hundred_creates_in_room_for_three_are_refused_with_advice_and_a
 
         def limited() -> bool:
             # Admission goes by the status, which follows the spec a moment later.
-            quota = stack.get("resourcequota", "sandboxd-pods").get("status", {})
+            quota = stack.get("resourcequota", "sandboxd").get("status", {})
             return (quota["hard"]["pods"], quota["used"]["pods"]) == (str(ROOM), "1")
 
         await eventually(limited, within=60)

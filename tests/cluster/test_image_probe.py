@@ -132,33 +132,6 @@ async def test_a_hostile_image_finds_no_network_no_token_and_nothing_of_its_owne
     await world.nothing_left()
 
 
-async def test_a_probe_needs_no_room_in_the_clients_quota(on_a_cluster: ClusterWorld) -> None:
-    sandbox = await on_a_cluster.a_sandbox()
-    namespace, quota = f"{on_a_cluster.installation.instance}-acme", "sandboxd.dev/quota"
-    on_a_cluster.installation.kubectl(
-        "annotate", "--overwrite", "namespace", namespace, f"{quota}=pods=1,requests.cpu=150m,limits.memory=2G"
-    )
-
-    def spent() -> bool:
-        text = on_a_cluster.installation.kubectl("get", "resourcequota", "sandboxd-pods", "-n", namespace, "-o", "json")
-        status = json.loads(text).get("status", {})
-        return (status.get("hard", {}).get("pods"), status.get("used", {}).get("pods")) == ("1", "1")
-
-    try:
-        await eventually(spent, within=60, every=0.2)
-        await on_a_cluster.probe.probe(sandbox, await on_a_cluster.good(), timeout=TIMEOUT)
-        assert spent()
-    finally:
-        on_a_cluster.installation.kubectl("annotate", "namespace", namespace, f"{quota}-")
-
-    def as_before() -> bool:
-        text = on_a_cluster.installation.kubectl("get", "resourcequota", "sandboxd-pods", "-n", namespace, "-o", "json")
-        hard: dict[str, str] = json.loads(text)["spec"]["hard"]
-        return hard == {"pods": "500"}
-
-    await eventually(as_before, within=60, every=0.2, what="what is limited no more is limited no more")
-
-
 async def test_a_probe_whose_service_is_killed_goes_by_itself(on_a_cluster: ClusterWorld) -> None:
     world = on_a_cluster
     image = await world.own(files={CLI: b"setTimeout(() => {}, 600000)"})

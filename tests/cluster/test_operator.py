@@ -52,8 +52,6 @@ async def test_a_sandbox_is_made_from_nothing_and_kubectl_tells_of_it(stage: Sta
         assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
         for kind, name in (
             ("resourcequota", "sandboxd"),
-            ("resourcequota", "sandboxd-pods"),
-            ("resourcequota", "sandboxd-probes"),
             ("limitrange", "sandboxd"),
             ("networkpolicy", "sandboxd-deny"),
             ("networkpolicy", "sandboxd-allow"),

@@ -171,7 +171,7 @@ async def test_a_spent_quota_is_exhausted_with_advice_and_resume_works_when_ther
         stack.installation.kubectl("annotate", "namespace", stack.namespace, "sandboxd.dev/quota=pods=1")
 
         def limited() -> bool:
-            return bool(stack.get("resourcequota", "sandboxd-pods")["spec"]["hard"]["pods"] == "1")
+            return bool(stack.get("resourcequota", "sandboxd")["spec"]["hard"]["pods"] == "1")
 
         await eventually(limited, within=60)
         with pytest.raises(ApiError) as refused:

@@ -183,34 +183,21 @@ def test_a_namespace_is_closed_first_and_opened_for_what_is_needed() -> None:
 def test_a_namespace_s_quota_has_its_own_numbers_where_it_says_so() -> None:
     namespace = a_namespace(annotations={"sandboxd.dev/quota": "pods=3, requests.storage=1T"})
 
-    built = namespace_objects(namespace, instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
+    (quota,) = namespace_objects(namespace, instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
 
-    quotas = {one["metadata"]["name"]: one["spec"] for one in built}
-    assert quotas["sandboxd-pods"] == {"hard": {"pods": "3"}, "scopes": ["NotTerminating"]}
-    assert quotas["sandboxd"]["hard"]["requests.storage"] == "1T"
-    assert quotas["sandboxd"]["hard"]["services.nodeports"] == "0"
-    assert "pods" not in quotas["sandboxd"]["hard"]
+    assert (quota["spec"]["hard"]["pods"], quota["spec"]["hard"]["requests.storage"]) == ("3", "1T")
+    assert quota["spec"]["hard"]["services.nodeports"] == "0"
 
 
-def test_a_quota_of_an_older_version_gives_up_what_another_counts_now() -> None:
-    built = namespace_objects(a_namespace(), instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
-    (wanted,) = [one["spec"] for one in built if one["metadata"]["name"] == "sandboxd"]
-    older = {"hard": dict(DEFAULT_QUOTA)}
+def test_a_number_that_is_limited_no_more_is_taken_out_of_the_quota() -> None:
+    (wanted,) = [
+        one["spec"] for one in namespace_objects(a_namespace(), instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
+    ]
+    found = {"hard": {**DEFAULT_QUOTA, "requests.cpu": "1"}}
 
-    assert not says(older, wanted)
-    assert merging(older, wanted)["hard"]["pods"] is None
-    assert says({"hard": {name: value for name, value in DEFAULT_QUOTA.items() if name != "pods"}}, wanted)
-
-
-def test_what_sandboxd_does_for_itself_is_bounded_and_counts_in_no_quota_of_the_client() -> None:
-    namespace = a_namespace(annotations={"sandboxd.dev/quota": "pods=0,requests.cpu=0,limits.memory=0"})
-
-    built = namespace_objects(namespace, instance=INSTANCE, network=NETWORK)[Kind.QUOTA]
-
-    quotas = {one["metadata"]["name"]: one["spec"] for one in built}
-    assert quotas["sandboxd-pods"]["hard"] == {"pods": "0", "requests.cpu": "0", "limits.memory": "0"}
-    assert quotas["sandboxd-probes"] == {"hard": {"pods": "10"}, "scopes": ["Terminating"]}
-    assert set(quotas["sandboxd"]["hard"]) == set(DEFAULT_QUOTA) - {"pods"}
+    assert not says(found, wanted)
+    assert merging(found, wanted)["hard"]["requests.cpu"] is None
+    assert says({"hard": dict(DEFAULT_QUOTA)}, wanted)
 
 
 def test_lists_of_addresses_are_read() -> None:

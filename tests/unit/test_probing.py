@@ -96,7 +96,7 @@ UNPLACED = a_pod(
 TABLE = {
     "nothing is there": (a_world(), S.WAITING, R.NOT_CREATED, None),
     "the quota is spent": (
-        a_world(refusals=[Refusal(kind=Kind.POD, status=403, message="exceeded quota: sandboxd-probes")]),
+        a_world(refusals=[Refusal(kind=Kind.POD, status=403, message="exceeded quota: sandboxd")]),
         S.WAITING,
         R.QUOTA_EXCEEDED,
         None,

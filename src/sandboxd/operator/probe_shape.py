@@ -67,7 +67,7 @@ def probe_pod(
     spec: dict[str, Any] = {
         **pod_basis(template, own_image=True, last_node=node),
         "restartPolicy": "Never",
-        # Counts from its start on the node, the pull among it; and lets quotas of pods that stay pass it by.
+        # Counts from its start on the node, the pull among it.
         "activeDeadlineSeconds": max(1, round(probe.deadline.total_seconds())),
         "terminationGracePeriodSeconds": 1,
         "containers": [_container(probe)],

@@ -188,10 +188,7 @@ class Reconciler:
             return None
 
     def _objects(self, kind: Kind, namespace: str) -> dict[str, Json]:
-        names = {
-            Kind.POLICY: ("sandboxd-deny", "sandboxd-allow"),
-            Kind.QUOTA: ("sandboxd", "sandboxd-pods", "sandboxd-probes"),
-        }.get(kind, ("sandboxd",))
+        names = {Kind.POLICY: ("sandboxd-deny", "sandboxd-allow")}.get(kind, ("sandboxd",))
         found = {name: self._mirrors.get(kind, namespace, name) for name in names}
         return {name: obj for name, obj in found.items() if obj is not None}
 

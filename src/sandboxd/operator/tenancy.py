@@ -31,13 +31,6 @@ PRIVATE_RANGES: Final = (
     "224.0.0.0/4",
 )
 PRIVATE_RANGES_V6: Final = ("::1/128", "64:ff9b::/96", "fc00::/7", "fe80::/10", "ff00::/8")
-POD_RESOURCES: Final = frozenset(
-    {"pods", "cpu", "memory", "requests.cpu", "requests.memory", "limits.cpu", "limits.memory"}
-)
-"""What a quota can count of some pods and not of others:
-https://kubernetes.io/docs/concepts/policy/resource-quotas/#quota-scopes."""
-PROBES_AT_ONCE: Final = "10"
-"""Pods with a deadline of their own, in a client's namespace: probes of its images."""
 DEFAULT_QUOTA: Final[Mapping[str, str]] = {
     "pods": "500",
     "persistentvolumeclaims": "2000",
@@ -70,22 +63,13 @@ class Network:
 def namespace_objects(namespace: Mapping[str, Any], *, instance: str, network: Network) -> dict[Kind, list[Json]]:
     """The objects of a client's namespace, by kind."""
     name = namespace["metadata"]["name"]
-    numbers = {**DEFAULT_QUOTA, **read_quota(namespace["metadata"].get("annotations", {}).get(QUOTA_ANNOTATION, ""))}
-    # Of pods those that stay, which are sandboxes: what sandboxd does for itself is nobody's quota.
-    quotas: Mapping[str, Json] = {
-        "sandboxd": {"hard": Whole({key: value for key, value in numbers.items() if key not in POD_RESOURCES})},
-        "sandboxd-pods": {
-            "hard": Whole({key: value for key, value in numbers.items() if key in POD_RESOURCES}),
-            "scopes": ["NotTerminating"],
-        },
-        "sandboxd-probes": {"hard": Whole({"pods": PROBES_AT_ONCE}), "scopes": ["Terminating"]},
-    }
+    quota = {**DEFAULT_QUOTA, **read_quota(namespace["metadata"].get("annotations", {}).get(QUOTA_ANNOTATION, ""))}
     return {
         Kind.POLICY: [
             _object("networking.k8s.io/v1", "NetworkPolicy", name, "sandboxd-deny", instance, _deny()),
             _object("networking.k8s.io/v1", "NetworkPolicy", name, "sandboxd-allow", instance, _allow(network)),
         ],
-        Kind.QUOTA: [_object("v1", "ResourceQuota", name, one, instance, spec) for one, spec in quotas.items()],
+        Kind.QUOTA: [_object("v1", "ResourceQuota", name, "sandboxd", instance, {"hard": Whole(quota)})],
         Kind.LIMITS: [_object("v1", "LimitRange", name, "sandboxd", instance, {"limits": [_container_limits()]})],
     }
 
