@@ -20,18 +20,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from sandboxd.backends.registry.client import OciRegistry
 from sandboxd.dev.home import write_private
 from sandboxd.kubeapi.access import KubeConfigError
 from sandboxd.kubeapi.client import KubeClient
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json
 from sandboxd.model.cluster import API_VERSION, INSTANCE_LABEL, SERVE_MANAGER, TEMPLATES
+from sandboxd.model.errors import SandboxdError
 from sandboxd.settings import Settings, SettingsError
 
 SANDBOX_IMAGE: Final = "localhost:5000/sandboxd/sandbox:dev"
 AGENT_IMAGE: Final = "localhost:5000/sandboxd/agent:dev"
 """What `make images` pushes for the development cluster."""
 CERTIFICATE_DAYS: Final = 30
+REGISTRY_TIMEOUT: Final = timedelta(seconds=10)
+_LOCAL: Final = "localhost:"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,8 @@ class DevCluster:
     certificate: Path
     """The gateway's; it is its own authority."""
     key: Path
+    registry: str = ""
+    """This machine's registry that the sandbox image is in, as nodes pull from it: what is installed is kept there."""
 
     def variables(self, settings: Settings, *, gateway_port: int, operator_port: int) -> dict[str, str]:
         """Settings of the roles."""
@@ -63,6 +69,16 @@ class DevCluster:
             "SANDBOXD_GATEWAY_TLS_CERTIFICATE_FILE": str(self.certificate),
             "SANDBOXD_GATEWAY_TLS_KEY_FILE": str(self.key),
             "SANDBOXD_GATEWAY_AUTHORITY_FILE": str(self.certificate),
+            **(self._keeping() if not settings.images_registry else {}),
+        }
+
+    def _keeping(self) -> dict[str, str]:
+        if not self.registry:
+            return {}
+        return {
+            "SANDBOXD_IMAGES_REGISTRY": self.registry,
+            "SANDBOXD_IMAGES_REGISTRY_ADDRESS": _own(self.registry),
+            "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
         }
 
 
@@ -77,7 +93,8 @@ async def prepare_cluster(
     try:
         async with KubeClient(settings.kubeconfig) as client:
             host = await own_address(client)
-            template = await _ensure_template(client, settings, environment)
+            image = await by_digest(environment.get("SANDBOXD_DEV_SANDBOX_IMAGE", SANDBOX_IMAGE))
+            template = await _ensure_template(client, settings, environment, image)
             await _ensure_namespace(client, settings)
     except KubeNotFoundError as error:
         raise SettingsError(
@@ -88,7 +105,30 @@ async def prepare_cluster(
         raise SettingsError(f"There is no cluster to use: {error}") from error
     certificate, key = directory / "gateway.pem", directory / "gateway.key"
     make_certificate(certificate, key, host)
-    return DevCluster(host=host, template=template, certificate=certificate, key=key)
+    registry = image.partition("/")[0] if "@" in image and image.startswith(_LOCAL) else ""
+    return DevCluster(host=host, template=template, certificate=certificate, key=key, registry=registry)
+
+
+async def by_digest(image: str) -> str:
+    """Name an image of this machine's registry by its digest, as a base of what is kept must be; others stay as given.
+
+    So does one that the registry does not tell of: whoever needs its digest, or the image, says so then.
+    """
+    place, _, tag = image.rpartition(":")
+    registry, _, repository = place.partition("/")
+    if "@" in image or not image.startswith(_LOCAL) or not repository:
+        return image
+    try:
+        async with OciRegistry(_own(registry), plain=True) as asked:
+            found = await asked.manifest(repository, tag, timeout=REGISTRY_TIMEOUT)
+    except SandboxdError:
+        return image
+    return f"{place}@{found.digest}"
+
+
+def _own(registry: str) -> str:
+    """How this machine reaches a registry that nodes know as `localhost`, which may mean ::1 first."""
+    return registry.replace("localhost", "127.0.0.1", 1)
 
 
 async def own_address(client: KubeClient) -> str:
@@ -108,7 +148,7 @@ async def own_address(client: KubeClient) -> str:
         return str(probe.getsockname()[0])
 
 
-async def _ensure_template(client: KubeClient, settings: Settings, environment: Mapping[str, str]) -> str:
+async def _ensure_template(client: KubeClient, settings: Settings, environment: Mapping[str, str], image: str) -> str:
     """The template that the settings name, if it is there; else one of the installation's own, with the dev images."""
     name = settings.kubernetes_template
     if await _exists(client, f"/apis/{API_VERSION}/{TEMPLATES}/{name}"):
@@ -119,7 +159,7 @@ async def _ensure_template(client: KubeClient, settings: Settings, environment: 
         "kind": "SandboxTemplate",
         "metadata": {"name": name, "labels": {INSTANCE_LABEL: settings.kubernetes_instance}},
         "spec": {
-            "image": environment.get("SANDBOXD_DEV_SANDBOX_IMAGE", SANDBOX_IMAGE),
+            "image": image,
             "agentImage": environment.get("SANDBOXD_DEV_AGENT_IMAGE", AGENT_IMAGE),
         },
     }
