@@ -247,11 +247,11 @@ async def test_another_life_at_the_same_address_does_nothing(pair: Pair) -> None
 async def test_a_replica_that_does_not_answer_in_time_is_unavailable_and_told_to_stop(pair: Pair) -> None:
     pair.desk.hanging = asyncio.Event()
 
-    with pytest.raises(PeerUnavailableError):
-        await pair.ask(ERRANDS[0], timeout=timedelta(seconds=0.5))
-
-    async with asyncio.timeout(5):
-        while not pair.desk.ended:
+    async with asyncio.timeout(30):
+        while not pair.desk.taken:  # on a busy machine the time may be over before the connection is made
+            with pytest.raises(PeerUnavailableError):
+                await pair.ask(ERRANDS[0], timeout=timedelta(seconds=0.5))
+        while pair.desk.ended < len(pair.desk.taken):
             await asyncio.sleep(0.01)
 
 
