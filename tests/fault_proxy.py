@@ -190,7 +190,10 @@ class FaultProxy:
 
         async def take() -> None:
             while True:
-                chunk = await reader.read(_CHUNK)
+                try:
+                    chunk = await reader.read(_CHUNK)
+                except OSError:  # a killed process resets what it had not read: that is its end, and passes as one
+                    chunk = b""
                 await under_way.put((loop.time() + self.latency, chunk))
                 if not chunk:
                     return

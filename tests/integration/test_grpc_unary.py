@@ -419,7 +419,7 @@ async def test_the_metrics_count_calls_by_method_and_code(world: World) -> None:
     await refused(world.sandboxes.Get(pb.GetRequest(name="sandboxes/none"), metadata=world.metadata()))
 
     labels = {"method": "sandboxd.v1.SandboxService/Get", "code": "NOT_FOUND"}
-    assert world.registry.get_sample_value("sandboxd_grpc_handled_total", labels) == 1
+    await eventually(lambda: world.registry.get_sample_value("sandboxd_grpc_handled_total", labels) == 1, within=5)
 
 
 async def test_the_canonical_line_names_the_call_and_no_secret(
