@@ -221,7 +221,7 @@ class Client:
                         return
                     case "error":
                         samples.failures.append(event.error.message)
-                    case "command_failed" if event.command_failed.reason == "UNAVAILABLE":
+                    case "command_failed" if event.command_failed.reason.endswith("UNAVAILABLE"):
                         # What every client does: the same request again, which is done once.
                         samples.resent += 1
                         await asyncio.sleep(RESEND_SECONDS)
