@@ -6,8 +6,6 @@ look; they may be lost, so everybody who is followed is looked at now and then, 
 
 from __future__ import annotations
 
-import asyncio
-from collections import defaultdict
 from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +14,7 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.followers import Followers
 from sandboxd.manager.lifecycle_ports import Announced, Candidate
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.errors import SandboxdError
@@ -24,9 +23,6 @@ from sandboxd.model.lifecycle import LifecycleStep
 from sandboxd.model.next_step import STEPS, idle_since
 from sandboxd.model.sandbox import SandboxState
 
-LOOK_SECONDS: Final = 30.0
-MAX_PENDING: Final = 16
-"""Notices that one slow stream may leave unread; the oldest is let fall."""
 _DONE: Final = {
     SandboxState.HIBERNATED: "The sandbox hibernates. The next prompt wakes it at once.",
     SandboxState.STOPPED: "The sandbox was stopped; its files are kept. The next prompt starts it.",
@@ -59,29 +55,26 @@ class Announcements:
     def __init__(self, *, units: UnitsOfWork, changes: Changes) -> None:
         self._units = units
         self._changes = changes
-        self._followers: defaultdict[SandboxId, set[asyncio.Queue[RestNotice]]] = defaultdict(set)
+        self._followers = Followers[RestNotice](changes)
         self._told: dict[SandboxId, Announced] = {}
         self._reasons: dict[SandboxId, str] = {}
         """What was told of the states that sandboxes are in."""
 
     async def follow(self, sandbox: SandboxId) -> AsyncIterator[RestNotice]:
         """Notices about a sandbox from now on, for ever; first what was announced already."""
-        queue = asyncio.Queue[RestNotice](MAX_PENDING)
-        self._followers[sandbox].add(queue)
         try:
-            if reason := self._reasons.get(sandbox):
-                queue.put_nowait(_because(reason))
-            told = self._told.get(sandbox)
-            if told is None:
-                await self._look({sandbox})
-            else:
-                queue.put_nowait(_soon(told))
-            while True:
-                yield await queue.get()
+            with self._followers.join(sandbox) as queue:
+                if reason := self._reasons.get(sandbox):
+                    queue.put_nowait(_because(reason))
+                told = self._told.get(sandbox)
+                if told is None:
+                    await self._look({sandbox})
+                else:
+                    queue.put_nowait(_soon(told))
+                while True:
+                    yield await queue.get()
         finally:
-            self._followers[sandbox].discard(queue)
-            if not self._followers[sandbox]:
-                del self._followers[sandbox]
+            if sandbox not in self._followers:
                 self._told.pop(sandbox, None)
                 self._reasons.pop(sandbox, None)
 
@@ -92,10 +85,7 @@ class Announcements:
 
     async def run(self) -> None:
         """Look at what changes until cancelled."""
-        with self._changes.feed() as feed:
-            while True:
-                changed = await feed.take(timeout=LOOK_SECONDS)
-                await self._look(self._followers.keys() if changed is None else self._followers.keys() & changed)
+        await self._followers.run(self._look)
 
     async def _look(self, sandboxes: Collection[SandboxId]) -> None:
         if not sandboxes:
@@ -116,23 +106,17 @@ class Announcements:
             row = rows.get(sandbox)
             if stands is not None:
                 self._told[sandbox] = stands
-                self._tell(sandbox, _soon(stands))
+                self._followers.tell(sandbox, _soon(stands))
             elif row is not None and not row.state.transient:
                 del self._told[sandbox]
-                self._tell(sandbox, _ended(row.state))
+                self._followers.tell(sandbox, _ended(row.state))
 
     def _explain(self, sandbox: SandboxId, reason: str) -> None:
         """Tell why a sandbox is in its state, once: what was lost with its life, what was started instead."""
         if reason != self._reasons.get(sandbox, "") and sandbox in self._followers:
             self._reasons[sandbox] = reason
             if reason:
-                self._tell(sandbox, _because(reason))
-
-    def _tell(self, sandbox: SandboxId, notice: RestNotice) -> None:
-        for queue in self._followers.get(sandbox, ()):
-            if queue.full():
-                queue.get_nowait()
-            queue.put_nowait(notice)
+                self._followers.tell(sandbox, _because(reason))
 
 
 def _standing(candidate: Candidate | None) -> Announced | None:

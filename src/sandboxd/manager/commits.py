@@ -17,6 +17,7 @@ import structlog
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics, CommitOutcome
 from sandboxd.manager.commit_steps import CommitSteps, Held, ImageTools, ProgressNote, lease_key
+from sandboxd.manager.draining import drain
 from sandboxd.manager.image_ports import ATTEMPTS_KEPT_FOR
 from sandboxd.manager.image_telling import ImageTelling
 from sandboxd.manager.intents import LEASE, POLL_SECONDS
@@ -180,14 +181,7 @@ class Commits:
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let commits end within the grace, then leave the rest to the recovery of whoever comes next."""
-        tasks = {entry.task for entry in self._running.values()}
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=2.0)
+        await drain({entry.task for entry in self._running.values()}, grace=grace, undone_within=2.0)
 
     async def renew(self) -> None:
         """Prolong the lease of every commit of this process, and end what is no longer ours."""

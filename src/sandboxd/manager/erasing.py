@@ -20,6 +20,7 @@ from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.erasure_ports import ProofSigner
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
+from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import (
     MAX_PAGE_SIZE,
     Operation,
@@ -47,6 +48,7 @@ BATCH: Final = 2000
 """Rows that one transaction erases."""
 STEP_TIMEOUT: Final = timedelta(seconds=120)
 """For the termination of one sandbox, and for the removal of its files."""
+FIRST_DELAY: Final = 1.0
 LONGEST_DELAY: Final = 60.0
 """Seconds between attempts at an erasure that keeps failing; doubled each time from one."""
 SYSTEM: Final = "sandboxd"
@@ -96,8 +98,7 @@ class Eraser:
         self._remove_texts = remove_texts
         self._remove_images = remove_images
         self._asked = asyncio.Event()
-        self._patience: dict[str, tuple[float, float]] = {}
-        """By erasure: not before that moment, and the next delay."""
+        self._patience = Patience[str](clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
 
     def wake(self) -> None:
         """Look at once: an erasure was asked for."""
@@ -125,16 +126,15 @@ class Eraser:
             found = await work.erasures.unfinished(limit=AT_ONCE)
         finished = 0
         for erasure in found:
-            not_before, delay = self._patience.get(erasure.id, (0.0, 1.0))
-            if self._clock.monotonic() < not_before:
+            if self._patience.waits(erasure.id):
                 continue
             try:
                 finished += await self._carry_out(erasure)
             except SandboxdError as error:
-                self._patience[erasure.id] = (self._clock.monotonic() + delay, min(delay * 2, LONGEST_DELAY))
+                self._patience.failed(erasure.id)
                 log.warning("erasure.interrupted", erasure=erasure.id, error=error.message)
             else:
-                self._patience.pop(erasure.id, None)
+                self._patience.forget(erasure.id)
         return finished
 
     async def _carry_out(self, erasure: Erasure) -> bool:

@@ -12,6 +12,7 @@ from sandboxd.images.ports import ImageReference
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import ImageTools
+from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.failpoints import failpoint
@@ -29,12 +30,6 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Patience:
-    delay: float = FIRST_DELAY
-    not_before: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
 class ImageTelling:
     """Moves what is beside the database; safe to repeat, whoever was faster."""
 
@@ -43,7 +38,11 @@ class ImageTelling:
     changes: Changes
     metrics: CommitMetrics
     clock: Clock
-    _patience: dict[GenerationId, _Patience] = field(default_factory=dict, init=False)
+    _patience: Patience[GenerationId] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin without a failure."""
+        self._patience = Patience(self.clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
 
     async def tell_untold(self) -> int:
         """Tell the backend and the tag of every active image that they do not know of; answers how many were told."""
@@ -58,15 +57,13 @@ class ImageTelling:
                 done = await self.tell(generation)
                 told, left = told + done, left + (not done)
             after = page[-1].id
-        for gone in self._patience.keys() - seen:
-            del self._patience[gone]
+        self._patience.keep(seen)
         self.metrics.untold(left)
         return told
 
     async def tell(self, generation: Generation) -> bool:
         """Tell of one that is active; False where it could not be told now, or another one is active by now."""
-        patience = self._patience.get(generation.id)
-        if patience is not None and self.clock.monotonic() < patience.not_before:
+        if self._patience.waits(generation.id):
             return False
         try:
             return await self._say(generation)
@@ -74,9 +71,7 @@ class ImageTelling:
             log.warning("commit.not_told", sandbox=generation.sandbox, image=generation.tag, error=error.message)
         except Exception:  # a task guard: one that cannot be told must not keep the others from it
             log.exception("commit.telling_broken", sandbox=generation.sandbox, image=generation.tag)
-        patience = self._patience.setdefault(generation.id, _Patience())
-        patience.not_before = self.clock.monotonic() + patience.delay
-        patience.delay = min(patience.delay * 2, LONGEST_DELAY)
+        self._patience.failed(generation.id)
         return False
 
     async def _say(self, generation: Generation) -> bool:

@@ -19,12 +19,12 @@ from sandboxd.manager.image_views import ShownImage, raise_failure, show
 from sandboxd.manager.ports import (
     DEFAULT_PAGE_SIZE,
     MAX_PAGE_SIZE,
-    REQUEST_KEPT_FOR,
     RequestOutcome,
     RequestRecord,
     UnitOfWork,
     UnitsOfWork,
 )
+from sandboxd.manager.requests import Requests
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.commit_errors import CommitEndedError, CommitsOffError, ImageUnusableError
 from sandboxd.model.errors import InternalError, RequestIdReusedError
@@ -52,12 +52,14 @@ class Images:
         units: UnitsOfWork,
         commits: Commits | None,
         keeps_root: bool,
+        requests: Requests,
         changes: Changes,
         metrics: CommitMetrics,
         clock: Clock,
         ids: IdSource,
     ) -> None:
         self._units = units
+        self._requests = requests
         self._commits = commits
         self._keeps_root = keeps_root
         self._changes = changes
@@ -251,18 +253,7 @@ class Images:
 
     def _claim(self, request: Request, method: str, sandbox: SandboxId, *, about: GenerationId) -> RequestRecord:
         """Build the row of a request whose outcome is a generation: it has one from the beginning."""
-        now = self._clock.now()
-        return RequestRecord(
-            client=request.caller.client,
-            request_id=request.request_id,
-            method=method,
-            subject=request.caller.subject,
-            body_hash=request.body_hash,
-            sandbox=sandbox,
-            outcome=RequestOutcome(response=about.encode()),
-            create_time=now,
-            expire_time=now + REQUEST_KEPT_FOR,
-        )
+        return self._requests.record(request, method, sandbox, outcome=RequestOutcome(response=about.encode()))
 
     def _required(self, sandbox: SandboxId) -> Commits:
         if self._commits is not None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import structlog
 
+from sandboxd.manager.draining import drain
 from sandboxd.manager.intents import LEASE, Intent, Intents
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
@@ -112,14 +113,7 @@ class Operations:
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let the work end within the grace, then leave the rest to the recovery of whoever comes next."""
-        tasks = {entry.task for entry in self._running.values()}
-        if not tasks:
-            return
-        _, late = await asyncio.wait(tasks, timeout=grace.total_seconds())
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=1.0)
+        await drain({entry.task for entry in self._running.values()}, grace=grace, undone_within=1.0)
 
     async def _guard(self, intent: Intent, work: Work) -> Settled:
         sandbox, operation = intent.sandbox.id, intent.sandbox.state

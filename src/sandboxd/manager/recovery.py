@@ -21,6 +21,7 @@ from sandboxd.manager.losses import Losses
 from sandboxd.manager.metrics import ManagerMetrics, Orphan
 from sandboxd.manager.operations import Operations, Settled, Work
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
+from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import Life, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
@@ -51,14 +52,6 @@ RUNNING: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
 log = structlog.get_logger(__name__)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Patience:
-    """When to try a sandbox again."""
-
-    delay: float = FIRST_DELAY
-    not_before: float = 0.0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orphans:
     """What was found without its counterpart."""
@@ -87,9 +80,13 @@ class Recovery:
     metrics: ManagerMetrics
     clock: Clock
     deeds: OwnDeeds = UNRECORDED
-    _patience: dict[SandboxId, _Patience] = field(default_factory=dict, init=False)
+    _patience: Patience[SandboxId] = field(init=False)
     _reported: Orphans = field(default_factory=Orphans, init=False)
     _note_at: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        """Begin without a failure."""
+        self._patience = Patience(self.clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
 
     async def run(self) -> None:
         """Repair until cancelled."""
@@ -125,13 +122,11 @@ class Recovery:
                 ]
             finished += sum(task.result() for task in tasks)
             after = page[-1].id
-        for settled in self._patience.keys() - seen:
-            del self._patience[settled]
+        self._patience.keep(seen)
         return finished
 
     async def _finish(self, sandbox: Sandbox, gate: asyncio.Semaphore) -> bool:
-        patience = self._patience.get(sandbox.id)
-        if self.operations.busy(sandbox.id) or (patience and self.clock.monotonic() < patience.not_before):
+        if self.operations.busy(sandbox.id) or self._patience.waits(sandbox.id):
             return False
         async with gate:
             try:
@@ -146,9 +141,7 @@ class Recovery:
             await asyncio.wait({task})
         if not task.cancelled() and task.exception() is None:
             return True
-        patience = self._patience.setdefault(sandbox.id, _Patience())
-        patience.not_before = self.clock.monotonic() + patience.delay
-        patience.delay = min(patience.delay * 2, LONGEST_DELAY)
+        self._patience.failed(sandbox.id)
         return False
 
     def _recorded(self, work: Work) -> Work:

@@ -20,6 +20,7 @@ from sandboxd.manager.backend_port import Backend, SandboxSpec
 from sandboxd.manager.claims import PoolClaims
 from sandboxd.manager.cold_starts import ColdStarts
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
+from sandboxd.manager.patience import Patience
 from sandboxd.manager.pool_metrics import PoolMetrics
 from sandboxd.manager.pool_ports import PoolBoard, PoolWork, ShownPool
 from sandboxd.manager.ports import UnitsOfWork
@@ -52,14 +53,6 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
-class _Patience:
-    """When to start a member of a pool again whose last one failed."""
-
-    delay: float = FIRST_DELAY
-    not_before: float = 0.0
-
-
-@dataclass(slots=True, kw_only=True)
 class Refill:
     """The loop that keeps pools at their size."""
 
@@ -79,7 +72,8 @@ class Refill:
     _asked: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _starting: dict[SandboxId, asyncio.Task[None]] = field(default_factory=dict, init=False)
     _ending: dict[SandboxId, asyncio.Task[None]] = field(default_factory=dict, init=False)
-    _patience: dict[PoolId, _Patience] = field(default_factory=dict, init=False)
+    _patience: Patience[PoolId] = field(init=False)
+    """Of pools whose last start failed."""
     _claimed: set[SandboxId] = field(default_factory=set, init=False)
     """Members that were CLAIMED at the last look, too: nobody adopts them."""
     _allowance: float = field(default=float("inf"), init=False)
@@ -94,6 +88,10 @@ class Refill:
     def wake(self) -> None:
         """Look at once: a member was claimed, or a pool was changed."""
         self._asked.set()
+
+    def __post_init__(self) -> None:
+        """Begin without a failure."""
+        self._patience = Patience(self.clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
 
     async def run(self) -> None:
         """Refill until cancelled."""
@@ -210,8 +208,7 @@ class Refill:
             chosen = [member.sandbox for member, why in plan.end if why is reason]
             if chosen:
                 await self._take_out(chosen, reason)
-        patience = self._patience.get(one.pool.id)
-        if not plan.make or (patience is not None and self.clock.monotonic() < patience.not_before):
+        if not plan.make or self._patience.waits(one.pool.id):
             return None
         return one.pool, plan.make
 
@@ -272,9 +269,7 @@ class Refill:
                 await self.tokens.give_member(member, endpoint)
                 failpoint("refill.after_token")
         except SandboxdError as error:
-            patience = self._patience.setdefault(pool.id, _Patience())
-            patience.not_before = self.clock.monotonic() + patience.delay
-            patience.delay = min(patience.delay * 2, LONGEST_DELAY)
+            self._patience.failed(pool.id)
             log.warning("pool.start_failed", pool=pool.id, sandbox=member.sandbox, error=error.message)
             await self._take_out([member.sandbox], EndReason.FAILED)
             return
@@ -282,7 +277,7 @@ class Refill:
             ready = await work.pools.ready(member.sandbox, endpoint, replica=self.replica, at=self.clock.now())
             await work.commit()
         if ready:
-            self._patience.pop(pool.id, None)
+            self._patience.forget(pool.id)
             self.metrics.refilled(self.clock.monotonic() - began)
             self.wake()
         else:

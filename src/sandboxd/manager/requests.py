@@ -8,7 +8,7 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.outcome import restore_error
-from sandboxd.manager.ports import REQUEST_KEPT_FOR, RequestRecord, UnitsOfWork
+from sandboxd.manager.ports import REQUEST_KEPT_FOR, RequestOutcome, RequestRecord, UnitsOfWork
 from sandboxd.model.caller import Request
 from sandboxd.model.errors import DeadlineError, InternalError, RequestIdReusedError
 from sandboxd.model.ids import SandboxId
@@ -24,7 +24,13 @@ class Requests:
         self._changes = changes
 
     def record(
-        self, request: Request, method: str, sandbox: SandboxId, *, kept_for: timedelta | None = REQUEST_KEPT_FOR
+        self,
+        request: Request,
+        method: str,
+        sandbox: SandboxId,
+        *,
+        kept_for: timedelta | None = REQUEST_KEPT_FOR,
+        outcome: RequestOutcome | None = None,
     ) -> RequestRecord:
         """Build the row of a request; `kept_for` None keeps it as long as the sandbox's row."""
         now = self._clock.now()
@@ -35,6 +41,7 @@ class Requests:
             subject=request.caller.subject,
             body_hash=request.body_hash,
             sandbox=sandbox,
+            outcome=outcome,
             create_time=now,
             expire_time=None if kept_for is None else now + kept_for,
         )

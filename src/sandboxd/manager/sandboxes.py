@@ -232,6 +232,7 @@ class SandboxManager:
             units=tools.units,
             commits=core.commits,
             keeps_root=tools.backend.describe().keeps_root,
+            requests=requests,
             changes=core.changes,
             metrics=tools.commit_metrics,
             clock=tools.clock,
