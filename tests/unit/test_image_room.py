@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sandboxd.bootstrap.images import image_builder, image_room
+from sandboxd.bootstrap.images import image_room
 from sandboxd.images.building import RegistryImageBuilder
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId
 from sandboxd.settings import load_settings
@@ -15,7 +15,6 @@ def test_without_a_registry_nothing_is_kept() -> None:
     settings = load_settings()
 
     assert image_room(settings, capture=CAPTURE) is None
-    assert image_builder(settings, capture=CAPTURE) is None
 
 
 async def test_with_a_registry_images_are_built(tmp_path: Path) -> None:

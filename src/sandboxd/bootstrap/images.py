@@ -101,12 +101,6 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
     )
 
 
-def image_builder(settings: Settings, *, capture: RootfsCapture) -> ImageBuilder | None:
-    """Make the builder alone; None where the settings name no registry."""
-    room = image_room(settings, capture=capture)
-    return None if room is None else room.builder
-
-
 def make_registry(settings: Settings) -> OciRegistry:
     """Make the client of the registry that the settings name."""
     password = settings.images_registry_password
