@@ -9,6 +9,7 @@ from sandboxd.model.cluster import INSTANCE_LABEL
 from sandboxd.persistence.engine import Database
 from tests.cluster_keys import SecretWorld
 from tests.contract.postgres_worlds import PostgresJournalWorld, PostgresLedgerWorld, PostgresUnitsWorld
+from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
 from tests.kube import Cluster
 
 
@@ -24,6 +25,15 @@ async def postgres_units_world(database: Database, postgres_url: str) -> AsyncIt
     world = PostgresUnitsWorld(database, postgres_url)
     yield world
     await world.end()
+
+
+@pytest.fixture(params=["fake", "postgres"])
+def world(request: pytest.FixtureRequest) -> UnitsWorld:
+    """Units of work in memory and in PostgreSQL. Suites of other ports have a `world` of their own."""
+    if request.param == "fake":
+        return FakeUnitsWorld()
+    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
+    return made
 
 
 @pytest.fixture

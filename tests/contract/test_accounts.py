@@ -18,7 +18,7 @@ from sandboxd.model.errors import ConflictError, InvalidRequestError, RequestIdR
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId
 from sandboxd.model.lifecycle import NEVER, LifecycleOverrides, Limit
 from sandboxd.model.sandbox import Tier
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import UnitsWorld
 from tests.fakes.manager import FakeClock
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -31,14 +31,6 @@ POLICY = ClientPolicy(
     quotas=Quotas(sandboxes=3, tiers=frozenset({Tier.BASIC, Tier.PREMIUM}), storage_bytes=10**12),
     freelancer_quotas=Quotas(concurrent_turns=2),
 )
-
-
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
 
 
 def a_client(name: str = ACME, *, at: datetime = NOON, policy: ClientPolicy | None = None) -> Client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import count
 
 import pytest
@@ -21,11 +21,10 @@ from sandboxd.model.backup import (
     VolumeSnapshot,
 )
 from sandboxd.model.errors import ConflictError, InvalidRequestError
-from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id, make_id
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id
 from sandboxd.model.sandbox import Sandbox
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import NOON, UnitsWorld, an_id, given_sandbox
 
-NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ACME, OTHER = ClientId("acme"), ClientId("other")
 ADA = FreelancerId("ada")
 S = BackupSetStatus
@@ -33,36 +32,8 @@ IMAGE = "registry.test/acme/gemini-cli-user-ada@sha256:" + "a" * 64
 _numbers = count(1)
 
 
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
-
-
-def an_id(prefix: str) -> str:
-    return make_id(prefix, at=NOON, entropy=next(_numbers).to_bytes(10, "big"))
-
-
 def minutes(number: int) -> datetime:
     return NOON + timedelta(minutes=number)
-
-
-async def given_sandbox(world: UnitsWorld, *, client: ClientId = ACME) -> Sandbox:
-    sandbox = Sandbox(
-        id=SandboxId(an_id("sbx")),
-        client=client,
-        freelancer=ADA,
-        create_time=NOON,
-        update_time=NOON,
-        last_use_time=NOON,
-    )
-    async with world.units.begin() as work:
-        await work.freelancers.ensure(sandbox.client, sandbox.freelancer, at=NOON)
-        await work.sandboxes.add(sandbox)
-        await work.commit()
-    return sandbox
 
 
 def a_set(sandbox: Sandbox, *, at: datetime = NOON, image: str = "") -> BackupSet:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import count
 
 import pytest
 
 from sandboxd.manager.image_ports import CommitInProgressError, ImageNotFoundError
 from sandboxd.model.errors import ConflictError, ErrorKind, InvalidRequestError
-from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.image import (
     CommitPhase,
     CommitProgress,
@@ -23,46 +23,20 @@ from sandboxd.model.image import (
     ImageContent,
     LeftOutPaths,
 )
-from sandboxd.model.sandbox import Sandbox
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import NOON, UnitsWorld, an_id, given_sandbox
 
-NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 CLIENT, FREELANCER = ClientId("acme"), FreelancerId("ada")
 INCARNATION = IncarnationId("inc-1")
 G = GenerationStatus
 _numbers = count(1)
 
 
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
-
-
-def an_id(prefix: str) -> str:
-    return make_id(prefix, at=NOON, entropy=next(_numbers).to_bytes(10, "big"))
-
-
 def minutes(number: int) -> datetime:
     return NOON + timedelta(minutes=number)
 
 
-async def given_sandbox(world: UnitsWorld, *, freelancer: str = FREELANCER) -> SandboxId:
-    sandbox = Sandbox(
-        id=SandboxId(an_id("sbx")),
-        client=CLIENT,
-        freelancer=FreelancerId(freelancer),
-        create_time=NOON,
-        update_time=NOON,
-        last_use_time=NOON,
-    )
-    async with world.units.begin() as work:
-        await work.freelancers.ensure(sandbox.client, sandbox.freelancer, at=NOON)
-        await work.sandboxes.add(sandbox)
-        await work.commit()
-    return sandbox.id
+async def given(world: UnitsWorld, *, freelancer: str = FREELANCER) -> SandboxId:
+    return (await given_sandbox(world, freelancer=FreelancerId(freelancer))).id
 
 
 def a_generation(
@@ -127,7 +101,7 @@ async def made(world: UnitsWorld, sandbox: SandboxId, status: GenerationStatus, 
 
 
 async def test_everything_of_a_generation_is_kept(world: UnitsWorld) -> None:
-    begun = await begin(world, a_generation(await given_sandbox(world), request_id="request-1"))
+    begun = await begin(world, a_generation(await given(world), request_id="request-1"))
     content = ImageContent(
         digest="sha256:1",
         layer_digest="sha256:2",
@@ -159,7 +133,7 @@ async def test_everything_of_a_generation_is_kept(world: UnitsWorld) -> None:
 
 
 async def test_a_failure_is_kept(world: UnitsWorld) -> None:
-    begun = await begin(world, a_generation(await given_sandbox(world)))
+    begun = await begin(world, a_generation(await given(world)))
     failed = begun.fail(
         Failure(
             kind=ErrorKind.WRONG_STATE,
@@ -176,8 +150,8 @@ async def test_a_failure_is_kept(world: UnitsWorld) -> None:
 
 
 async def test_numbers_grow_for_each_freelancer(world: UnitsWorld) -> None:
-    first, second = await given_sandbox(world), await given_sandbox(world)
-    other = await given_sandbox(world, freelancer="bob")
+    first, second = await given(world), await given(world)
+    other = await given(world, freelancer="bob")
 
     numbers = [
         (await begin(world, a_generation(first))).number,
@@ -189,7 +163,7 @@ async def test_numbers_grow_for_each_freelancer(world: UnitsWorld) -> None:
 
 
 async def test_commits_at_once_of_one_freelancer_get_numbers_of_their_own(world: UnitsWorld) -> None:
-    sandboxes = [await given_sandbox(world) for _ in range(6)]
+    sandboxes = [await given(world) for _ in range(6)]
 
     begun = await asyncio.gather(*(begin(world, a_generation(sandbox)) for sandbox in sandboxes))
 
@@ -197,7 +171,7 @@ async def test_commits_at_once_of_one_freelancer_get_numbers_of_their_own(world:
 
 
 async def test_a_sandbox_has_one_commit_in_flight(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
     first = await begin(world, a_generation(sandbox))
 
     for status in (None, G.PUSHED, G.VERIFIED):
@@ -214,7 +188,7 @@ async def test_a_sandbox_has_one_commit_in_flight(world: UnitsWorld) -> None:
 
 
 async def test_of_commits_at_once_of_one_sandbox_one_begins(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
 
     found = await asyncio.gather(*(begin(world, a_generation(sandbox)) for _ in range(5)), return_exceptions=True)
 
@@ -223,7 +197,7 @@ async def test_of_commits_at_once_of_one_sandbox_one_begins(world: UnitsWorld) -
 
 
 async def test_a_change_of_an_older_version_is_refused(world: UnitsWorld) -> None:
-    begun = await begin(world, a_generation(await given_sandbox(world)))
+    begun = await begin(world, a_generation(await given(world)))
     await save(world, replace(begun, version=2))
 
     with pytest.raises(ConflictError):
@@ -231,7 +205,7 @@ async def test_a_change_of_an_older_version_is_refused(world: UnitsWorld) -> Non
 
 
 async def test_progress_and_the_wish_to_end_change_nothing_else(world: UnitsWorld) -> None:
-    begun = await begin(world, a_generation(await given_sandbox(world)))
+    begun = await begin(world, a_generation(await given(world)))
     progress = CommitProgress(phase=CommitPhase.PUSH, entries=10, bytes=20, total_bytes=30)
 
     async with world.units.begin() as work:
@@ -245,7 +219,7 @@ async def test_progress_and_the_wish_to_end_change_nothing_else(world: UnitsWorl
 
 
 async def test_what_has_ended_makes_no_progress_and_cannot_be_cancelled(world: UnitsWorld) -> None:
-    ended = await made(world, await given_sandbox(world), G.ACTIVE)
+    ended = await made(world, await given(world), G.ACTIVE)
 
     async with world.units.begin() as work:
         await work.generations.note_progress(ended.id, CommitProgress(entries=99), at=minutes(1))
@@ -256,7 +230,7 @@ async def test_what_has_ended_makes_no_progress_and_cannot_be_cancelled(world: U
 
 
 async def test_a_generation_is_found_by_number_and_by_request(world: UnitsWorld) -> None:
-    sandbox, other = await given_sandbox(world), await given_sandbox(world)
+    sandbox, other = await given(world), await given(world)
     begun = await begin(world, a_generation(sandbox, request_id="request-1"))
 
     async with world.units.begin() as work:
@@ -273,10 +247,10 @@ async def test_a_generation_is_found_by_number_and_by_request(world: UnitsWorld)
 
 
 async def test_images_are_listed_newest_first_in_pages(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
     statuses = (G.SUPERSEDED, G.FAILED, G.DISCARDED, G.ACTIVE, G.BUILDING)
     all_of_them = [await made(world, sandbox, status, at=minutes(n)) for n, status in enumerate(statuses)]
-    await made(world, await given_sandbox(world), G.ACTIVE)
+    await made(world, await given(world), G.ACTIVE)
 
     async def listed(*, everything: bool, size: int) -> list[int]:
         numbers, token = list[int](), ""
@@ -296,7 +270,7 @@ async def test_images_are_listed_newest_first_in_pages(world: UnitsWorld) -> Non
 
 
 async def test_what_is_saved_is_told_by_the_last_capture_that_counts(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
 
     async def saved(incarnation: IncarnationId = INCARNATION) -> datetime | None:
         async with world.units.begin() as work:
@@ -315,7 +289,7 @@ async def test_what_is_saved_is_told_by_the_last_capture_that_counts(world: Unit
 
 
 async def test_the_fallback_is_what_was_active_last(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
 
     async def fallback() -> Generation | None:
         async with world.units.begin() as work:
@@ -339,7 +313,7 @@ async def test_the_fallback_is_what_was_active_last(world: UnitsWorld) -> None:
 
 
 async def test_the_newest_of_a_repository_is_of_any_of_its_sandboxes(world: UnitsWorld) -> None:
-    one, other = await given_sandbox(world), await given_sandbox(world)
+    one, other = await given(world), await given(world)
     await made(world, one, G.ACTIVE, at=minutes(1))
     later = await made(world, other, G.ACTIVE, at=minutes(2))
 
@@ -349,9 +323,9 @@ async def test_the_newest_of_a_repository_is_of_any_of_its_sandboxes(world: Unit
 
 
 async def test_what_is_to_be_finished_is_found_by_id(world: UnitsWorld) -> None:
-    flying = [await made(world, await given_sandbox(world), status) for status in (G.BUILDING, G.PUSHED, G.VERIFIED)]
-    active = await made(world, await given_sandbox(world), G.ACTIVE)
-    told = await made(world, await given_sandbox(world), G.ACTIVE)
+    flying = [await made(world, await given(world), status) for status in (G.BUILDING, G.PUSHED, G.VERIFIED)]
+    active = await made(world, await given(world), G.ACTIVE)
+    told = await made(world, await given(world), G.ACTIVE)
     await save(world, replace(told, told_time=NOON, version=told.version + 1))
 
     async with world.units.begin() as work:
@@ -363,7 +337,7 @@ async def test_what_is_to_be_finished_is_found_by_id(world: UnitsWorld) -> None:
 
 
 async def test_what_left_no_image_is_forgotten_after_a_while(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
     kept = [await made(world, sandbox, status, at=minutes(n)) for n, status in enumerate((G.SUPERSEDED, G.ACTIVE))]
     pushed = replace(await begin(world, a_generation(sandbox)), content=ImageContent(digest="sha256:7"))
     pushed = replace(pushed.enter(G.PUSHED, at=NOON), registry="registry.test")
@@ -386,7 +360,7 @@ async def test_what_left_no_image_is_forgotten_after_a_while(world: UnitsWorld) 
 
 
 async def test_a_sandbox_keeps_what_its_next_start_takes(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
     active = await made(world, sandbox, G.ACTIVE)
 
     async with world.units.begin() as work:
@@ -401,7 +375,7 @@ async def test_a_sandbox_keeps_what_its_next_start_takes(world: UnitsWorld) -> N
 
 async def test_every_freelancer_is_an_owner_page_by_page(world: UnitsWorld) -> None:
     for freelancer in ("eve", "ada", "bob"):
-        await given_sandbox(world, freelancer=freelancer)
+        await given(world, freelancer=freelancer)
 
     async with world.units.begin() as work:
         first = await work.generations.owners(limit=2)
@@ -411,10 +385,10 @@ async def test_every_freelancer_is_an_owner_page_by_page(world: UnitsWorld) -> N
 
 
 async def test_of_a_repository_there_is_what_has_an_image_and_what_is_asked_for_by_number(world: UnitsWorld) -> None:
-    sandbox, other = await given_sandbox(world), await given_sandbox(world, freelancer="eve")
+    sandbox, other = await given(world), await given(world, freelancer="eve")
     discarded, failed = await made(world, sandbox, G.DISCARDED), await made(world, sandbox, G.FAILED)
     superseded = await made(world, sandbox, G.SUPERSEDED)
-    active = await made(world, await given_sandbox(world), G.ACTIVE)
+    active = await made(world, await given(world), G.ACTIVE)
     await begin(world, a_generation(other, freelancer="eve"))
     flying = await made(world, sandbox, G.BUILDING)
 
@@ -427,7 +401,7 @@ async def test_of_a_repository_there_is_what_has_an_image_and_what_is_asked_for_
 
 
 async def test_no_commit_begins_in_a_repository_that_is_held(world: UnitsWorld) -> None:
-    sandbox = await given_sandbox(world)
+    sandbox = await given(world)
 
     async with world.units.begin() as work:
         await work.generations.hold_owner(CLIENT, FREELANCER)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-import pytest
-
 from sandboxd.manager.lifecycle_ports import RESTING, Announced, Look, Noted
 from sandboxd.model.client import ClientPolicy
 from sandboxd.model.idleness import Reading
@@ -14,7 +12,7 @@ from sandboxd.model.ids import IncarnationId
 from sandboxd.model.lifecycle import NEVER, LifecycleOverrides, LifecycleStep
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.contract.test_unit_of_work import NOON, a_sandbox, given
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import UnitsWorld
 
 HOUR = timedelta(hours=1)
 LOOK = Look(
@@ -23,14 +21,6 @@ LOOK = Look(
     failures=3,
     hindrance="ROOT_UNKNOWN",
 )
-
-
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
 
 
 async def note(world: UnitsWorld, sandbox: Sandbox, look: Look = LOOK, *, later: timedelta = HOUR) -> None:

@@ -22,18 +22,10 @@ from sandboxd.model.packages import (
 from sandboxd.model.processes import ProcessId
 from sandboxd.model.sandbox import AgentEndpoint, Incarnation, Sandbox, SandboxState
 from tests.contract.test_unit_of_work import NOON, a_life, a_sandbox, given
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import UnitsWorld
 
 MINUTE = timedelta(minutes=1)
 ENDPOINT = AgentEndpoint(host="127.0.0.1", port=4711, server_name="inc.test")
-
-
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
 
 
 def a_package(name: str = "tree", *, manager: PackageManager = PackageManager.DPKG) -> Package:

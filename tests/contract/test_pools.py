@@ -5,36 +5,22 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import count
 
 import pytest
 
 from sandboxd.manager.pool_ports import Claim
 from sandboxd.model.client import Client
-from sandboxd.model.ids import ClientId, IncarnationId, SandboxId, make_id
+from sandboxd.model.ids import ClientId, IncarnationId, SandboxId
 from sandboxd.model.pool import TEMPLATE, EndReason, Member, MemberState, Pool, PoolId, PoolSize
 from sandboxd.model.pool_errors import PoolExistsError, PoolNotFoundError, StalePoolEtagError
 from sandboxd.model.sandbox import AgentEndpoint, Tier
 from sandboxd.model.startup import MissReason
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import UnitsWorld, an_id
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 CLIENT = ClientId("acme")
 ENDPOINT = AgentEndpoint(host="127.0.0.1", port=7443, server_name="agent.test")
 SHORT = timedelta(milliseconds=200)
-_numbers = count(1)
-
-
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
-
-
-def an_id(prefix: str) -> str:
-    return make_id(prefix, at=NOON, entropy=next(_numbers).to_bytes(10, "big"))
 
 
 async def given_pool(world: UnitsWorld, *, client: str = CLIENT, target: int = 3) -> Pool:

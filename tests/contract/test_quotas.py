@@ -24,20 +24,12 @@ from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, make_id
 from sandboxd.model.sandbox import Sandbox, SandboxState, Tier
 from sandboxd.model.session import Session
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import UnitsWorld
 from tests.fakes.manager import NOON, FakeClock, FakeWakeups
 
 ACME, ADA, BOB = ClientId("acme"), FreelancerId("ada"), FreelancerId("bob")
 GB = 10**9
 _numbers = count(1)
-
-
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
 
 
 async def given(world: UnitsWorld, policy: ClientPolicy, *, own: Quotas | None = None) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import count
 
 import pytest
 
@@ -27,29 +26,16 @@ from sandboxd.model.errors import (
     SandboxNotFoundError,
     UnavailableError,
 )
-from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.lifecycle import NEVER, LifecycleOverrides, Limit
 from sandboxd.model.sandbox import AgentEndpoint, ApprovalMode, Incarnation, Sandbox, SandboxState, Tier
-from tests.contract.units_world import FakeUnitsWorld, UnitsWorld
+from tests.contract.units_world import UnitsWorld, an_id
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
 SHORT = timedelta(milliseconds=200)
 CLIENT, FREELANCER = ClientId("acme"), FreelancerId("ada")
 S = SandboxState
-_numbers = count(1)
-
-
-@pytest.fixture(params=["fake", "postgres"])
-def world(request: pytest.FixtureRequest) -> UnitsWorld:
-    if request.param == "fake":
-        return FakeUnitsWorld()
-    made: UnitsWorld = request.getfixturevalue("postgres_units_world")
-    return made
-
-
-def an_id(prefix: str) -> str:
-    return make_id(prefix, at=NOON, entropy=next(_numbers).to_bytes(10, "big"))
 
 
 def a_sandbox(
