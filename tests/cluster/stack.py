@@ -11,7 +11,9 @@ from typing import Any
 
 from typing_extensions import override
 
+from sandboxd.ctl.client import Client
 from sandboxd.model.cluster import pod_of
+from sandboxd.v1 import image_pb2
 from sandboxd.v1 import sandbox_pb2 as pb
 from tests.e2e.stack import Stack
 from tests.eventually import eventually
@@ -96,6 +98,31 @@ async def a_cluster_stack(
             yield made
         finally:
             await made.stop()
+
+
+@asynccontextmanager
+async def a_keeping_stack(
+    installation: ClusterInstallation, database_url: str, *, prefix: str = ""
+) -> AsyncIterator[ClusterStack]:
+    """A stack that is up and keeps images in the cluster's registry, in repositories below the prefix."""
+    address = installation.cluster.registry
+    async with a_cluster_stack(installation, database_url, start=False) as made:
+        made.environment |= {
+            "SANDBOXD_IMAGES_REGISTRY": f"localhost:{address.rpartition(':')[2]}",
+            "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
+            "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
+            "SANDBOXD_IMAGES_REPOSITORY_PREFIX": prefix,
+        }
+        await made.start("gateway")
+        await made.start("serve")
+        yield made
+
+
+async def committed(client: Client, sandbox: pb.Sandbox, *, dry_run: bool = False) -> image_pb2.Image:
+    """Commit, and follow it to its end."""
+    begun = await client.images.begin(sandbox.name, dry_run=dry_run)
+    async with asyncio.timeout(240):
+        return [image async for image in client.images.follow(begun.name)][-1]
 
 
 def cluster_settings(installation: ClusterInstallation) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -10,12 +9,11 @@ from datetime import timedelta
 import pytest
 
 from sandboxd.backends.registry.client import OciRegistry
-from sandboxd.ctl.client import Client
 from sandboxd.ctl.errors import ApiError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.image_names import user_repository
-from sandboxd.v1 import image_pb2, sandbox_pb2
-from tests.cluster.stack import NAMESPACE_CLIENT, ClusterStack, a_cluster_stack
+from sandboxd.v1 import image_pb2
+from tests.cluster.stack import NAMESPACE_CLIENT, ClusterStack, a_keeping_stack, committed
 from tests.eventually import eventually
 from tests.installation import ClusterInstallation
 
@@ -45,23 +43,8 @@ sha256sum /opt/random
 
 @pytest.fixture
 async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    address = cluster_installation.cluster.registry
-    async with a_cluster_stack(cluster_installation, postgres_url, start=False) as made:
-        made.environment |= {
-            "SANDBOXD_IMAGES_REGISTRY": f"localhost:{address.rpartition(':')[2]}",
-            "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
-            "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
-        }
-        await made.start("gateway")
-        await made.start("serve")
+    async with a_keeping_stack(cluster_installation, postgres_url) as made:
         yield made
-
-
-async def committed(client: Client, sandbox: sandbox_pb2.Sandbox, *, dry_run: bool = False) -> image_pb2.Image:
-    """Commit, and follow it to its end."""
-    begun = await client.images.begin(sandbox.name, dry_run=dry_run)
-    async with asyncio.timeout(240):
-        return [image async for image in client.images.follow(begun.name)][-1]
 
 
 async def test_what_was_installed_runs_in_the_next_pod_and_a_broken_root_is_never_started(stack: ClusterStack) -> None:

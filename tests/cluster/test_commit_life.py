@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-import aiohttp
 import pytest
 
 from sandboxd.backends.registry.client import OciRegistry
-from sandboxd.ctl.client import Client
-from sandboxd.ctl.connection import new_request_id
 from sandboxd.dev.cluster import by_digest
-from sandboxd.v1 import image_pb2, image_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
-from tests.cluster.stack import ClusterStack, a_cluster_stack
+from sandboxd.v1 import image_pb2, sandbox_pb2
+from tests.cluster.stack import ClusterStack, a_keeping_stack, committed
 from tests.e2e.stack import Transcript
 from tests.eventually import eventually
 from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(600)
-COMMIT_SECONDS = 300
+SOON = timedelta(seconds=20)
 INSTALL = r"""set -e
 cd "$(mktemp -d)"
 mkdir -p kept/DEBIAN kept/usr/bin kept/var/log/kept
@@ -55,26 +51,17 @@ kept
 
 @pytest.fixture
 async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    address = cluster_installation.cluster.registry
-    async with a_cluster_stack(cluster_installation, postgres_url, start=False) as made:
-        made.environment |= {
-            "SANDBOXD_IMAGES_REGISTRY": f"localhost:{address.rpartition(':')[2]}",
-            "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
-            "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
-            "SANDBOXD_LEASE_SECONDS": "3",
-            "SANDBOXD_IMAGES_REPOSITORY_PREFIX": f"kept-{uuid.uuid4().hex[:8]}",
-        }
-        await made.start("gateway")
-        await made.start("serve")
+    async with a_keeping_stack(cluster_installation, postgres_url, prefix=f"kept-{uuid.uuid4().hex[:8]}") as made:
         yield made
 
 
-async def commit(client: Client, sandbox: sandbox_pb2.Sandbox, *, dry_run: bool = False) -> image_pb2.Image:
-    """As any client does: while the service is away the very same request is made again."""
-    request = sandbox_pb2.CommitRequest(request_id=new_request_id(), name=sandbox.name, dry_run=dry_run)
-    stub = sandbox_pb2_grpc.SandboxServiceStub(client.connection.channel)
-    answer = await client.connection.call(stub.Commit, request, timeout=COMMIT_SECONDS)
-    return answer.image
+def found(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
+    return stack.inside(sandbox, "sh", "-c", SEEN)
+
+
+def image_of(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
+    containers = stack.pod(sandbox)["spec"]["containers"]
+    return str(next(one["image"] for one in containers if one["name"] == "sandbox"))
 
 
 async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_a_rollback_takes_it_away(
@@ -82,14 +69,14 @@ async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_
 ) -> None:
     async with stack.client() as client:
         sandbox = await client.create(model="gemini-2.5-flash")
-        nothing = await commit(client, sandbox)
+        nothing = await committed(client, sandbox)
         assert nothing.status == image_pb2.IMAGE_STATUS_DISCARDED, nothing
         stack.inside(sandbox, "sh", "-c", INSTALL)
 
-        dry = await commit(client, sandbox, dry_run=True)
-        made = await commit(client, sandbox)
+        dry = await committed(client, sandbox, dry_run=True)
+        made = await committed(client, sandbox)
         assert not (await client.get(sandbox.name)).HasField("unsaved")
-        again = await commit(client, sandbox)
+        again = await committed(client, sandbox)
 
         assert dry.status == image_pb2.IMAGE_STATUS_DISCARDED
         assert made.status == image_pb2.IMAGE_STATUS_ACTIVE, made
@@ -101,7 +88,7 @@ async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_
         await client.resume(sandbox.name)
         assert made.digest in image_of(stack, sandbox)
         assert found(stack, sandbox) == FOUND
-        unchanged = await commit(client, sandbox)
+        unchanged = await committed(client, sandbox)
         assert unchanged.status == image_pb2.IMAGE_STATUS_DISCARDED, unchanged
 
         stack.delete_pod(sandbox)
@@ -115,45 +102,24 @@ async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_
             await seen.turn("fake:say(text=back)")
         assert found(stack, sandbox) == FOUND
 
-        repository, _, _ = made.reference.partition("@")
-        assert await digest_of_tag(repository, "latest") == made.digest
-        assert await digest_of_tag(repository, made.name.rpartition("/")[2]) == made.digest
+        repository = made.reference.partition("@")[0].partition("/")[2]
+        async with OciRegistry(stack.installation.cluster.registry, plain=True) as registry:
+            for tag in ("latest", made.name.rpartition("/")[2]):
+                assert (await registry.manifest(repository, tag, timeout=SOON)).digest == made.digest
         assert {one.reason for one in made.left_out} >= {"secret"}
 
-        images = image_pb2_grpc.ImageServiceStub(client.connection.channel)
-        listed = await images.ListImages(
-            image_pb2.ListImagesRequest(sandbox=sandbox.name), metadata=client.connection.metadata(), timeout=30
-        )
-        assert [one.digest for one in listed.images] == [made.digest]
+        listed = [one async for one in client.images.list(sandbox.name)]
+        assert [one.digest for one in listed] == [made.digest]
 
         stack.inside(sandbox, "sh", "-c", "touch /opt/mine/second && rm /usr/bin/kept")
-        second = await commit(client, sandbox)
+        second = await committed(client, sandbox)
         assert second.status == image_pb2.IMAGE_STATUS_ACTIVE, second
-        rollback = image_pb2.RollbackImageRequest(request_id=new_request_id(), name=made.name)
-        await client.connection.call(images.RollbackImage, rollback)
+        await client.images.rollback(made.name)
         await client.pause(sandbox.name)
         await client.resume(sandbox.name)
         assert made.digest in image_of(stack, sandbox)
         assert found(stack, sandbox) == FOUND
         assert "second" not in stack.inside(sandbox, "ls", "/opt/mine")
-
-
-def found(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
-    return stack.inside(sandbox, "sh", "-c", SEEN)
-
-
-def image_of(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
-    containers = stack.pod(sandbox)["spec"]["containers"]
-    return str(next(one["image"] for one in containers if one["name"] == "sandbox"))
-
-
-async def digest_of_tag(repository: str, tag: str) -> str:
-    registry, _, path = repository.partition("/")
-    url = f"http://{registry.replace('localhost', '127.0.0.1')}/v2/{path}/manifests/{tag}"
-    accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
-    async with aiohttp.ClientSession() as session, session.get(url, headers=accept) as answer:
-        assert answer.status == 200, await answer.text()
-        return f"sha256:{hashlib.sha256(await answer.read()).hexdigest()}"
 
 
 async def test_a_development_stack_names_its_base_by_digest_so_that_it_can_be_committed(
