@@ -293,9 +293,9 @@ class Commits:
         while True:
             await asyncio.sleep(self.report_every.total_seconds())
             try:
-                async with self.units.begin() as work:
-                    if note.fresh:
-                        note.fresh = False
+                if note.fresh:
+                    note.fresh = False
+                    async with self.units.begin() as work:
                         await work.generations.note_progress(held.generation.id, note.progress, at=self.clock.now())
                         await work.commit()
                 async with self.units.begin() as work:
