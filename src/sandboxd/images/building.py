@@ -216,7 +216,7 @@ class RegistryImageBuilder(ImageBuilder):
             reference=reference,
             diff_ids=diff_ids,
             paths=paths,
-            size=sum(layer.size for layer in found.layers) + found.config.size,
+            size=found.size,
             layers=len(found.layers),
         )
 

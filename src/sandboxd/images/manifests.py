@@ -55,6 +55,11 @@ class ImageManifest:
         """Whether its media types are those of OCI, else Docker's."""
         return self.manifest.media_type == OCI_MANIFEST
 
+    @property
+    def size(self) -> int:
+        """Bytes of all layers, compressed, and the configuration."""
+        return sum(layer.size for layer in self.layers) + self.config.size
+
 
 async def find_image(
     registry: Registry, repository: str, digest: str, *, architecture: str, timeout: timedelta
