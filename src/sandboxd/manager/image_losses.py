@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
-from typing import Final
 
 import structlog
 
 from sandboxd.images.ports import RunningImages
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.image_care_metrics import ImageCareMetrics, LostTarget
+from sandboxd.manager.image_telling import TELL_TIMEOUT, tell_again
 from sandboxd.manager.own_deeds import OwnDeeds
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.model.errors import ConflictError, ErrorKind, NotFoundError, SandboxdError
@@ -21,7 +20,6 @@ from sandboxd.model.image_keeping import LOST
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock
 
-TELL_TIMEOUT: Final = timedelta(seconds=30)
 _G = GenerationStatus
 
 log = structlog.get_logger(__name__)
@@ -86,8 +84,8 @@ class ImageLosses:
             target: LostTarget | None = None
             if found.version == lost.version:
                 target = await self._replaced(work, sandbox, found)
-            elif told_base:
-                await self._tell_again(work, sandbox)
+            elif told_base and sandbox.image is not None:  # it got another one while it was told to take the base
+                await tell_again(work, sandbox.image.generation, at=self._clock.now())
             await work.commit()
         return target
 
@@ -120,12 +118,3 @@ class ImageLosses:
         )
         await work.sandboxes.save(changed)
         return target
-
-    async def _tell_again(self, work: UnitOfWork, sandbox: Sandbox) -> None:
-        """Have the backend told of the image that the sandbox got while it was told to take the base."""
-        if sandbox.image is None:
-            return
-        active = await work.generations.get(sandbox.image.generation, for_update=True)
-        if active.status is _G.ACTIVE and active.told_time is not None:
-            now = self._clock.now()
-            await work.generations.save(replace(active, told_time=None, update_time=now, version=active.version + 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
@@ -13,7 +13,7 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.patience import Patience
-from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.image import LATEST, Generation, GenerationId, GenerationStatus
@@ -110,11 +110,14 @@ class ImageTelling:
             if tagged and newest is not None and newest.id != generation.id:
                 again.add(newest.id)
             for name in sorted(again):
-                other = await work.generations.get(name, for_update=True)
-                if other.status is _G.ACTIVE and other.told_time is not None:
-                    await work.generations.save(
-                        replace(other, told_time=None, update_time=now, version=other.version + 1)
-                    )
+                await tell_again(work, name, at=now)
             await work.commit()
         await self.changes.announce(generation.sandbox)
         return still
+
+
+async def tell_again(work: UnitOfWork, generation: GenerationId, *, at: datetime) -> None:
+    """Have backend and tag told once more of an image, if it is active: they may know of another one by now."""
+    found = await work.generations.get(generation, for_update=True)
+    if found.status is _G.ACTIVE and found.told_time is not None:
+        await work.generations.save(replace(found, told_time=None, update_time=at, version=found.version + 1))
