@@ -80,7 +80,10 @@ class Samples:
 
 
 class _Stream:
-    """One session over as many calls as it takes."""
+    """One session over as many calls as it takes.
+
+    Not `ctl.session_stream`: a read that is measured goes without the tasks that a client makes of it.
+    """
 
     def __init__(
         self,
