@@ -15,6 +15,8 @@ from sandboxd.model.errors import WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 BackupSetId = NewType("BackupSetId", str)
+RestoreId = NewType("RestoreId", str)
+"""One restore of volumes: asked for by it again, a worker goes on with it."""
 SnapshotId = NewType("SnapshotId", str)
 """What the repository of backups calls one tree at one moment: 64 hexadecimal digits."""
 

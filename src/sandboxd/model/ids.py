@@ -23,7 +23,7 @@ ENTROPY_BYTES = 10
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9_.@]{0,61}[a-z0-9])?")
-_ID = re.compile(r"(sbx|inc|ses|trn|prc|req|prm|tol|evt|use|aud|era|gen|bak)-[0-7][0-9a-hjkmnp-tv-z]{25}")
+_ID = re.compile(r"(sbx|inc|ses|trn|prc|req|prm|tol|evt|use|aud|era|gen|bak|rst)-[0-7][0-9a-hjkmnp-tv-z]{25}")
 
 
 def make_id(prefix: str, *, at: datetime, entropy: bytes) -> str:

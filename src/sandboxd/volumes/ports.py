@@ -1,6 +1,7 @@
-"""What backing up volumes needs of the world: a repository that keeps trees of files.
+"""What backing up volumes needs of the world: places that keep and bring back a sandbox's volumes, and a repository.
 
-Contract suite: `tests/contract/test_backup_repository.py`.
+`VolumeBackups` is what the manager asks; whoever implements it puts trees into a `BackupRepository` where the volumes
+are. Contract suites: `tests/contract/test_volume_backups.py`, `tests/contract/test_backup_repository.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from sandboxd.model.backup import SnapshotId
+from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.errors import NotFoundError, WrongStateError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+from sandboxd.model.sandbox import Resources, Tier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,4 +170,160 @@ class BackupRepository(Protocol):
 
     async def prune(self, *, timeout: timedelta) -> None:
         """Remove every piece of content that no snapshot needs; at its end the storage has none of them."""
+        ...
+
+
+class VolumesNotFoundError(NotFoundError):
+    """The sandbox has no volumes: it was never started, or they were released."""
+
+    reason = "VOLUMES_NOT_FOUND"
+
+    def __init__(self, sandbox: SandboxId) -> None:
+        super().__init__(f"Sandbox {sandbox} has no volumes.", sandbox=sandbox)
+
+
+class VolumesInUseError(WrongStateError):
+    """Compute of the sandbox runs: nothing is put into its volumes."""
+
+    reason = "VOLUMES_IN_USE"
+
+    def __init__(self, sandbox: SandboxId) -> None:
+        super().__init__(f"Sandbox {sandbox} runs. Its volumes are restored while it does not.", sandbox=sandbox)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesOf:
+    """Whose volumes, and what they are made like where they are not there."""
+
+    sandbox: SandboxId
+    client: ClientId
+    """Its repository is the one that is used."""
+    freelancer: FreelancerId
+    tier: Tier
+    resources: Resources
+    """Of the tier; `storage_bytes` is what a restore makes volumes for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumesProgress:
+    """How far a backup or a restore of volumes is."""
+
+    volume: Volume
+    """The one that is worked on."""
+    trees: BackupProgress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakenVolumes:
+    """Both volumes of a sandbox in its client's repository."""
+
+    take_time: datetime
+    """When the first of them began to be read."""
+    volumes: Sequence[VolumeSnapshot]
+    """One of each `Volume`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOrder:
+    """What is brought back, and into what."""
+
+    id: RestoreId
+    """Of this restore: the work is asked for by it again."""
+    into: VolumesOf
+    """May be another sandbox of the same client than the one that it was taken of."""
+    snapshots: Mapping[Volume, SnapshotId]
+    """What of; volumes that are not named are left as they are, and made empty where they are not there."""
+    paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
+    """Some paths of a volume alone, relative to its root as in `BackupRepository.restore`; a volume of `snapshots`
+    without any is brought back whole."""
+
+
+class VolumeBackups(Protocol):
+    """Keeps sandboxes' volumes in a repository for each client, and brings them back.
+
+    The repository and what opens it are made with the client's first backup, and kept where no sandbox can reach
+    them. The work may run detached, in a Job of a cluster, or in a child of this very process.
+
+    **Everything is asked for by name and can be asked for again.** A caller that died, or a second replica, calls with
+    the same id: work that runs is followed, work that has ended answers what it came to, work that broke off is begun
+    again. Nobody calls the same id twice at the same moment. A caller that is cancelled leaves open whether the work
+    goes on; `end` makes sure of it.
+
+    Every method raises what the methods of `BackupRepository` raise, and:
+        UnavailableError: Where the work runs cannot be reached now; the message says what to look at.
+        DeadlineError: It has not ended within `timeout`; it may go on until `end`.
+    """
+
+    async def take(
+        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> TakenVolumes:
+        """Keep both volumes of a sandbox as they are, whether it runs, is stopped, or its files are kept.
+
+        Each snapshot has the source `<sandbox>/<volume>` and the tags `set=<backup>` and `volume=<volume>`: what is in
+        the repository answers a repeated call, and snapshots that belong to nothing can be told by them. A set is of
+        one moment: where only one of both was taken when it broke off, both are taken anew.
+
+        Args:
+            backup: Of the set.
+            of: Whose volumes.
+            timeout: For all of it.
+            progress: Told from time to time, at least once where anything was read.
+
+        Raises:
+            VolumesNotFoundError: There are none.
+        """
+        ...
+
+    async def restore(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> RestoredTree:
+        """Bring volumes back, or paths of them; answers what was written, both together.
+
+        A volume that is not there is made, one that is kept of a removed sandbox is used. A volume that is brought back
+        whole has then exactly the entries of the snapshot; what was there before stays in its place until the new
+        content is whole on the same volume, and is destroyed then. Of paths each takes the place of what is there
+        at that path, directories above it are made where they are not there, and everything else stays. Links in
+        a volume lead nothing out of it.
+
+        After a failure each volume is either as it was or as it is to be, or repeating the same order makes it so.
+
+        Raises:
+            VolumesInUseError: Compute of the sandbox runs.
+            BackupSnapshotNotFoundError: A snapshot is not there, or has not one of the paths.
+            InvalidRequestError: A path has another form.
+            BackupStorageFullError: There is no room for what comes back beside what is there.
+        """
+        ...
+
+    async def forget(
+        self, client: ClientId, backups: Sequence[BackupSetId], *, prune: bool, timeout: timedelta
+    ) -> ForgottenSnapshots:
+        """Remove every snapshot that has the tag of one of these sets, and look that they are gone.
+
+        Answers which were removed or were given by a listing before; sets without any are gone already.
+
+        Args:
+            client: Whose.
+            backups: Sets that are COMPLETE no more, 1 to 1000.
+            prune: Also remove all content that no snapshot needs, as `BackupRepository.prune`.
+            timeout: For all of it.
+        """
+        ...
+
+    async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
+        """Check a client's repository as `BackupRepository.verify`; a client without one has nothing to check."""
+        ...
+
+    async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:
+        """Stop the work on a set or on a restore wherever it runs, and forget what is kept of it there (a Job).
+
+        At its return nothing of it runs. Absent is success. What is in the repository stays.
+        """
+        ...
+
+    async def destroy(self, client: ClientId, *, timeout: timedelta) -> None:
+        """Destroy a client's repository with everything that opens it, for good: the client is erased.
+
+        Absent is success. Nothing of the client's is asked for meanwhile or later.
+        """
         ...

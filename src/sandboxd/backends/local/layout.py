@@ -187,6 +187,14 @@ class Layout:
             source.rename(target)
         return target if target.is_dir() else None
 
+    def bring_back(self, sandbox: SandboxId) -> None:
+        """Put a sandbox's kept files into their place again, and make directories that are absent; safe to repeat."""
+        files = self.sandbox(sandbox)
+        if not files.directory.is_dir() and (self.kept / sandbox).is_dir():
+            self.sandboxes.mkdir(parents=True, exist_ok=True, mode=0o700)
+            (self.kept / sandbox).rename(files.directory)
+        files.make()
+
     def measure(self, sandbox: SandboxId) -> tuple[int, int]:
         """Files of a sandbox, and their lengths added up. What cannot be read is counted without its length."""
         files = size = 0

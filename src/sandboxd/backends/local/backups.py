@@ -1,0 +1,118 @@
+"""Backs up the volumes of local sandboxes: directories of this machine, read and written by this very process.
+
+The work dies with whoever asked for it; what it had stored by then is taken up by the next. Which repository is a
+client's, and what opens it, others know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+from typing_extensions import override
+
+from sandboxd.backends.local import processes
+from sandboxd.backends.local.layout import Layout, SandboxFiles
+from sandboxd.model.backup import BackupSetId, RestoreId, Volume
+from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.volumes.ports import (
+    BackupRepository,
+    ForgottenSnapshots,
+    RestoredTree,
+    RestoreOrder,
+    TakenVolumes,
+    VolumeBackups,
+    VolumesInUseError,
+    VolumesNotFoundError,
+    VolumesOf,
+    VolumesProgress,
+)
+from sandboxd.volumes.trees import forget_sets, restore_trees, take_trees, within
+
+
+class ClientRepositories(Protocol):
+    """The repositories of backups, one for each client."""
+
+    async def open(self, client: ClientId, *, timeout: timedelta) -> BackupRepository:
+        """A client's repository; made, and what opens it, where it is not there. Raises as `prepare`."""
+        ...
+
+    async def find(self, client: ClientId, *, timeout: timedelta) -> BackupRepository | None:
+        """A client's repository, or None where it never had one. Raises as `prepare`."""
+        ...
+
+    async def destroy(self, client: ClientId, *, timeout: timedelta) -> None:
+        """Destroy it with what opens it. Absent is success."""
+        ...
+
+
+class LocalVolumeBackups(VolumeBackups):
+    """Knows where the volumes are."""
+
+    def __init__(self, *, data: Path, repositories: ClientRepositories) -> None:
+        self._layout = Layout(data=data.absolute())
+        self._repositories = repositories
+
+    @override
+    async def take(
+        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> TakenVolumes:
+        async with within(timeout) as left:
+            files = next((one for one in self._places(of.sandbox) if one.present), None)
+            if files is None:
+                raise VolumesNotFoundError(of.sandbox)
+            repository = await self._repositories.open(of.client, timeout=left())
+            return await take_trees(repository, backup, of.sandbox, _trees(files), timeout=left(), progress=progress)
+
+    @override
+    async def restore(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> RestoredTree:
+        sandbox = order.into.sandbox
+        async with within(timeout) as left:
+            await self._refuse_running(sandbox)
+            repository = await self._repositories.open(order.into.client, timeout=left())
+            await asyncio.to_thread(self._layout.bring_back, sandbox)
+            return await restore_trees(
+                repository, order, _trees(self._layout.sandbox(sandbox)), timeout=left(), progress=progress
+            )
+
+    @override
+    async def forget(
+        self, client: ClientId, backups: Sequence[BackupSetId], *, prune: bool, timeout: timedelta
+    ) -> ForgottenSnapshots:
+        async with within(timeout) as left:
+            repository = await self._repositories.find(client, timeout=left())
+            if repository is None:
+                return ForgottenSnapshots(snapshots=(), left=0)
+            return await forget_sets(repository, backups, prune=prune, timeout=left())
+
+    @override
+    async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
+        async with within(timeout) as left:
+            repository = await self._repositories.find(client, timeout=left())
+            if repository is not None:
+                await repository.verify(content=content, timeout=left())
+
+    @override
+    async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:
+        """Do nothing: who was cancelled has ended the work."""
+
+    @override
+    async def destroy(self, client: ClientId, *, timeout: timedelta) -> None:
+        await self._repositories.destroy(client, timeout=timeout)
+
+    def _places(self, sandbox: SandboxId) -> Sequence[SandboxFiles]:
+        return self._layout.sandbox(sandbox), SandboxFiles(directory=self._layout.kept / sandbox)
+
+    async def _refuse_running(self, sandbox: SandboxId) -> None:
+        agents = await asyncio.to_thread(processes.find_agents, self._layout)
+        if any(agent.sandbox == sandbox for agent in agents):
+            raise VolumesInUseError(sandbox)
+
+
+def _trees(files: SandboxFiles) -> Mapping[Volume, Path]:
+    return {Volume.HOME: files.home, Volume.WORKSPACE: files.workspace}

@@ -1,0 +1,306 @@
+"""What backing up volumes promises: the same suite for the fake and for directories of this machine with restic.
+
+A world of its own says how files get into volumes: `VolumesWorld`. Files alone are looked at here; that owners, links
+and the like come back is the repository's suite.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from sandboxd.backends.local.backups import LocalVolumeBackups
+from sandboxd.backends.local.layout import Layout, SandboxFiles
+from sandboxd.backends.restic.child import ResticSettings
+from sandboxd.backends.restic.clients import ResticRepositories
+from sandboxd.model.backup import BackupSetId, RestoreId, Volume
+from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
+from sandboxd.model.errors import InvalidRequestError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+from sandboxd.model.sandbox import TIER_RESOURCES, Tier
+from sandboxd.volumes.ports import (
+    RestoreOrder,
+    TakenVolumes,
+    VolumeBackups,
+    VolumesNotFoundError,
+    VolumesOf,
+    VolumesProgress,
+)
+from tests.backup_trees import PATIENCE
+from tests.fakes.volume_backups import FakeVolumeBackups
+
+ACME, OTHER = ClientId("acme"), ClientId("other")
+HOME = {b".bashrc": b"alias ll='ls -l'\n", b".gemini/session.json": b"{}"}
+WORK = {b"src/main.py": b"print('hello')\n", b"src/data.bin": bytes(range(256)) * 64, b"READ ME \xff": b"odd name"}
+_numbers = count(1)
+
+
+class VolumesWorld(Protocol):
+    """Volume backups, and the volumes themselves."""
+
+    @property
+    def backups(self) -> VolumeBackups: ...
+
+    async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
+        """The sandbox has these volumes, and nothing else in them; it does not run."""
+
+    async def keep(self, of: VolumesOf) -> None:
+        """The sandbox is removed, and its volumes are kept."""
+
+    async def destroy(self, of: VolumesOf) -> None:
+        """Its volumes are no more."""
+
+    async def files(self, of: VolumesOf, volume: Volume) -> Mapping[bytes, bytes]:
+        """All files of a volume."""
+        ...
+
+
+@dataclass
+class FakeVolumesWorld:
+    backups: FakeVolumeBackups
+
+    async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
+        self.backups.given(of.sandbox, home=dict(files[Volume.HOME]), workspace=dict(files[Volume.WORKSPACE]))
+
+    async def keep(self, of: VolumesOf) -> None:
+        pass
+
+    async def destroy(self, of: VolumesOf) -> None:
+        del self.backups.volumes[of.sandbox]
+
+    async def files(self, of: VolumesOf, volume: Volume) -> Mapping[bytes, bytes]:
+        return self.backups.volumes[of.sandbox][volume]
+
+
+@dataclass
+class LocalVolumesWorld:
+    backups: LocalVolumeBackups
+    layout: Layout
+
+    async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
+        self.layout.erase(of.sandbox)
+        place = self.layout.sandbox(of.sandbox)
+        place.make()
+        for volume, contents in files.items():
+            for path, content in contents.items():
+                target = Path(os.fsdecode(os.fsencode(self.root(place, volume)) + b"/" + path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+
+    async def keep(self, of: VolumesOf) -> None:
+        self.layout.keep(of.sandbox)
+
+    async def destroy(self, of: VolumesOf) -> None:
+        self.layout.erase(of.sandbox)
+
+    async def files(self, of: VolumesOf, volume: Volume) -> Mapping[bytes, bytes]:
+        root = self.root(self.layout.sandbox(of.sandbox), volume)
+        return {os.fsencode(one.relative_to(root)): one.read_bytes() for one in root.rglob("*") if one.is_file()}
+
+    @staticmethod
+    def root(place: SandboxFiles, volume: Volume) -> Path:
+        return place.home if volume is Volume.HOME else place.workspace
+
+
+@pytest.fixture(params=["fake", "local"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> VolumesWorld:
+    if request.param == "fake":
+        return FakeVolumesWorld(FakeVolumeBackups())
+    program: Path = request.getfixturevalue("restic")
+    settings = ResticSettings(
+        location=str(tmp_path / "backups"),
+        password_file=tmp_path / "none",
+        work=tmp_path / "work",
+        program=str(program),
+    )
+    repositories = ResticRepositories(settings=settings, passwords=tmp_path / "passwords")
+    return LocalVolumesWorld(
+        LocalVolumeBackups(data=tmp_path / "data", repositories=repositories), Layout(data=tmp_path / "data")
+    )
+
+
+def a_sandbox(client: ClientId = ACME) -> VolumesOf:
+    return VolumesOf(
+        sandbox=SandboxId(f"sbx-{next(_numbers)}"),
+        client=client,
+        freelancer=FreelancerId("ada"),
+        tier=Tier.BASIC,
+        resources=TIER_RESOURCES[Tier.BASIC],
+    )
+
+
+def a_name() -> BackupSetId:
+    return BackupSetId(f"bak-{next(_numbers)}")
+
+
+async def taken(world: VolumesWorld, backup: BackupSetId, of: VolumesOf) -> TakenVolumes:
+    return await world.backups.take(backup, of, timeout=PATIENCE, progress=lambda _: None)
+
+
+def an_order(taken: TakenVolumes, into: VolumesOf, **paths: list[bytes]) -> RestoreOrder:
+    wanted = {one.volume: one.snapshot for one in taken.volumes if not paths or one.volume.value in paths}
+    return RestoreOrder(
+        id=RestoreId(f"rst-{next(_numbers)}"),
+        into=into,
+        snapshots=wanted,
+        paths={Volume(name): those for name, those in paths.items()},
+    )
+
+
+async def restored(world: VolumesWorld, order: RestoreOrder) -> None:
+    await world.backups.restore(order, timeout=PATIENCE, progress=lambda _: None)
+
+
+async def test_volumes_that_are_gone_come_back_whole(world: VolumesWorld) -> None:
+    of, told = a_sandbox(), list[VolumesProgress]()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+
+    made = await world.backups.take(a_name(), of, timeout=PATIENCE, progress=told.append)
+    await world.destroy(of)
+    back = await world.backups.restore(an_order(made, of), timeout=PATIENCE, progress=told.append)
+
+    assert await world.files(of, Volume.HOME) == HOME
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+    assert {one.volume: (one.files, one.bytes) for one in made.volumes} == {
+        Volume.HOME: (len(HOME), sum(map(len, HOME.values()))),
+        Volume.WORKSPACE: (len(WORK), sum(map(len, WORK.values()))),
+    }
+    assert back.entries >= len(HOME) + len(WORK)
+    assert {one.volume for one in told} == set(Volume)
+
+
+async def test_a_set_is_asked_for_again_and_is_the_same(world: VolumesWorld) -> None:
+    of, backup = a_sandbox(), a_name()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    first = await taken(world, backup, of)
+    await world.given(of, {Volume.HOME: {b"later": b"1"}, Volume.WORKSPACE: WORK})
+
+    again = await taken(world, backup, of)
+    another = await taken(world, a_name(), of)
+
+    assert [(one.volume, one.snapshot, one.tree) for one in again.volumes] == [
+        (one.volume, one.snapshot, one.tree) for one in first.volumes
+    ]
+    assert {one.snapshot for one in another.volumes}.isdisjoint({one.snapshot for one in first.volumes})
+    assert {one.volume: one.added_bytes for one in another.volumes}[Volume.WORKSPACE] < len(WORK[b"src/data.bin"])
+
+
+async def test_kept_volumes_of_a_removed_sandbox_are_taken_and_brought_back_into_their_place(
+    world: VolumesWorld,
+) -> None:
+    of = a_sandbox()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    await world.keep(of)
+
+    made = await taken(world, a_name(), of)
+    await restored(world, an_order(made, of))
+
+    assert await world.files(of, Volume.HOME) == HOME
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_a_whole_volume_takes_the_place_of_what_is_there(world: VolumesWorld) -> None:
+    of = a_sandbox()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+    await world.given(of, {Volume.HOME: {b"x": b"1"}, Volume.WORKSPACE: {b"src": b"a file now", b"new/y": b"2"}})
+    order = an_order(made, of)
+
+    await restored(world, order)
+    await restored(world, order)  # whoever asked died meanwhile, and another one asks
+
+    assert await world.files(of, Volume.HOME) == HOME
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_paths_come_back_beside_what_is_there(world: VolumesWorld) -> None:
+    of = a_sandbox()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+    now = {b"src/main.py": b"broken", b"src/new.py": b"stays", b"READ ME \xff": b"stays too"}
+    await world.given(of, {Volume.HOME: {b".bashrc": b"stays"}, Volume.WORKSPACE: now})
+
+    await restored(world, an_order(made, of, workspace=[b"src/main.py", b"src/data.bin"]))
+
+    assert await world.files(of, Volume.HOME) == {b".bashrc": b"stays"}
+    assert await world.files(of, Volume.WORKSPACE) == {
+        **now,
+        b"src/main.py": WORK[b"src/main.py"],
+        b"src/data.bin": WORK[b"src/data.bin"],
+    }
+
+
+async def test_a_set_comes_back_in_another_sandbox(world: VolumesWorld) -> None:
+    of, new = a_sandbox(), a_sandbox()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+
+    await restored(world, an_order(made, new))
+
+    assert await world.files(new, Volume.WORKSPACE) == await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_a_path_that_the_set_has_not_changes_nothing(world: VolumesWorld) -> None:
+    of = a_sandbox()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await restored(world, an_order(made, of, workspace=[b"src/none.py"]))
+    with pytest.raises(InvalidRequestError):
+        await restored(world, an_order(made, of, workspace=[b"../home/.bashrc"]))
+
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_forgotten_sets_are_gone_and_others_are_not(world: VolumesWorld) -> None:
+    of, gone, stays = a_sandbox(), a_name(), a_name()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    of_gone, of_stays = await taken(world, gone, of), await taken(world, stays, of)
+
+    proof = await world.backups.forget(ACME, [gone, a_name()], prune=True, timeout=PATIENCE)
+    again = await world.backups.forget(ACME, [gone], prune=False, timeout=PATIENCE)
+
+    assert set(proof.snapshots) == {one.snapshot for one in of_gone.volumes}
+    assert (proof.left, again.left, list(again.snapshots)) == (2, 2, [])
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await restored(world, an_order(of_gone, of))
+    await restored(world, an_order(of_stays, of))
+    await world.backups.verify(ACME, content=True, timeout=PATIENCE)
+
+
+async def test_a_client_has_a_repository_of_its_own_that_is_destroyed_with_it(world: VolumesWorld) -> None:
+    of, stranger = a_sandbox(), a_sandbox(OTHER)
+    for one in (of, stranger):
+        await world.given(one, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    ours, theirs = await taken(world, a_name(), of), await taken(world, a_name(), stranger)
+
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await restored(world, an_order(ours, stranger))
+    for _ in range(2):
+        await world.backups.destroy(ACME, timeout=PATIENCE)
+
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await restored(world, an_order(ours, of))
+    await restored(world, an_order(theirs, stranger))
+
+
+async def test_who_has_nothing_has_nothing_to_take_to_forget_or_to_check(world: VolumesWorld) -> None:
+    of, client = a_sandbox(), ClientId("nobody")
+
+    with pytest.raises(VolumesNotFoundError):
+        await taken(world, a_name(), of)
+    proof = await world.backups.forget(client, [a_name()], prune=True, timeout=PATIENCE)
+    await world.backups.verify(client, content=False, timeout=PATIENCE)
+    await world.backups.destroy(client, timeout=PATIENCE)
+    await world.backups.end(a_name(), timeout=timedelta(seconds=5))
+    await world.backups.end(RestoreId(f"rst-{next(_numbers)}"), timeout=timedelta(seconds=5))
+
+    assert (list(proof.snapshots), proof.left) == ([], 0)

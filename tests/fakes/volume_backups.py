@@ -1,0 +1,184 @@
+"""Volumes in memory, and the repositories that they are backed up to: for tests of what asks for backups."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from typing_extensions import override
+
+from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
+from sandboxd.model.errors import InvalidRequestError, SandboxdError
+from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.volumes.ports import (
+    BackupProgress,
+    ForgottenSnapshots,
+    RestoredTree,
+    RestoreOrder,
+    TakenVolumes,
+    VolumeBackups,
+    VolumesInUseError,
+    VolumesNotFoundError,
+    VolumesOf,
+    VolumesProgress,
+)
+
+Files = dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptFiles:
+    client: ClientId
+    backup: BackupSetId
+    sandbox: SandboxId
+    taken: VolumeSnapshot
+    take_time: datetime
+    files: Mapping[bytes, bytes]
+
+
+@dataclass(kw_only=True)
+class FakeVolumeBackups(VolumeBackups):
+    """A volume is its files by path; its directories are those that files lie in."""
+
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    volumes: dict[SandboxId, dict[Volume, Files]] = field(default_factory=dict)
+    kept: dict[SnapshotId, KeptFiles] = field(default_factory=dict)
+    running: set[SandboxId] = field(default_factory=set)
+    """Sandboxes with compute."""
+    trouble: SandboxdError | None = None
+    """Raised by whatever is called."""
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """Work waits for it; open from the beginning."""
+    working: set[str] = field(default_factory=set)
+    ended: list[str] = field(default_factory=list)
+    pruned: list[ClientId] = field(default_factory=list)
+    destroyed: set[ClientId] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def given(self, sandbox: SandboxId, *, home: Files | None = None, workspace: Files | None = None) -> None:
+        self.volumes[sandbox] = {Volume.HOME: dict(home or {}), Volume.WORKSPACE: dict(workspace or {})}
+
+    @override
+    async def take(
+        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> TakenVolumes:
+        await self._work(backup)
+        of_set = [one for one in self.kept.values() if (one.client, one.backup) == (of.client, backup)]
+        if {one.taken.volume for one in of_set} != set(Volume):
+            if of.sandbox not in self.volumes:
+                raise VolumesNotFoundError(of.sandbox)
+            of_set = [self._keep(backup, of, volume, progress) for volume in Volume]
+        return TakenVolumes(
+            take_time=min(one.take_time for one in of_set),
+            volumes=sorted((one.taken for one in of_set), key=lambda one: one.volume.value),
+        )
+
+    def _keep(
+        self, backup: BackupSetId, of: VolumesOf, volume: Volume, progress: Callable[[VolumesProgress], None]
+    ) -> KeptFiles:
+        files = self.volumes[of.sandbox][volume]
+        size = sum(map(len, files.values()))
+        said = json.dumps(sorted((path.hex(), content.hex()) for path, content in files.items()))
+        tree = hashlib.sha256(said.encode()).hexdigest()
+        known = any(one.taken.tree == tree and one.client == of.client for one in self.kept.values())
+        one = KeptFiles(
+            client=of.client,
+            backup=backup,
+            sandbox=of.sandbox,
+            taken=VolumeSnapshot(
+                volume=volume,
+                snapshot=SnapshotId(hashlib.sha256(f"{backup} {volume.value}".encode()).hexdigest()),
+                tree=tree,
+                files=len(files),
+                bytes=size,
+                added_bytes=0 if known else size,
+            ),
+            take_time=self.now(),
+            files=dict(files),
+        )
+        self.kept[one.taken.snapshot] = one
+        done = BackupProgress(files=len(files), total_files=len(files), bytes=size, total_bytes=size)
+        progress(VolumesProgress(volume=volume, trees=done))
+        return one
+
+    @override
+    async def restore(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> RestoredTree:
+        await self._work(order.id)
+        if order.into.sandbox in self.running:
+            raise VolumesInUseError(order.into.sandbox)
+        back: dict[Volume, Files] = {}
+        for volume, snapshot in order.snapshots.items():
+            kept = self.kept.get(snapshot)
+            if kept is None or kept.client != order.into.client:
+                raise BackupSnapshotNotFoundError("There is no such snapshot.", snapshot=snapshot)
+            paths = order.paths.get(volume, ())
+            back[volume] = {path: content for path, content in kept.files.items() if not paths or _below(path, paths)}
+            for path in paths:
+                if not path or path.startswith(b"/") or b".." in path.split(b"/"):
+                    raise InvalidRequestError(f"{path!r} is no path relative to a snapshot's root.")
+                if not any(_below(one, [path]) for one in back[volume]):
+                    raise BackupSnapshotNotFoundError(f"The snapshot has no {path!r}.", snapshot=snapshot)
+        there = self.volumes.setdefault(order.into.sandbox, {volume: {} for volume in Volume})
+        for volume, files in back.items():
+            paths = order.paths.get(volume, ())
+            stays = {path: content for path, content in there[volume].items() if paths and not _below(path, paths)}
+            there[volume] = {**stays, **files}
+            done = BackupProgress(files=len(files), total_files=len(files), bytes=0, total_bytes=0)
+            progress(VolumesProgress(volume=volume, trees=done))
+        return RestoredTree(
+            entries=sum(map(len, back.values())),
+            bytes=sum(len(content) for files in back.values() for content in files.values()),
+        )
+
+    @override
+    async def forget(
+        self, client: ClientId, backups: Sequence[BackupSetId], *, prune: bool, timeout: timedelta
+    ) -> ForgottenSnapshots:
+        self._meet_trouble()
+        gone = [name for name, one in self.kept.items() if one.client == client and one.backup in backups]
+        for name in gone:
+            del self.kept[name]
+        if prune:
+            self.pruned.append(client)
+        return ForgottenSnapshots(snapshots=gone, left=sum(one.client == client for one in self.kept.values()))
+
+    @override
+    async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
+        self._meet_trouble()
+
+    @override
+    async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:
+        self._meet_trouble()
+        self.ended.append(name)
+
+    @override
+    async def destroy(self, client: ClientId, *, timeout: timedelta) -> None:
+        self._meet_trouble()
+        self.kept = {name: one for name, one in self.kept.items() if one.client != client}
+        self.destroyed.add(client)
+
+    async def _work(self, name: str) -> None:
+        self._meet_trouble()
+        self.working.add(name)
+        try:
+            await self.gate.wait()
+        finally:
+            self.working.discard(name)
+        self._meet_trouble()
+
+    def _meet_trouble(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+
+def _below(path: bytes, paths: Sequence[bytes]) -> bool:
+    return any(path == one or path.startswith(one + b"/") for one in paths)
