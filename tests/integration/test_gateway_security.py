@@ -281,7 +281,7 @@ async def test_a_token_of_an_ended_incarnation_is_worth_nothing_at_once(world: G
     after, body = await world.ask("hello")
 
     assert (before, after, error_of(body)["details"][0]["reason"]) == (200, 401, "INCARNATION_ENDED")
-    assert len(world.fake.requests) == 1
+    assert len(await world.received()) == 1
 
 
 async def test_a_token_of_a_life_that_never_was_is_refused(world: GatewayWorld) -> None:
@@ -456,7 +456,7 @@ async def test_ten_thousand_garbage_requests_leave_no_trace_but_a_count(world: G
 
     status, _ = await world.ask("hello")
     grown = process.memory_info().rss - before
-    assert (status, len(world.rows), len(world.fake.requests)) == (200, 1, 1)
+    assert (status, len(world.rows), len(await world.received())) == (200, 1, 1)
     assert world.rows[0].state is UsageState.SETTLED
     assert grown < 40 << 20
     assert "HTTP_INVALID" in await world.metrics()

@@ -91,10 +91,12 @@ class GrpcRootfsCapture(RootfsCapture):
         )
         agent = await self._connector.connect(life.endpoint)
         try:
-            left = max(deadline - time.monotonic(), 0.001)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise _too_late()
             call = agent.stub.Capture(outgoing.messages(start), timeout=left)
             try:
-                async with contextlib.aclosing(self._frames(call, outgoing)) as frames:
+                async with contextlib.aclosing(self._frames(call, outgoing, deadline)) as frames:
                     async for frame in frames:
                         yield frame
             finally:
@@ -102,7 +104,9 @@ class GrpcRootfsCapture(RootfsCapture):
         finally:
             await agent.close()
 
-    async def _frames(self, call: _Call, outgoing: _Outgoing) -> AsyncGenerator[CaptureFrame, None]:
+    async def _frames(
+        self, call: _Call, outgoing: _Outgoing, deadline: float
+    ) -> AsyncGenerator[CaptureFrame, None]:
         end: CaptureEnd | None = None
         try:
             while True:
@@ -124,6 +128,8 @@ class GrpcRootfsCapture(RootfsCapture):
                 raise
             raise _translate(error, outgoing) from error  # grpc.aio cancels a call whose requests fail
         except (grpc.RpcError, grpc.aio.UsageError) as error:
+            if outgoing.failure is None and time.monotonic() >= deadline:
+                raise _too_late() from error  # grpc.aio says INTERNAL where the end meets a write
             raise _translate(error, outgoing) from error
         if end is None:
             raise AgentUnavailableError("The agent ended the capture before its end.")
@@ -209,4 +215,8 @@ def _translate(error: BaseException, outgoing: _Outgoing) -> SandboxdError:
             "The agent of this sandbox is of an older version, which cannot be captured. Stop and start the sandbox."
         )
     found = from_rpc_error(error)  # type: ignore[arg-type]  # a cancellation has a failure
-    return DeadlineError("The capture did not end in time.") if isinstance(found, DeadlineError) else found
+    return _too_late() if isinstance(found, DeadlineError) else found
+
+
+def _too_late() -> DeadlineError:
+    return DeadlineError("The capture did not end in time.")
