@@ -38,6 +38,8 @@ from tests.kube import define_resources, find_cluster
 
 TIMEOUT = timedelta(seconds=120)
 PORT = 7443
+OVERCOMMIT = {"cpu": "0.02", "memory": "0.1"}
+"""Of a basic sandbox's processor and 2 GB: forty have room on two processors."""
 LISTEN = (
     "import socket\ns=socket.create_server(('0.0.0.0',7443),backlog=64)\nwhile True:\n c,_=s.accept()\n c.close()\n"
 )
@@ -138,7 +140,7 @@ class Bench:
             "image": self.installation.images["sandbox"],
             "command": [*python, "-c", LISTEN],
             "volumeMounts": mounts,
-            "resources": {"requests": {"cpu": "100m", "memory": "500M"}, "limits": {"cpu": "1", "memory": "2G"}},
+            "resources": {"requests": {"cpu": "20m", "memory": "200M"}, "limits": {"cpu": "1", "memory": "2G"}},
         }
         pod = {
             "hostUsers": not volumes,
@@ -329,6 +331,7 @@ def main() -> None:
         )
         try:
             installation.prepare()
+            installation.apply_template(overcommit=OVERCOMMIT)
             installation.start_operator()
             print(table(asyncio.run(measure(installation, one=options.one, many=options.many))))
         finally:
