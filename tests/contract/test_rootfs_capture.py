@@ -207,11 +207,10 @@ async def test_another_incarnation_is_refused(rootfs: Rootfs) -> None:
         _ = [frame async for frame in _frames(rootfs, incarnation=IncarnationId("inc-other"))]
 
 
-@pytest.mark.parametrize("milliseconds", [0, 1, 5])
-async def test_time_that_is_over_ends_it(rootfs: Rootfs, milliseconds: int) -> None:
+@pytest.mark.parametrize("microseconds", [0, 1])
+async def test_time_that_is_over_ends_it(rootfs: Rootfs, microseconds: int) -> None:
     with pytest.raises(DeadlineError):
-        while True:  # a short capture may end before five milliseconds do
-            _ = [frame async for frame in _frames(rootfs, timeout=timedelta(milliseconds=milliseconds))]
+        _ = [frame async for frame in _frames(rootfs, timeout=timedelta(microseconds=microseconds))]
 
 
 async def test_it_can_be_done_again_and_says_the_same(rootfs: Rootfs) -> None:

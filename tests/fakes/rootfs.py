@@ -1,6 +1,7 @@
 """A root file system in memory and its capture, for whoever needs differences and no sandbox."""
 
 import hashlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -76,10 +77,9 @@ class FakeRootfsCapture(RootfsCapture):
         timeout: timedelta,
     ) -> AsyncGenerator[CaptureFrame, None]:
         self.captures += 1
+        deadline = time.monotonic() + timeout.total_seconds()
         if incarnation != self.incarnation:
             raise UnavailableError(f"Incarnation {incarnation} of sandbox {sandbox} does not run.", sandbox=sandbox)
-        if timeout <= timedelta():
-            raise DeadlineError("The capture did not end in time.")
         left_out = dict.fromkeys(exclude, "excluded") | self.skipped
         base = {entry.path: entry async for entry in baseline if entry.path}  # the root is nobody's change
         changed = deleted = content_bytes = 0
@@ -102,6 +102,8 @@ class FakeRootfsCapture(RootfsCapture):
                     yield frame
         if self.failure is not None:
             raise self.failure
+        if time.monotonic() >= deadline:
+            raise DeadlineError("The capture did not end in time.")
         yield CaptureEnd(entries=len(self.entries), changed=changed, deleted=deleted, bytes=content_bytes)
 
     def _send(self, path: bytes) -> list[CaptureFrame]:

@@ -104,9 +104,7 @@ class GrpcRootfsCapture(RootfsCapture):
         finally:
             await agent.close()
 
-    async def _frames(
-        self, call: _Call, outgoing: _Outgoing, deadline: float
-    ) -> AsyncGenerator[CaptureFrame, None]:
+    async def _frames(self, call: _Call, outgoing: _Outgoing, deadline: float) -> AsyncGenerator[CaptureFrame, None]:
         end: CaptureEnd | None = None
         try:
             while True:
