@@ -21,6 +21,7 @@ from tests.backup_trees import BACKUP_PASSWORD, PATIENCE, a_hard_tree, everythin
 from tests.fakes.backups import FakeBackupRepository
 from tests.s3_server import an_s3_server
 
+pytestmark = pytest.mark.timeout(400)
 SOURCE = "sbx-1/home"
 NOTHING = SnapshotId("0" * 64)
 

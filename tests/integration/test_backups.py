@@ -39,6 +39,7 @@ from tests.ports import a_free_port
 from tests.rootfs_changes import CHANGES, Change, do_change
 from tests.small_disk import small_disk
 
+pytestmark = pytest.mark.timeout(400)
 MEBIBYTE = 1 << 20
 
 
