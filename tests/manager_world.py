@@ -8,6 +8,7 @@ from itertools import count
 
 from prometheus_client import CollectorRegistry
 
+from sandboxd.manager.backing_up import BackupTools
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
@@ -15,6 +16,7 @@ from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.manager.tools import ManagerTools
+from sandboxd.model.backup_retention import BackupRetention
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
 from sandboxd.model.image_names import user_repository
@@ -26,6 +28,7 @@ from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
 from tests.fakes.packages import FakePackageSource
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.volume_backups import FakeVolumeBackups
 
 SOON = timedelta(seconds=5)
 NOW = timedelta(0)
@@ -49,9 +52,16 @@ class ManagerWorld:
     """What the replicas share, and the first of them."""
 
     def __init__(
-        self, lifecycle: LifecyclePolicy | None = None, *, keeps_root: bool = True, commits: bool = False
+        self,
+        lifecycle: LifecyclePolicy | None = None,
+        *,
+        keeps_root: bool = True,
+        commits: bool = False,
+        backups: bool = False,
+        retention: BackupRetention | None = None,
     ) -> None:
         self.lifecycle = lifecycle or LifecyclePolicy()
+        self.retention = retention or BackupRetention()
         self.duties: dict[str, tuple[str, int]] = {}
         self.clock = FakeClock()
         self.ids = FakeIds(self.clock)
@@ -75,6 +85,8 @@ class ManagerWorld:
             capture_pause=timedelta(0),
         )
         self.commits = commits
+        self.volumes = FakeVolumeBackups(now=self.clock.now)
+        self.backups = backups
         self.core, self.manager = self.replica("first")
         self.use = self.core.use
 
@@ -95,11 +107,17 @@ class ManagerWorld:
             lifecycle=self.lifecycle,
             packages=self.packages,
             images=self.image_tools if self.commits else None,
+            backups=self.backup_tools() if self.backups else None,
         )
         core = ManagerCore(tools)
+        if core.backups is not None:
+            core.backups.making.report_every = timedelta(milliseconds=20)
         if core.commits is not None:
             core.commits.report_every = timedelta(milliseconds=20)
         return core, SandboxManager(core=core, conversations=self.conversations)
+
+    def backup_tools(self) -> BackupTools:
+        return BackupTools(volumes=self.volumes, retention=self.retention)
 
     async def given_active(self, caller: Caller | None = None, wish: NewSandbox | None = None) -> Sandbox:
         return await self.manager.create(a_request(caller), wish or NewSandbox(), timeout=SOON)

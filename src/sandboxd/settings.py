@@ -24,6 +24,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from sandboxd.model.pool import RefillLimits, StartLimits
+from sandboxd.settings_backups import BackupSettings
 from sandboxd.settings_images import ImageSettings
 from sandboxd.settings_kubernetes import KubernetesSettings
 from sandboxd.settings_lifecycle import LifecycleSettings
@@ -55,7 +56,7 @@ Names = Annotated[str, AfterValidator(_check_names)]
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
-class Settings(KubernetesSettings, LifecycleSettings, ImageSettings):
+class Settings(KubernetesSettings, LifecycleSettings, ImageSettings, BackupSettings):
     """All settings. A role reads those that it needs. Groups of them stand in modules of their own."""
 
     model_config = SettingsConfigDict(

@@ -20,6 +20,7 @@ from sandboxd.model.backup import (
     Volume,
     VolumeSnapshot,
 )
+from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.errors import ConflictError, InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id
 from sandboxd.model.sandbox import Sandbox
@@ -87,7 +88,7 @@ async def made(
     backup = await begin(world, a_set(sandbox, at=at, image=image))
     volumes = (a_volume(Volume.HOME), a_volume(Volume.WORKSPACE))
     if status is S.FAILED:
-        return await save(world, backup.fail("BACKUP_STORAGE_FULL", at=at))
+        return await save(world, backup.fail(BackupStorageFullError("There is no room."), at=at))
     if status is S.CREATING:
         return backup
     backup = await save(world, backup.complete(volumes, at=at))
@@ -127,7 +128,7 @@ async def test_a_sandbox_has_one_set_in_the_making_also_when_two_begin_at_once(w
     refused = [one for one in results if isinstance(one, BackupInProgressError)]
     assert len(refused) == 2
     first = next(one for one in results if isinstance(one, BackupSet))
-    await save(world, first.fail("X", at=NOON))
+    await save(world, first.fail(BackupStorageFullError("X"), at=NOON))
     await begin(world, a_set(sandbox))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
 from typing_extensions import override
 
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, BackupSetStatus
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.paging import Page
@@ -51,7 +52,21 @@ class FakeBackupSetRepository(BackupSetRepository):
         before = rows.backup_sets.get(backup.id)
         if before is None or before.version != backup.version - 1:
             raise ConflictError(f"Backup {backup.id} was changed by somebody else.")
-        rows.backup_sets[backup.id] = backup
+        rows.backup_sets[backup.id] = replace(backup, cancelled=before.cancelled)
+
+    @override
+    async def note_progress(self, backup: BackupSetId, progress: BackupSetProgress, *, at: datetime) -> None:
+        rows = await self.work.write()
+        found = rows.backup_sets[backup]
+        if found.status is _S.CREATING:
+            rows.backup_sets[backup] = replace(found, progress=progress, update_time=at)
+
+    @override
+    async def cancel(self, backup: BackupSetId) -> None:
+        rows = await self.work.write()
+        found = rows.backup_sets[backup]
+        if found.status is _S.CREATING:
+            rows.backup_sets[backup] = replace(found, cancelled=True)
 
     @override
     async def list(
@@ -83,6 +98,11 @@ class FakeBackupSetRepository(BackupSetRepository):
     @override
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
         found = await self._where(lambda one: one.status in {_S.CREATING, _S.DELETING} and one.id > (after or ""))
+        return sorted(found, key=lambda one: one.id)[:limit]
+
+    @override
+    async def deleting(self, client: ClientId, *, limit: int) -> Sequence[BackupSet]:
+        found = await self._where(lambda one: one.client == client and one.status is _S.DELETING)
         return sorted(found, key=lambda one: one.id)[:limit]
 
     @override

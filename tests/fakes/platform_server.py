@@ -34,6 +34,7 @@ from sandboxd.v1 import (
 )
 from tests.fakes.platform_accounting import FakeAccounting
 from tests.fakes.platform_admin import FakeAdmin
+from tests.fakes.platform_backups import FakeBackups
 from tests.fakes.platform_images import FakeImages
 from tests.fakes.platform_packages import FakePackages
 
@@ -59,6 +60,7 @@ class FakePlatform(
     FakeAccounting,
     FakeAdmin,
     FakePackages,
+    FakeBackups,
     FakeImages,
 ):
     """The service. What tests look at and turn are its public attributes."""
@@ -90,6 +92,7 @@ class FakePlatform(
         FakeAccounting.__init__(self)
         FakeAdmin.__init__(self)
         FakePackages.__init__(self)
+        FakeBackups.__init__(self)
         FakeImages.__init__(self)
         self.lock = threading.Condition()
         self.address = ""
@@ -115,6 +118,7 @@ class FakePlatform(
         self.add_accounting_to(server)
         self.add_admin_to(server)
         self.add_packages_to(server)
+        self.add_backups_to(server)
         self.add_images_to(server)
         port = server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"

@@ -52,6 +52,8 @@ class FakeVolumeBackups(VolumeBackups):
     """Sandboxes with compute."""
     trouble: SandboxdError | None = None
     """Raised by whatever is called."""
+    take_trouble: SandboxdError | None = None
+    """Raised by `take` alone."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Work waits for it; open from the beginning."""
     working: set[str] = field(default_factory=set)
@@ -70,6 +72,8 @@ class FakeVolumeBackups(VolumeBackups):
         self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
     ) -> TakenVolumes:
         await self._work(backup)
+        if self.take_trouble is not None:
+            raise self.take_trouble
         of_set = [one for one in self.kept.values() if (one.client, one.backup) == (of.client, backup)]
         if {one.taken.volume for one in of_set} != set(Volume):
             if of.sandbox not in self.volumes:

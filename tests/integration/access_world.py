@@ -30,6 +30,8 @@ from sandboxd.bootstrap.rooms import Rooms, build_rooms
 from sandboxd.bootstrap.serve import _background
 from sandboxd.manager.once import PLATFORM
 from sandboxd.manager.ports import RequestRecord
+from sandboxd.model.backup import BackupSet, BackupSetId
+from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.budget import TOKENS, BudgetId, BudgetPeriod, BudgetTarget
 from sandboxd.model.caller import Role
 from sandboxd.model.events import SessionEvent, SessionOpened
@@ -344,8 +346,24 @@ async def _given_things(rooms: Rooms, *, client: str, freelancer: str) -> Sandbo
         ):
             image = image.enter(status, at=NOON)
             await work.generations.save(image)
+        backup = BackupSet(
+            id=backup_of(identity.sandbox),
+            sandbox=identity.sandbox,
+            client=identity.client,
+            freelancer=identity.freelancer,
+            take_time=NOON,
+            create_time=NOON,
+            update_time=NOON,
+        )
+        await work.backup_sets.begin(backup)
+        await work.backup_sets.save(backup.fail(BackupStorageFullError("There was no room."), at=NOON))
         await work.commit()
     return identity
+
+
+def backup_of(sandbox: str) -> BackupSetId:
+    """The backup of a sandbox, which failed."""
+    return BackupSetId(f"bak-{sandbox.partition('-')[2]}")
 
 
 async def _given_taken_request(rooms: Rooms) -> None:

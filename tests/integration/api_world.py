@@ -148,7 +148,7 @@ async def a_world(
     trail = FakeAuditTrail()
     used, desk = audit or (trail, a_desk(trail))
     registry = CollectorRegistry()
-    core_world = ManagerWorld(keeps_root=False, commits=True)
+    core_world = ManagerWorld(keeps_root=False, commits=True, backups=True)
     units, key_store = core_world.units, FakeKeyStore()
     wakeups = core_world.wakeups
     tenancy = make_tenancy(
@@ -191,6 +191,7 @@ async def a_world(
         standing=standing,
         tenancy=tenancy,
         images=core_world.manager.images,
+        backups=core_world.manager.backups,
         packages=Packages(units=core_world.units, source=FakePackageSource()),
         tracer=tracer,
     )

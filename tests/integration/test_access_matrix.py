@@ -18,6 +18,7 @@ from sandboxd.model.caller import Role
 from sandboxd.v1 import (
     admin_pb2,
     audit_pb2,
+    backup_pb2,
     budget_pb2,
     client_pb2,
     image_pb2,
@@ -42,6 +43,7 @@ from tests.integration.access_world import (
     Caller,
     Target,
     an_access_world,
+    backup_of,
     reached,
 )
 from tests.postgres import PostgresServer
@@ -96,6 +98,10 @@ def image(target: Target) -> str:
     return f"{sandbox(target)}/images/g000001"
 
 
+def backup(target: Target) -> str:
+    return f"{sandbox(target)}/backups/{backup_of(target.sandbox)}"
+
+
 def terminated_of(target: Target) -> sandbox_pb2.SandboxFilter:
     return sandbox_pb2.SandboxFilter(freelancer=target.freelancer, states=[sandbox_pb2.SANDBOX_STATE_TERMINATED])
 
@@ -129,6 +135,8 @@ B, R = "sandboxd.v1.BudgetService", "sandboxd.v1.PriceService"
 L, W = "sandboxd.v1.AuditService", "sandboxd.v1.PoolService"
 S, N, U = "sandboxd.v1.SandboxService", "sandboxd.v1.SessionService", "sandboxd.v1.UsageService"
 G, V = "sandboxd.v1.PackageService", "sandboxd.v1.ImageService"
+X = "sandboxd.v1.BackupService"
+BACKUPS_OFF: Outcome = ("FAILED_PRECONDITION", "BACKUPS_OFF")
 K, Y = "sandboxd.v1.ClientService", "sandboxd.v1.KeyService"
 NO_CLIENT: Outcome = ("NOT_FOUND", "CLIENT_NOT_FOUND")
 NO_FREELANCER: Outcome = ("NOT_FOUND", "FREELANCER_NOT_FOUND")
@@ -587,6 +595,48 @@ CASES = [
 
 
 CASES += [
+    Case(
+        method=f"{X}/CreateBackup",
+        ask=lambda t: backup_pb2.CreateBackupRequest(request_id=t.request_id, sandbox=sandbox(t)),
+        roles=WRITERS,
+        seen=BACKUPS_OFF,
+        unseen=NO_SANDBOX,
+    ),
+    Case(
+        method=f"{X}/GetBackup",
+        ask=lambda t: backup_pb2.GetBackupRequest(name=backup(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=backup,
+    ),
+    Case(
+        method=f"{X}/ListBackups",
+        ask=lambda t: backup_pb2.ListBackupsRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=backup,
+    ),
+    Case(
+        method=f"{X}/WatchBackup",  # of one that has ended: one message
+        ask=lambda t: backup_pb2.WatchBackupRequest(name=backup(t)),
+        roles=EVERYBODY,
+        unseen=NO_SANDBOX,
+        shows=backup,
+    ),
+    Case(
+        method=f"{X}/CancelBackup",
+        ask=lambda t: backup_pb2.CancelBackupRequest(request_id=t.request_id, name=backup(t)),
+        roles=WRITERS,
+        seen=("FAILED_PRECONDITION", "BACKUP_ENDED"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
+        method=f"{X}/DeleteBackup",
+        ask=lambda t: backup_pb2.DeleteBackupRequest(request_id=t.request_id, name=backup(t)),
+        roles=WRITERS,
+        seen=BACKUPS_OFF,
+        unseen=NO_SANDBOX,
+    ),
     Case(
         method=f"{U}/WatchUsage",
         ask=lambda t: usage_pb2.WatchUsageRequest(filter=usage_pb2.UsageFilter(sandbox=sandbox(t)), cursor="1.1."),

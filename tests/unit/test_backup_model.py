@@ -15,6 +15,7 @@ from sandboxd.model.backup import (
     Volume,
     VolumeSnapshot,
 )
+from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -80,7 +81,7 @@ def test_a_complete_set_knows_its_size_and_is_locked_until_its_window_ends() -> 
 def test_a_failed_set_says_why_and_a_deleted_one_how_it_is_known() -> None:
     proof = DeletionProof(forgotten_time=NOON, snapshots=(SnapshotId("1" * 64),))
 
-    failed = a_set().fail("BACKUP_STORAGE_FULL", at=NOON)
+    failed = a_set().fail(BackupStorageFullError("There is no room."), at=NOON)
     deleted = failed.enter(S.DELETING, at=NOON).delete(proof, at=NOON)
 
     assert failed.failure == "BACKUP_STORAGE_FULL"

@@ -4,6 +4,7 @@ import pytest
 
 from sandboxd.manager.backup_uses import BackupImageUses
 from sandboxd.model.backup import BackupSet, BackupSetId
+from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from tests.fakes.manager import FakeClock, FakeUnits
@@ -37,7 +38,7 @@ async def given(*backups: BackupSet) -> FakeUnits:
 @pytest.mark.parametrize("page", [1, 2, 3, 500])
 async def test_every_image_that_a_set_needs_is_named_by_its_digest(page: int) -> None:
     images = [f"registry.test/acme/a@sha256:{number:064}" for number in range(5)]
-    failed = a_set(8, image=f"registry.test/acme/a@sha256:{8:064}").fail("X", at=NOON)
+    failed = a_set(8, image=f"registry.test/acme/a@sha256:{8:064}").fail(BackupStorageFullError("X"), at=NOON)
     units = await given(
         *(a_set(number, image=image) for number, image in enumerate(images)), a_set(7, image=""), failed
     )

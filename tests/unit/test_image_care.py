@@ -10,6 +10,7 @@ import pytest
 
 from sandboxd.images.registry import OCI_MANIFEST, Manifest
 from sandboxd.model.backup import BackupSet, BackupSetId
+from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.image import tag_of
@@ -154,7 +155,7 @@ async def test_what_a_backup_set_names_stays_until_that_is_given_up(world: Image
 
     first = await world.care().run()
     async with world.units.begin() as work:
-        await work.backup_sets.save(backup.fail("BACKUP_FAILED", at=world.clock.now()))
+        await work.backup_sets.save(backup.fail(BackupStorageFullError("x"), at=world.clock.now()))
         await work.commit()
     world.clock.advance(DAY)
     second = await world.care().run()

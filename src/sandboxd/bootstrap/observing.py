@@ -14,6 +14,7 @@ from sandboxd import __version__
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.bootstrap.tracing import make_tracer
 from sandboxd.manager.administration import Figures
+from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.image_care_metrics import ImageCareMetrics
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
@@ -52,6 +53,7 @@ class Observation:
     pools: PoolMetrics
     packages: PackageMetrics
     commits: CommitMetrics
+    backups: BackupMetrics
     image_care: ImageCareMetrics
     stream: StreamMetrics
 
@@ -70,6 +72,7 @@ class Observation:
             pools=PoolMetrics(registry),
             packages=PackageMetrics(registry),
             commits=CommitMetrics(registry),
+            backups=BackupMetrics(registry),
             image_care=ImageCareMetrics(registry),
             stream=StreamMetrics(registry),
         )

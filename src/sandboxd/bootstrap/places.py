@@ -30,6 +30,7 @@ from sandboxd.manager.pool_ports import PoolBoard
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
 from sandboxd.settings_rules import is_loopback
+from sandboxd.volumes.ports import VolumeBackups
 
 END_GRACE: Final = timedelta(seconds=2)
 """What runs in a sandbox has this long after TERM."""
@@ -52,6 +53,8 @@ class Placement:
     """Which images sandboxes run from, where they are started from images."""
     probe: ImageProbe | None = None
     """What boots a new image once, where there is such."""
+    backups: VolumeBackups | None = None
+    """What backs sandboxes' volumes up where they are placed; None: nothing, or with the local backend this machine."""
     cluster: KubeClient | None = None
     """The API server of the cluster, where sandboxes are placed in one."""
 

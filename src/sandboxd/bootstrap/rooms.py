@@ -11,6 +11,7 @@ from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.bootstrap.audit import AuditRoom, make_audit
+from sandboxd.bootstrap.backups import backup_tools
 from sandboxd.bootstrap.callers import Callers, make_callers
 from sandboxd.bootstrap.image_care import ImageCareRoom, make_image_care
 from sandboxd.bootstrap.images import ImageRoom, image_room, image_tools
@@ -125,6 +126,8 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             metrics=seen.manager,
             pool_metrics=seen.pools,
             commit_metrics=seen.commits,
+            backups=backup_tools(settings, placement),
+            backup_metrics=seen.backups,
             images=image_tools(kept, placement),
             starts=settings.start_limits,
             refill=settings.refill_limits,
@@ -235,6 +238,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         reflect=settings.reflection,
         tenancy=tenancy,
         images=manager.images,
+        backups=manager.backups,
         packages=Packages(units=core.tools.units, source=package_source),
         # Whoever has no address is alone: nobody else would hear more.
         cut_off=lambda: bool(presence.address) and presence.lost_for > settings.lease,

@@ -17,6 +17,7 @@ from sandboxd.ctl.accounting import AccountingClient
 from sandboxd.ctl.administration import AdminClient
 from sandboxd.ctl.audit import AuditClient
 from sandboxd.ctl.backoff import RECONNECT, UNARY, RetryPolicy
+from sandboxd.ctl.backups import BackupClient
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, Target, new_request_id
 from sandboxd.ctl.errors import ApiError, Violation
 from sandboxd.ctl.images import ImageClient
@@ -51,6 +52,7 @@ class Client:
         """Budgets and prices."""
         self.admin = AdminClient(connection)
         self.audit = AuditClient(connection)
+        self.backups = BackupClient(connection)
         self.pools = PoolClient(connection)
         self.images = ImageClient(connection)
         """Commits and what became of them."""

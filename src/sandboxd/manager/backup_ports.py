@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sandboxd.model.backup import BackupSet, BackupSetId
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress
 from sandboxd.model.errors import ConflictError, NotFoundError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.paging import Page
@@ -57,11 +57,19 @@ class BackupSetRepository(Protocol):
         ...
 
     async def save(self, backup: BackupSet) -> None:
-        """Write a changed one over the row of version `backup.version - 1`.
+        """Write a changed one over the row of version `backup.version - 1`; not whether it is cancelled.
 
         Raises:
             ConflictError: The row has another version.
         """
+        ...
+
+    async def note_progress(self, backup: BackupSetId, progress: BackupSetProgress, *, at: datetime) -> None:
+        """Write how far one is, while it is CREATING; its version does not grow."""
+        ...
+
+    async def cancel(self, backup: BackupSetId) -> None:
+        """Write the wish that it ends, while it is CREATING; its version does not grow."""
         ...
 
     async def list(
@@ -84,6 +92,10 @@ class BackupSetRepository(Protocol):
 
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
         """CREATING and DELETING ones of all sandboxes, by id, after an id."""
+        ...
+
+    async def deleting(self, client: ClientId, *, limit: int) -> Sequence[BackupSet]:
+        """DELETING ones of a client, by id."""
         ...
 
     async def pinned(self, *, limit: int, after: str = "") -> Sequence[tuple[str, BackupSetId]]:

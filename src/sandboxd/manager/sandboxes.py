@@ -1,6 +1,6 @@
 """The sandbox manager as the edges see it: one object with everything that can be done with sandboxes.
 
-`ManagerCore` holds what the stream room needs; `SandboxManager` is built after that room, because it needs it.
+It is built after the stream room, because it needs it; what that room needs of it is in `core.py`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.admission import Admission
-from sandboxd.manager.announcing import Announcements, RestNotice
+from sandboxd.manager.announcing import RestNotice
 from sandboxd.manager.backend_port import BackendDescription
-from sandboxd.manager.changes import Changes
+from sandboxd.manager.backups import Backups
 from sandboxd.manager.claims import PoolClaims
 from sandboxd.manager.cold_starts import ColdStarts
-from sandboxd.manager.commits import Commits
+from sandboxd.manager.core import ManagerCore
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
-from sandboxd.manager.freezing import Freezing
-from sandboxd.manager.image_fallback import ImageFallback
 from sandboxd.manager.images import Images
-from sandboxd.manager.intents import Intents
-from sandboxd.manager.lifecycle_ports import BackendDirtiness
-from sandboxd.manager.losses import Losses
-from sandboxd.manager.operations import Operations, Settled
-from sandboxd.manager.package_keeping import PackageKeeping
+from sandboxd.manager.operations import Settled
 from sandboxd.manager.package_tidings import PackageTelling, PackageTidings
 from sandboxd.manager.package_watching import PackageWatcher
 from sandboxd.manager.ports import Conversations, SandboxOrder
@@ -36,15 +29,9 @@ from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.refill import Refill
 from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
-from sandboxd.manager.rest_policy import RestPolicies
 from sandboxd.manager.resting import Resting
-from sandboxd.manager.saving import RootSaving
-from sandboxd.manager.startup import Startup
 from sandboxd.manager.sweep import Sweep
 from sandboxd.manager.sweeping import SweepLoop
-from sandboxd.manager.tokens import TokenKeeper
-from sandboxd.manager.tools import ManagerTools
-from sandboxd.manager.use import SandboxUse
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.next_step import NextStep
@@ -52,101 +39,7 @@ from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.startup import StartReport
 
-
-class ManagerCore:
-    """The parts that need no conversations; the stream room gets its `use`."""
-
-    def __init__(self, tools: ManagerTools) -> None:
-        self.tools = tools
-        units, clock, backend, connector = tools.units, tools.clock, tools.backend, tools.connector
-        self.changes = Changes(wakeups=tools.wakeups)
-        self.accounts = AccountCache(
-            units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
-        )
-        self.dirtiness = BackendDirtiness(keeps_root=backend.describe().keeps_root, commits=tools.images is not None)
-        self.rest_policies = RestPolicies(
-            defaults=tools.lifecycle, policies=self.accounts, dirtiness=self.dirtiness, clock=clock
-        )
-        self.intents = Intents(
-            units=units,
-            clock=clock,
-            ids=tools.ids,
-            replica=tools.replica,
-            changes=self.changes,
-            lease=tools.lease,
-        )
-        self.operations = Operations(
-            intents=self.intents,
-            clock=clock,
-            metrics=tools.metrics,
-            renew_every=tools.lease / 3,
-            tracer=tools.tracer,
-        )
-        self.token_keeper = TokenKeeper(
-            units=units,
-            connector=connector,
-            tokens=tools.tokens,
-            target=tools.model_endpoint,
-            metrics=tools.metrics,
-            clock=clock,
-        )
-        self.startup = Startup(
-            intents=self.intents,
-            backend=backend,
-            tokens=self.token_keeper,
-            clock=clock,
-            ids=tools.ids,
-            fallback=ImageFallback(intents=self.intents, metrics=tools.commit_metrics, clock=clock, deeds=tools.deeds),
-            tracer=tools.tracer,
-        )
-        self.freezing = Freezing(
-            units=units,
-            intents=self.intents,
-            backend=backend,
-            connector=connector,
-            startup=self.startup,
-            tokens=self.token_keeper,
-            clock=clock,
-        )
-        self.losses = Losses(units=units, backend=backend, clock=clock, changes=self.changes, metrics=tools.metrics)
-        self.announcements = Announcements(units=units, changes=self.changes)
-        self.package_keeping = PackageKeeping(units=units, source=tools.packages, changes=self.changes, clock=clock)
-        self.commits = (
-            None
-            if tools.images is None
-            else Commits(
-                units=units,
-                images=tools.images,
-                changes=self.changes,
-                clock=clock,
-                ids=tools.ids,
-                replica=tools.replica,
-                metrics=tools.commit_metrics,
-                packages=self.package_keeping,
-                deeds=tools.deeds,
-                tracer=tools.tracer,
-                lease=tools.lease,
-            )
-        )
-        self.saving = RootSaving(
-            units=units,
-            commits=self.commits,
-            keeps_root=backend.describe().keeps_root,
-            clock=clock,
-            ids=tools.ids,
-        )
-        self.use = SandboxUse(
-            units=units,
-            intents=self.intents,
-            operations=self.operations,
-            startup=self.startup,
-            freezing=self.freezing,
-            losses=self.losses,
-            backend=backend,
-            changes=self.changes,
-            announcements=self.announcements,
-            clock=clock,
-        )
+__all__ = ["ManagerCore", "SandboxManager"]
 
 
 class SandboxManager:
@@ -237,6 +130,9 @@ class SandboxManager:
             metrics=tools.commit_metrics,
             clock=tools.clock,
             ids=tools.ids,
+        )
+        self.backups = Backups(
+            units=tools.units, room=core.backups, requests=requests, changes=core.changes, ids=tools.ids
         )
         self._reading = Reading(units=tools.units, changes=core.changes)
         self._editing = Editing(
@@ -368,6 +264,8 @@ class SandboxManager:
             group.create_task(self._package_telling.run(), name="manager-package-tidings")
             if self._core.commits is not None:
                 group.create_task(self._core.commits.run(), name="manager-commits")
+            if self._core.backups is not None:
+                group.create_task(self._core.backups.run(), name="manager-backups")
 
     async def run_for_a_sweep(self) -> None:
         """Keep going what a sweep from outside needs, until cancelled: no recovery, and no sweep of its own."""
@@ -383,4 +281,6 @@ class SandboxManager:
             group.create_task(self._core.operations.drain(grace=grace), name="drain-operations")
             if self._core.commits is not None:
                 group.create_task(self._core.commits.drain(grace=grace), name="drain-commits")
+            if self._core.backups is not None:
+                group.create_task(self._core.backups.drain(grace=grace), name="drain-backups")
         await self.claims.drain()

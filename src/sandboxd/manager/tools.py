@@ -8,6 +8,8 @@ from datetime import timedelta
 from prometheus_client import CollectorRegistry
 
 from sandboxd.manager.backend_port import Backend
+from sandboxd.manager.backing_up import BackupTools
+from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.intents import LEASE
@@ -71,4 +73,7 @@ class ManagerTools:
     package_metrics: PackageMetrics = field(default_factory=lambda: PackageMetrics(CollectorRegistry()))
     images: ImageTools | None = None
     """What root file systems are committed with; None where nothing is kept."""
+    backups: BackupTools | None = None
+    """What sandboxes are backed up with; None where no backups are kept."""
+    backup_metrics: BackupMetrics = field(default_factory=lambda: BackupMetrics(CollectorRegistry()))
     commit_metrics: CommitMetrics = field(default_factory=lambda: CommitMetrics(CollectorRegistry()))

@@ -6,12 +6,14 @@ A set pins what it names: the image against the reaper, the snapshots against ev
 from __future__ import annotations
 
 import enum
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final, NewType
 
-from sandboxd.model.errors import WrongStateError
+from sandboxd.model.errors import ErrorKind, SandboxdError, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 BackupSetId = NewType("BackupSetId", str)
@@ -35,6 +37,19 @@ class Consistency(enum.Enum):
     """No process of the sandbox ran meanwhile: both volumes are of one moment."""
     CRASH_CONSISTENT = "crash_consistent"
     """Processes went on writing: as after a loss of power, and file by file at slightly different moments."""
+
+
+class BackupTrigger(enum.Enum):
+    """Why there is a set."""
+
+    REQUEST = "request"
+    """Somebody called CreateBackup."""
+    SCHEDULE = "schedule"
+    """Its client's policy wants one from time to time."""
+    TERMINATE = "terminate"
+    """The sandbox was terminated: of its kept volumes."""
+    RESTORE = "restore"
+    """Something was to be restored over what was there."""
 
 
 class BackupSetStatus(enum.Enum):
@@ -80,6 +95,18 @@ class VolumeSnapshot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupSetProgress:
+    """How far a set that is CREATING is."""
+
+    volume: Volume
+    files: int
+    total_files: int
+    """As far as it is known."""
+    bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeletionProof:
     """How it is known that a set's snapshots are gone."""
 
@@ -111,8 +138,19 @@ class BackupSet:
     status: BackupSetStatus = BackupSetStatus.CREATING
     locked_until: datetime | None = None
     """Before that nothing deletes it, whoever asks."""
+    trigger: BackupTrigger = BackupTrigger.REQUEST
+    checksum: str = ""
+    """SHA-256 of all that a restore takes from it: image, trees and spec; of a COMPLETE one."""
+    cancelled: bool = False
+    """Somebody wishes that it ends. Written apart from the rest, as is the progress; the version does not grow."""
+    attempts: int = 1
+    """How often it was begun."""
+    progress: BackupSetProgress | None = None
     failure: str = ""
     """Why it is FAILED: the constant word of the error."""
+    failure_message: str = ""
+    """The same for people."""
+    failure_kind: ErrorKind | None = None
     proof: DeletionProof | None = None
     create_time: datetime
     update_time: datetime
@@ -142,11 +180,28 @@ class BackupSet:
         self, volumes: Sequence[VolumeSnapshot], *, at: datetime, locked_until: datetime | None = None
     ) -> BackupSet:
         """Return it COMPLETE with these volumes. Raises as `enter`."""
-        return replace(self, volumes=tuple(volumes), locked_until=locked_until).enter(_S.COMPLETE, at=at)
+        whole = replace(self, volumes=tuple(volumes), locked_until=locked_until)
+        return replace(whole, checksum=whole.sum()).enter(_S.COMPLETE, at=at)
 
-    def fail(self, reason: str, *, at: datetime) -> BackupSet:
-        """Return it FAILED. Raises as `enter`."""
-        return replace(self.enter(_S.FAILED, at=at), failure=reason)
+    def fail(self, error: SandboxdError, *, at: datetime) -> BackupSet:
+        """Return it FAILED with an error. Raises as `enter`."""
+        failed = self.enter(_S.FAILED, at=at)
+        return replace(failed, failure=error.reason, failure_message=error.message, failure_kind=error.kind)
+
+    def sum(self) -> str:
+        """Return what `checksum` must be: of the row as it is."""
+        said = {
+            "sandbox": self.sandbox,
+            "image": self.image,
+            "volumes": sorted((one.volume.value, one.snapshot, one.tree) for one in self.volumes),
+            "spec": dict(self.spec),
+            "spec_version": self.spec_version,
+        }
+        return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    def snapshot(self, volume: Volume) -> SnapshotId | None:
+        """Return the snapshot of a volume; None where it has none."""
+        return next((one.snapshot for one in self.volumes if one.volume is volume), None)
 
     def delete(self, proof: DeletionProof, *, at: datetime) -> BackupSet:
         """Return it DELETED with the proof. Raises as `enter`."""

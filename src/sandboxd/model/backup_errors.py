@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from sandboxd.model.errors import ErrorKind, ExhaustedError, NotFoundError, SandboxdError, UnavailableError
+from sandboxd.model.errors import (
+    ErrorKind,
+    ExhaustedError,
+    NotFoundError,
+    SandboxdError,
+    UnavailableError,
+    WrongStateError,
+)
 
 
 class BackupSnapshotNotFoundError(NotFoundError):
@@ -53,3 +60,34 @@ class BackupToolError(UnavailableError):
     """The program that keeps backups is not there, is too old, or ended in a way that it does not document."""
 
     reason = "BACKUP_TOOL_FAILED"
+
+
+class BackupsOffError(WrongStateError):
+    """This installation keeps no backups; `SANDBOXD_BACKUPS_LOCATION` says where they would lie."""
+
+    reason = "BACKUPS_OFF"
+
+
+class BackupCancelledError(SandboxdError):
+    """Somebody ended the backup before it was done. Nothing of it can be restored."""
+
+    kind = ErrorKind.CONFLICT
+    reason = "BACKUP_CANCELLED"
+
+
+class BackupAbandonedError(UnavailableError):
+    """The backup was begun again after crashes, and broke off every time; try again."""
+
+    reason = "BACKUP_ABANDONED"
+
+
+class BackupEndedError(WrongStateError):
+    """The backup has ended already; there is nothing to cancel."""
+
+    reason = "BACKUP_ENDED"
+
+
+class NothingToBackUpError(WrongStateError):
+    """The sandbox is being made or restored: what it will have is not there yet."""
+
+    reason = "NOTHING_TO_BACK_UP"

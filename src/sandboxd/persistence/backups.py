@@ -16,14 +16,16 @@ from sandboxd.manager.ports import MAX_PAGE_SIZE
 from sandboxd.model.backup import (
     BackupSet,
     BackupSetId,
+    BackupSetProgress,
     BackupSetStatus,
+    BackupTrigger,
     Consistency,
     DeletionProof,
     SnapshotId,
     Volume,
     VolumeSnapshot,
 )
-from sandboxd.model.errors import ConflictError
+from sandboxd.model.errors import ConflictError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.persistence.errors import translated
@@ -66,12 +68,28 @@ class PostgresBackupSetRepository(BackupSetRepository):
     @override
     async def save(self, backup: BackupSet) -> None:
         c = _BACKUPS.c
-        statement = update(_BACKUPS).values(_values(backup))
+        values = _values(backup)
+        del values["cancelled"]
+        statement = update(_BACKUPS).values(values)
         statement = statement.where(c.id == backup.id, c.version == backup.version - 1)
         with translated():
             changed = (await self._connection.execute(statement)).rowcount
         if not changed:
             raise ConflictError(f"Backup {backup.id} was changed by somebody else. Try again.", backup=backup.id)
+
+    @override
+    async def note_progress(self, backup: BackupSetId, progress: BackupSetProgress, *, at: datetime) -> None:
+        await self._change_in_flight(backup, {"progress": _progress_json(progress), "update_time": at})
+
+    @override
+    async def cancel(self, backup: BackupSetId) -> None:
+        await self._change_in_flight(backup, {"cancelled": True})
+
+    async def _change_in_flight(self, backup: BackupSetId, values: Values) -> None:
+        c = _BACKUPS.c
+        statement = update(_BACKUPS).values(values)
+        with translated():
+            await self._connection.execute(statement.where(c.id == backup, c.status == BackupSetStatus.CREATING.value))
 
     @override
     async def list(
@@ -111,6 +129,12 @@ class PostgresBackupSetRepository(BackupSetRepository):
         return await self._many(statement.order_by(c.id).limit(limit))
 
     @override
+    async def deleting(self, client: ClientId, *, limit: int) -> Sequence[BackupSet]:
+        c = _BACKUPS.c
+        statement = select(_BACKUPS).where(c.client == client, c.status == BackupSetStatus.DELETING.value)
+        return await self._many(statement.order_by(c.id).limit(limit))
+
+    @override
     async def pinned(self, *, limit: int, after: str = "") -> Sequence[tuple[str, BackupSetId]]:
         c = _BACKUPS.c
         # In the order of bytes, as the place after which a page begins is compared by bytes too.
@@ -147,7 +171,14 @@ def _values(backup: BackupSet) -> Values:
         "consistency": backup.consistency.value,
         "status": backup.status.value,
         "locked_until": backup.locked_until,
+        "trigger": backup.trigger.value,
+        "checksum": backup.checksum,
+        "cancelled": backup.cancelled,
+        "attempts": backup.attempts,
+        "progress": None if backup.progress is None else _progress_json(backup.progress),
         "failure": backup.failure,
+        "failure_message": backup.failure_message,
+        "failure_kind": None if backup.failure_kind is None else backup.failure_kind.value,
         "proof": None if backup.proof is None else _proof_json(backup.proof),
         "create_time": backup.create_time,
         "update_time": backup.update_time,
@@ -165,6 +196,26 @@ def _volume_json(one: VolumeSnapshot) -> Values:
         "added_bytes": one.added_bytes,
         "vanished": one.vanished,
     }
+
+
+def _progress_json(progress: BackupSetProgress) -> Values:
+    return {
+        "volume": progress.volume.value,
+        "files": progress.files,
+        "total_files": progress.total_files,
+        "bytes": progress.bytes,
+        "total_bytes": progress.total_bytes,
+    }
+
+
+def _read_progress(said: Mapping[str, Any]) -> BackupSetProgress:  # Any: JSON
+    return BackupSetProgress(
+        volume=Volume(said["volume"]),
+        files=said["files"],
+        total_files=said["total_files"],
+        bytes=said["bytes"],
+        total_bytes=said["total_bytes"],
+    )
 
 
 def _proof_json(proof: DeletionProof) -> Values:
@@ -189,7 +240,14 @@ def _read(row: Row) -> BackupSet:
         consistency=Consistency(row["consistency"]),
         status=BackupSetStatus(row["status"]),
         locked_until=row["locked_until"],
+        trigger=BackupTrigger(row["trigger"]),
+        checksum=row["checksum"],
+        cancelled=row["cancelled"],
+        attempts=row["attempts"],
+        progress=None if row["progress"] is None else _read_progress(row["progress"]),
         failure=row["failure"],
+        failure_message=row["failure_message"],
+        failure_kind=None if row["failure_kind"] is None else ErrorKind(row["failure_kind"]),
         proof=None if row["proof"] is None else _read_proof(row["proof"]),
         create_time=row["create_time"],
         update_time=row["update_time"],

@@ -97,6 +97,7 @@ _PRICES: Final = "sandboxd.v1.PriceService"
 _POOLS: Final = "sandboxd.v1.PoolService"
 _PACKAGES: Final = "sandboxd.v1.PackageService"
 _IMAGES: Final = "sandboxd.v1.ImageService"
+_BACKUPS: Final = "sandboxd.v1.BackupService"
 _AUDIT: Final = "sandboxd.v1.AuditService"
 _USAGE: Final = "sandboxd.v1.UsageService"
 
@@ -144,6 +145,12 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_IMAGES}/WatchCommit": reads(Scope.OWN),
     f"{_IMAGES}/CancelCommit": changes(Scope.OWN),
     f"{_IMAGES}/RollbackImage": changes(Scope.OWN),
+    f"{_BACKUPS}/CreateBackup": changes(Scope.OWN),
+    f"{_BACKUPS}/GetBackup": reads(Scope.OWN),
+    f"{_BACKUPS}/ListBackups": reads(Scope.OWN),
+    f"{_BACKUPS}/WatchBackup": reads(Scope.OWN),
+    f"{_BACKUPS}/CancelBackup": changes(Scope.OWN),
+    f"{_BACKUPS}/DeleteBackup": changes(Scope.OWN),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),

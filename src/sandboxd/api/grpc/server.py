@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from sandboxd.api.grpc.admin_service import AdminServicer
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.audit_service import AuditServicer
+from sandboxd.api.grpc.backup_service import BackupServicer
 from sandboxd.api.grpc.budget_service import BudgetServicer
 from sandboxd.api.grpc.client_service import ClientServicer
 from sandboxd.api.grpc.credentials import make_server_credentials
@@ -44,6 +45,7 @@ from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
 from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.administration import Administration
+from sandboxd.manager.backups import Backups
 from sandboxd.manager.images import Images
 from sandboxd.manager.packages import Packages
 from sandboxd.manager.tenancy import Tenancy
@@ -57,6 +59,8 @@ from sandboxd.v1 import (
     admin_pb2_grpc,
     audit_pb2,
     audit_pb2_grpc,
+    backup_pb2,
+    backup_pb2_grpc,
     budget_pb2,
     budget_pb2_grpc,
     client_pb2,
@@ -83,6 +87,7 @@ log = structlog.get_logger("sandboxd.api")
 
 _SERVED: Final = (
     admin_pb2.DESCRIPTOR.services_by_name["AdminService"],
+    backup_pb2.DESCRIPTOR.services_by_name["BackupService"],
     client_pb2.DESCRIPTOR.services_by_name["ClientService"],
     image_pb2.DESCRIPTOR.services_by_name["ImageService"],
     key_pb2.DESCRIPTOR.services_by_name["KeyService"],
@@ -149,6 +154,7 @@ class ApiServer:
         administration: Administration,
         packages: Packages,
         images: Images,
+        backups: Backups,
         standing: Standing | None = None,
         cut_off: Callable[[], bool] = lambda: False,
         tracer: Tracer = NO_TRACES,
@@ -226,6 +232,12 @@ class ApiServer:
         )
         image_pb2_grpc.add_ImageServiceServicer_to_server(
             ImageServicer(images=images, slots=slots, drain=self._drain, stay=stay, write_within=limits.write_within),
+            self._server,
+        )
+        backup_pb2_grpc.add_BackupServiceServicer_to_server(
+            BackupServicer(
+                backups=backups, slots=slots, drain=self._drain, stay=stay, write_within=limits.write_within
+            ),
             self._server,
         )
         package_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(packages=packages), self._server)

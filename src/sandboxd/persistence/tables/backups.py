@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from sandboxd.model.backup import BackupSetStatus, Consistency
+from sandboxd.model.backup import BackupSetStatus, BackupTrigger, Consistency
 from sandboxd.persistence.tables.base import Base, Moment, SafeJson, one_of
 
 UNFINISHED: Final = "status IN ('creating', 'deleting')"
@@ -30,7 +30,14 @@ class BackupSetRow(Base):
     consistency: Mapped[str]
     status: Mapped[str]
     locked_until: Mapped[Moment | None]
+    trigger: Mapped[str] = mapped_column(server_default=text("'request'"))
+    checksum: Mapped[str] = mapped_column(server_default=text("''"))
+    cancelled: Mapped[bool] = mapped_column(server_default=text("false"))
+    attempts: Mapped[int] = mapped_column(server_default=text("1"))
+    progress: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
     failure: Mapped[str]
+    failure_message: Mapped[str] = mapped_column(server_default=text("''"))
+    failure_kind: Mapped[str | None]
     proof: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
     create_time: Mapped[Moment]
     update_time: Mapped[Moment]
@@ -40,6 +47,8 @@ class BackupSetRow(Base):
         ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
         one_of("consistency", Consistency),
         one_of("status", BackupSetStatus),
+        one_of("trigger", BackupTrigger),
+        CheckConstraint("attempts > 0", name="attempts"),
         CheckConstraint("spec_version > 0", name="spec_version"),
         CheckConstraint("status <> 'complete' OR jsonb_array_length(volumes) = 2", name="volumes"),
         CheckConstraint("(status = 'deleted') = (proof IS NOT NULL)", name="proof"),

@@ -1,0 +1,128 @@
+"""BackupService: decode, call, encode."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any, Final
+
+import grpc.aio
+from typing_extensions import override
+
+from sandboxd.api.grpc.admission import Drain, StreamSlots
+from sandboxd.api.grpc.body_hash import hash_request
+from sandboxd.api.grpc.codec_backup import backup_id, encode_backup
+from sandboxd.api.grpc.names import sandbox_id
+from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
+from sandboxd.api.grpc.stay import Stay
+from sandboxd.manager.backups import Backups
+from sandboxd.model.backup import BackupSet
+from sandboxd.model.caller import Request
+from sandboxd.model.ids import RequestId
+from sandboxd.v1 import backup_pb2 as pb
+from sandboxd.v1 import backup_pb2_grpc
+
+MAX_WAIT: Final = timedelta(minutes=30)
+"""Longest wait for a backup or a deletion; the work goes on."""
+MAX_CANCEL: Final = timedelta(minutes=2)
+"""Longest wait for the end of a backup that was cancelled; its wish stands in any case."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+"""Any: only WatchBackup touches the context's own request and response types."""
+
+
+class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
+    """Serves backups."""
+
+    def __init__(
+        self, *, backups: Backups, slots: StreamSlots, drain: Drain, stay: Stay, write_within: timedelta
+    ) -> None:
+        self._backups = backups
+        self._slots = slots
+        self._drain = drain
+        self._stay = stay
+        self._write_within = write_within
+
+    @override
+    async def CreateBackup(self, request: pb.CreateBackupRequest, context: Context) -> pb.CreateBackupResponse:
+        """Back a sandbox up."""
+        made = await self._backups.create(
+            _request(request),
+            sandbox_id(request.sandbox),
+            wait=not request.start_only,
+            timeout=current_rpc().remaining(at_most=MAX_WAIT),
+        )
+        return pb.CreateBackupResponse(backup=encode_backup(made))
+
+    @override
+    async def GetBackup(self, request: pb.GetBackupRequest, context: Context) -> pb.GetBackupResponse:
+        """Return one backup."""
+        found = await self._backups.get(current_rpc().caller, sandbox_id(request.name), backup_id(request.name))
+        return pb.GetBackupResponse(backup=encode_backup(found))
+
+    @override
+    async def ListBackups(self, request: pb.ListBackupsRequest, context: Context) -> pb.ListBackupsResponse:
+        """List backups."""
+        page = await self._backups.list(
+            current_rpc().caller,
+            sandbox_id(request.sandbox),
+            deleted=request.deleted,
+            page_size=request.page_size,
+            page_token=request.page_token,
+        )
+        return pb.ListBackupsResponse(
+            backups=[encode_backup(one) for one in page.items], next_page_token=page.next_token
+        )
+
+    @override
+    async def WatchBackup(self, request: pb.WatchBackupRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
+        """Follow a backup to its end."""
+        self._drain.refuse()
+        rpc = current_rpc()
+        with self._slots.take(rpc.caller.client):
+            changes = self._backups.watch(rpc.caller, sandbox_id(request.name), backup_id(request.name))
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(self._drain.end(), name="watch-backup-drain"),
+                    tasks.create_task(self._stay.end(rpc), name="watch-backup-stay"),
+                ]
+                await self._send(changes, context)
+                for other in others:
+                    other.cancel()
+
+    @override
+    async def CancelBackup(self, request: pb.CancelBackupRequest, context: Context) -> pb.CancelBackupResponse:
+        """End a backup."""
+        ended = await self._backups.cancel(
+            _request(request),
+            sandbox_id(request.name),
+            backup_id(request.name),
+            timeout=current_rpc().remaining(at_most=MAX_CANCEL),
+        )
+        return pb.CancelBackupResponse(backup=encode_backup(ended))
+
+    @override
+    async def DeleteBackup(self, request: pb.DeleteBackupRequest, context: Context) -> pb.DeleteBackupResponse:
+        """Delete a backup."""
+        gone = await self._backups.delete(
+            _request(request),
+            sandbox_id(request.name),
+            backup_id(request.name),
+            timeout=current_rpc().remaining(at_most=MAX_WAIT),
+        )
+        return pb.DeleteBackupResponse(backup=encode_backup(gone))
+
+    async def _send(self, changes: AsyncIterator[BackupSet], context: Context) -> None:
+        async with closed_at_end(changes):
+            async for one in changes:
+                await write(context, pb.WatchBackupResponse(backup=encode_backup(one)), within=self._write_within)
+
+
+def _request(message: pb.CreateBackupRequest | pb.CancelBackupRequest | pb.DeleteBackupRequest) -> Request:
+    rpc = current_rpc()
+    return Request(
+        caller=rpc.caller,
+        request_id=RequestId(message.request_id),
+        body_hash=hash_request(message, method=rpc.method),
+    )

@@ -1,0 +1,113 @@
+"""Backups between the model and the contract."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandboxd.api.grpc.names import timestamp
+from sandboxd.model.backup import (
+    BackupSet,
+    BackupSetId,
+    BackupSetStatus,
+    BackupTrigger,
+    Consistency,
+    DeletionProof,
+    Volume,
+    VolumeSnapshot,
+)
+from sandboxd.model.legible import legible
+from sandboxd.v1 import backup_pb2 as pb
+
+STATUSES: Final = {
+    BackupSetStatus.CREATING: pb.BACKUP_STATUS_CREATING,
+    BackupSetStatus.COMPLETE: pb.BACKUP_STATUS_COMPLETE,
+    BackupSetStatus.FAILED: pb.BACKUP_STATUS_FAILED,
+    BackupSetStatus.DELETING: pb.BACKUP_STATUS_DELETING,
+    BackupSetStatus.DELETED: pb.BACKUP_STATUS_DELETED,
+}
+TRIGGERS: Final = {
+    BackupTrigger.REQUEST: pb.BACKUP_TRIGGER_REQUEST,
+    BackupTrigger.SCHEDULE: pb.BACKUP_TRIGGER_SCHEDULE,
+    BackupTrigger.TERMINATE: pb.BACKUP_TRIGGER_TERMINATE,
+    BackupTrigger.RESTORE: pb.BACKUP_TRIGGER_RESTORE,
+}
+CONSISTENCIES: Final = {
+    Consistency.QUIESCED: pb.BACKUP_CONSISTENCY_QUIESCED,
+    Consistency.CRASH_CONSISTENT: pb.BACKUP_CONSISTENCY_CRASH_CONSISTENT,
+}
+VOLUMES: Final = {
+    Volume.HOME: pb.BACKUP_VOLUME_KIND_HOME,
+    Volume.WORKSPACE: pb.BACKUP_VOLUME_KIND_WORKSPACE,
+}
+
+
+def backup_name(backup: BackupSet) -> str:
+    """Name a backup."""
+    return f"sandboxes/{backup.sandbox}/backups/{backup.id}"
+
+
+def backup_id(name: str) -> BackupSetId:
+    """Return the id that a backup's name holds."""
+    return BackupSetId(name.split("/")[3])
+
+
+def encode_backup(backup: BackupSet) -> pb.Backup:
+    """Encode a backup."""
+    made = backup.status is not BackupSetStatus.CREATING and bool(backup.volumes)
+    unsaved = backup.spec.get("unsaved_since", "")
+    warnings = [f"What was installed since {unsaved} was in no image: it is not part of this backup."]
+    return pb.Backup(
+        name=backup_name(backup),
+        status=STATUSES[backup.status],
+        trigger=TRIGGERS[backup.trigger],
+        consistency=CONSISTENCIES[backup.consistency] if made else pb.BACKUP_CONSISTENCY_UNSPECIFIED,
+        image=backup.image,
+        volumes=[_volume(one) for one in backup.volumes],
+        checksum=backup.checksum,
+        progress=_progress(backup),
+        failure=_failure(backup),
+        deletion=None if backup.proof is None else _deletion(backup.proof),
+        warnings=warnings if unsaved else [],
+        lock_time=timestamp(backup.locked_until),
+        take_time=timestamp(backup.take_time),
+        create_time=timestamp(backup.create_time),
+        update_time=timestamp(backup.update_time),
+    )
+
+
+def _volume(one: VolumeSnapshot) -> pb.BackupVolume:
+    return pb.BackupVolume(
+        kind=VOLUMES[one.volume],
+        files=one.files,
+        bytes=one.bytes,
+        stored_bytes=one.added_bytes,
+        vanished=one.vanished,
+        tree=one.tree,
+    )
+
+
+def _progress(backup: BackupSet) -> pb.BackupProgress | None:
+    said = backup.progress
+    if said is None or backup.status is not BackupSetStatus.CREATING:
+        return None
+    return pb.BackupProgress(
+        kind=VOLUMES[said.volume],
+        files=said.files,
+        total_files=said.total_files,
+        bytes=said.bytes,
+        total_bytes=said.total_bytes,
+    )
+
+
+def _failure(backup: BackupSet) -> pb.BackupFailure | None:
+    if not backup.failure:
+        return None
+    return pb.BackupFailure(reason=backup.failure, message=legible(backup.failure_message, limit=2000))
+
+
+def _deletion(proof: DeletionProof) -> pb.BackupDeletion:
+    return pb.BackupDeletion(
+        forget_time=timestamp(proof.forgotten_time),
+        prune_time=timestamp(proof.pruned_time),
+        snapshots=proof.snapshots,
+    )

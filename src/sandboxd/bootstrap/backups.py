@@ -1,0 +1,44 @@
+"""What backups need of the outside, made from settings."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from sandboxd.backends.local.backups import LocalVolumeBackups
+from sandboxd.backends.restic.child import ResticSettings
+from sandboxd.backends.restic.clients import ResticRepositories
+from sandboxd.bootstrap.places import Placement
+from sandboxd.manager.backing_up import BackupTools
+from sandboxd.settings import Settings
+from sandboxd.volumes.ports import VolumeBackups
+
+
+def backup_tools(settings: Settings, placement: Placement) -> BackupTools | None:
+    """Make what sandboxes are backed up with; None where the settings name no place, or this backend knows none."""
+    volumes = placement.backups or _local_backups(settings)
+    if volumes is None:
+        return None
+    longest = timedelta(seconds=settings.backups_seconds)
+    return BackupTools(
+        volumes=volumes,
+        retention=settings.backup_retention,
+        take_timeout=longest,
+        restore_timeout=longest,
+        delete_timeout=longest,
+    )
+
+
+def _local_backups(settings: Settings) -> VolumeBackups | None:
+    if settings.backend != "local" or not settings.backups_location:
+        return None
+    passwords = settings.backups_passwords_dir or settings.home / "keys" / "backups"
+    shared = ResticSettings(
+        location=settings.backups_location,
+        password_file=passwords / "none",
+        work=settings.home / "backups-work",
+        program=settings.backups_restic,
+        s3_credentials_file=settings.backups_s3_credentials_file,
+        upload_kibibytes=settings.backups_upload_kibibytes,
+        download_kibibytes=settings.backups_download_kibibytes,
+    )
+    return LocalVolumeBackups(data=settings.home, repositories=ResticRepositories(settings=shared, passwords=passwords))

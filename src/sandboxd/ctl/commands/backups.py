@@ -1,0 +1,175 @@
+"""`sandboxctl backups create`, `ls`, `show`, `rm`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from sandboxd.ctl.client import ApiError
+from sandboxd.ctl.exits import Exit
+from sandboxd.ctl.figures import amount
+from sandboxd.ctl.interrupts import on_interrupt
+from sandboxd.ctl.names import bare, find_sandbox
+from sandboxd.ctl.sanitize import clean_line
+from sandboxd.ctl.shell import Shell, UsageError
+from sandboxd.ctl.tables import filled, when
+from sandboxd.v1 import backup_pb2 as pb
+
+
+async def create(shell: Shell, said: str, *, request_id: str) -> Exit:
+    """Back a sandbox up and follow it to its end."""
+    name = await find_sandbox(shell.client, said, ended=True)
+    backup = await _followed(shell, await shell.client.backups.begin(name, request_id=request_id))
+    if shell.json:
+        shell.emit(backup)
+    else:
+        _tell(shell, backup)
+    if backup.status == pb.BACKUP_STATUS_FAILED:
+        return Exit.INTERRUPTED if backup.failure.reason == "BACKUP_CANCELLED" else Exit.FAILED
+    return Exit.OK
+
+
+async def ls(shell: Shell, said: str, *, everything: bool) -> Exit:
+    """List backups."""
+    name = await find_sandbox(shell.client, said, ended=True)
+    found = shell.client.backups.list(name, deleted=everything)
+    if shell.json:
+        async for each in found:
+            shell.emit(each)
+        return Exit.OK
+    rows = [each async for each in found]
+    if rows:
+        shell.out.print(backup_table(rows, shell.out))
+    else:
+        shell.err.print(Text(f"There are no backups. Make one with: sandboxctl backups create {bare(name)}", "dim"))
+    return Exit.OK
+
+
+async def show(shell: Shell, said: str, wanted: str) -> Exit:
+    """Show one backup."""
+    backup = await shell.client.backups.get(await find_backup(shell, said, wanted))
+    if shell.json:
+        shell.emit(backup)
+    else:
+        _tell(shell, backup)
+    return Exit.OK
+
+
+async def rm(shell: Shell, said: str, wanted: str) -> Exit:
+    """Delete a backup."""
+    backup = await shell.client.backups.delete(await find_backup(shell, said, wanted))
+    if shell.json:
+        shell.emit(backup)
+        return Exit.OK
+    shell.say(f"✓ {bare(backup.name)} is gone: a fresh listing of the repository has none of it", "green")
+    for snapshot in backup.deletion.snapshots:
+        shell.say(f"  {clean_line(snapshot)}", "dim")
+    return Exit.OK
+
+
+async def find_backup(shell: Shell, said: str, wanted: str) -> str:
+    """Return the name of the one backup of a sandbox whose id ends so.
+
+    Raises:
+        UsageError: There is none, or there are several.
+    """
+    name = await find_sandbox(shell.client, said, ended=True)
+    wanted = bare(wanted)
+    found = [each.name async for each in shell.client.backups.list(name, deleted=True) if each.name.endswith(wanted)]
+    if len(found) != 1 or not wanted:
+        what = "no backup" if not found else f"{len(found)} backups"
+        raise UsageError(f"{what} of {bare(name)} ends with {wanted!r}. See: sandboxctl backups ls {bare(name)}")
+    return found[0]
+
+
+def backup_table(backups: Iterable[pb.Backup], console: Console) -> Table:
+    """Make the table of `backups ls`."""
+    rows = [
+        (
+            bare(each.name),
+            pb.BackupStatus.Name(each.status).removeprefix("BACKUP_STATUS_"),
+            amount(sum(one.bytes for one in each.volumes)) if each.volumes else "-",
+            amount(sum(one.stored_bytes for one in each.volumes)) if each.volumes else "-",
+            when(each.take_time),
+            pb.BackupTrigger.Name(each.trigger).removeprefix("BACKUP_TRIGGER_").lower(),
+            _consistency(each) or clean_line(each.failure.reason),
+        )
+        for each in backups
+    ]
+    columns = ("BACKUP", "STATUS", "SIZE", "STORED", "TAKEN", "BY", "FILES")
+    return filled(console, columns, rows, spare=("STORED", "BY"))
+
+
+async def _followed(shell: Shell, backup: pb.Backup) -> pb.Backup:
+    """Follow a backup; Ctrl-C cancels it, and what that came to is what is answered."""
+    cancels = list[asyncio.Task[pb.Backup]]()
+    following = asyncio.create_task(_follow(shell, backup), name="follow")
+
+    def interrupted() -> None:
+        if cancels:
+            following.cancel()
+            return
+        shell.err.print(Text("Cancelling the backup; Ctrl-C again leaves it to itself.", style="yellow"))
+        cancels.append(asyncio.create_task(shell.client.backups.cancel(backup.name), name="cancel"))
+
+    try:
+        with on_interrupt(interrupted):
+            return await following
+    finally:
+        for task in cancels:
+            task.cancel()
+            with suppress(asyncio.CancelledError, ApiError):
+                await task
+
+
+async def _follow(shell: Shell, backup: pb.Backup) -> pb.Backup:
+    if shell.err.is_terminal and not shell.json:
+        with shell.err.status(Text("backing up …")) as status:
+            return await _last(shell, backup, status)
+    return await _last(shell, backup, None)
+
+
+async def _last(shell: Shell, backup: pb.Backup, status: Status | None) -> pb.Backup:
+    async for each in shell.client.backups.follow(backup.name):
+        backup = each
+        if status is not None and each.HasField("progress"):
+            kind = pb.BackupVolumeKind.Name(each.progress.kind).removeprefix("BACKUP_VOLUME_KIND_").lower()
+            far = f"{amount(each.progress.bytes)} of {amount(each.progress.total_bytes)}"
+            status.update(Text(f"{bare(backup.name)}: {kind} {far} …"))
+    return backup
+
+
+def _tell(shell: Shell, backup: pb.Backup) -> None:
+    if backup.failure.reason:
+        shell.err.print(Text(f"✗ {bare(backup.name)}: {clean_line(backup.failure.message)}", style="red"))
+        return
+    status = pb.BackupStatus.Name(backup.status).removeprefix("BACKUP_STATUS_")
+    shell.say(f"{bare(backup.name)} {status} of {when(backup.take_time)}, {_consistency(backup) or 'not yet whole'}")
+    for each in backup.volumes:
+        kind = pb.BackupVolumeKind.Name(each.kind).removeprefix("BACKUP_VOLUME_KIND_").lower()
+        gone = f", {each.vanished:,} vanished" if each.vanished else ""
+        shell.say(
+            f"  {kind}: {each.files:,} files, {amount(each.bytes)}, {amount(each.stored_bytes)} stored{gone}", "dim"
+        )
+    if backup.image:
+        shell.say(f"  image {clean_line(backup.image)}", "dim")
+    if backup.checksum:
+        shell.say(f"  checksum {clean_line(backup.checksum)}", "dim")
+    if backup.HasField("lock_time"):
+        shell.say(f"  kept until {when(backup.lock_time)}, whoever asks", "dim")
+    if backup.HasField("deletion"):
+        shell.say(f"  gone since {when(backup.deletion.forget_time)}", "dim")
+    for warning in backup.warnings:
+        shell.say(f"  {clean_line(warning)}", "yellow")
+
+
+def _consistency(backup: pb.Backup) -> str:
+    if not backup.consistency:
+        return ""
+    return pb.BackupConsistency.Name(backup.consistency).removeprefix("BACKUP_CONSISTENCY_").lower().replace("_", " ")

@@ -1,0 +1,85 @@
+"""The verbs of backups: names, options and help. What they do is in `commands/backups.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sandboxd.ctl.options import OutputOption, SandboxArgument
+from sandboxd.ctl.root import app, execute, help_text
+
+backups = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(backups, name="backups", help="What sandboxes are rebuilt from: image, home and workspace.")
+
+BackupArgument = Annotated[
+    str, typer.Argument(metavar="BACKUP", help="Its id, or enough of its end, as `ls` shows it.", show_default=False)
+]
+
+
+@backups.command(
+    "create",
+    help=help_text(
+        "Back a sandbox up, in whatever state it is. Ctrl-C cancels; pressed again it leaves.",
+        "sandboxctl backups create demo",
+        "backup=$(sandboxctl backups create demo --output json | jq -r .name)",
+    ),
+)
+def create_backup(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    request_id: Annotated[
+        str, typer.Option("--request-id", help="Makes it one backup, however often it is sent.", show_default=False)
+    ] = "",
+    output: OutputOption = None,
+) -> None:
+    """Back a sandbox up."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.create(shell, sandbox, request_id=request_id))
+
+
+@backups.command(
+    "ls",
+    help=help_text(
+        "List a sandbox's backups, the newest first; also of one that is terminated.",
+        "sandboxctl backups ls demo",
+        "sandboxctl backups ls demo --all --output json | jq -r .deletion",
+    ),
+)
+def list_backups(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Those that are gone, too.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """List backups."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.ls(shell, sandbox, everything=everything))
+
+
+@backups.command("show", help=help_text("Show one backup.", "sandboxctl backups show demo 8f3k2m"))
+def show_backup(
+    context: typer.Context, sandbox: SandboxArgument, backup: BackupArgument, output: OutputOption = None
+) -> None:
+    """Show a backup."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.show(shell, sandbox, backup))
+
+
+@backups.command(
+    "rm",
+    help=help_text(
+        "Delete a backup for good, with all content that no other one needs. Answers how it is known that it is gone.",
+        "sandboxctl backups rm demo 8f3k2m",
+    ),
+)
+def remove_backup(
+    context: typer.Context, sandbox: SandboxArgument, backup: BackupArgument, output: OutputOption = None
+) -> None:
+    """Delete a backup."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.rm(shell, sandbox, backup))

@@ -1,0 +1,150 @@
+"""The parts of the sandbox manager that need no conversations: the stream room, which is built before, uses some."""
+
+from __future__ import annotations
+
+from sandboxd.manager.account_cache import AccountCache
+from sandboxd.manager.announcing import Announcements
+from sandboxd.manager.backing_up import BackingUp
+from sandboxd.manager.backup_deletions import BackupDeletions
+from sandboxd.manager.backups import BackupRoom
+from sandboxd.manager.changes import Changes
+from sandboxd.manager.commits import Commits
+from sandboxd.manager.freezing import Freezing
+from sandboxd.manager.image_fallback import ImageFallback
+from sandboxd.manager.intents import Intents
+from sandboxd.manager.leased_tasks import LeasedTasks
+from sandboxd.manager.lifecycle_ports import BackendDirtiness
+from sandboxd.manager.losses import Losses
+from sandboxd.manager.operations import Operations
+from sandboxd.manager.package_keeping import PackageKeeping
+from sandboxd.manager.rest_policy import RestPolicies
+from sandboxd.manager.saving import RootSaving
+from sandboxd.manager.startup import Startup
+from sandboxd.manager.tokens import TokenKeeper
+from sandboxd.manager.tools import ManagerTools
+from sandboxd.manager.use import SandboxUse
+
+
+class ManagerCore:
+    """The parts that need no conversations; the stream room gets its `use`."""
+
+    def __init__(self, tools: ManagerTools) -> None:
+        self.tools = tools
+        units, clock, backend, connector = tools.units, tools.clock, tools.backend, tools.connector
+        self.changes = Changes(wakeups=tools.wakeups)
+        self.accounts = AccountCache(
+            units=units, wakeups=tools.wakeups, clock=clock, explicit=tools.explicit_registration
+        )
+        self.dirtiness = BackendDirtiness(keeps_root=backend.describe().keeps_root, commits=tools.images is not None)
+        self.rest_policies = RestPolicies(
+            defaults=tools.lifecycle, policies=self.accounts, dirtiness=self.dirtiness, clock=clock
+        )
+        self.intents = Intents(
+            units=units,
+            clock=clock,
+            ids=tools.ids,
+            replica=tools.replica,
+            changes=self.changes,
+            lease=tools.lease,
+        )
+        self.operations = Operations(
+            intents=self.intents,
+            clock=clock,
+            metrics=tools.metrics,
+            renew_every=tools.lease / 3,
+            tracer=tools.tracer,
+        )
+        self.token_keeper = TokenKeeper(
+            units=units,
+            connector=connector,
+            tokens=tools.tokens,
+            target=tools.model_endpoint,
+            metrics=tools.metrics,
+            clock=clock,
+        )
+        self.startup = Startup(
+            intents=self.intents,
+            backend=backend,
+            tokens=self.token_keeper,
+            clock=clock,
+            ids=tools.ids,
+            fallback=ImageFallback(intents=self.intents, metrics=tools.commit_metrics, clock=clock, deeds=tools.deeds),
+            tracer=tools.tracer,
+        )
+        self.freezing = Freezing(
+            units=units,
+            intents=self.intents,
+            backend=backend,
+            connector=connector,
+            startup=self.startup,
+            tokens=self.token_keeper,
+            clock=clock,
+        )
+        self.losses = Losses(units=units, backend=backend, clock=clock, changes=self.changes, metrics=tools.metrics)
+        self.announcements = Announcements(units=units, changes=self.changes)
+        self.package_keeping = PackageKeeping(units=units, source=tools.packages, changes=self.changes, clock=clock)
+        self.commits = (
+            None
+            if tools.images is None
+            else Commits(
+                units=units,
+                images=tools.images,
+                changes=self.changes,
+                clock=clock,
+                ids=tools.ids,
+                replica=tools.replica,
+                metrics=tools.commit_metrics,
+                packages=self.package_keeping,
+                deeds=tools.deeds,
+                tracer=tools.tracer,
+                lease=tools.lease,
+            )
+        )
+        self.saving = RootSaving(
+            units=units,
+            commits=self.commits,
+            keeps_root=backend.describe().keeps_root,
+            clock=clock,
+            ids=tools.ids,
+        )
+        self.backups = _backup_room(tools, self.changes)
+        self.use = SandboxUse(
+            units=units,
+            intents=self.intents,
+            operations=self.operations,
+            startup=self.startup,
+            freezing=self.freezing,
+            losses=self.losses,
+            backend=backend,
+            changes=self.changes,
+            announcements=self.announcements,
+            clock=clock,
+        )
+
+
+def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
+    if tools.backups is None:
+        return None
+    tasks = LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease)
+    return BackupRoom(
+        units=tools.units,
+        making=BackingUp(
+            units=tools.units,
+            tools=tools.backups,
+            tasks=tasks,
+            changes=changes,
+            clock=tools.clock,
+            ids=tools.ids,
+            metrics=tools.backup_metrics,
+            deeds=tools.deeds,
+        ),
+        deletions=BackupDeletions(
+            units=tools.units,
+            tools=tools.backups,
+            tasks=tasks,
+            changes=changes,
+            clock=tools.clock,
+            metrics=tools.backup_metrics,
+            deeds=tools.deeds,
+        ),
+    )

@@ -1,0 +1,90 @@
+"""Backups as the platform's contract tells them, from memory; a part of `FakePlatform`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+from typing_extensions import override
+
+from sandboxd.v1 import backup_pb2 as pb
+from sandboxd.v1 import backup_pb2_grpc
+
+
+class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
+    """Backups that end when a test lets them: at once, unless `backing_up` is cleared."""
+
+    def __init__(self) -> None:
+        self.backups: dict[str, pb.Backup] = {}
+        self.backing_up = threading.Event()
+        self.backing_up.set()
+        self.fail_backups = ""
+
+    def add_backups_to(self, server: grpc.Server) -> None:
+        backup_pb2_grpc.add_BackupServiceServicer_to_server(self, server)
+
+    @override
+    def CreateBackup(self, request: pb.CreateBackupRequest, context: Any) -> pb.CreateBackupResponse:
+        backup = pb.Backup(
+            name=f"{request.sandbox}/backups/bak-{len(self.backups) + 1:026}",
+            status=pb.BACKUP_STATUS_CREATING,
+            trigger=pb.BACKUP_TRIGGER_REQUEST,
+            progress=pb.BackupProgress(kind=pb.BACKUP_VOLUME_KIND_HOME, files=5, total_files=9),
+        )
+        backup.take_time.GetCurrentTime()
+        self.backups[backup.name] = backup
+        return pb.CreateBackupResponse(backup=backup)
+
+    @override
+    def WatchBackup(self, request: pb.WatchBackupRequest, context: Any) -> Iterator[pb.WatchBackupResponse]:
+        backup = self.backups[request.name]
+        yield pb.WatchBackupResponse(backup=backup)
+        self.backing_up.wait(10)
+        if backup.status == pb.BACKUP_STATUS_CREATING:
+            self._end_backup(backup)
+        yield pb.WatchBackupResponse(backup=backup)
+
+    @override
+    def GetBackup(self, request: pb.GetBackupRequest, context: Any) -> pb.GetBackupResponse:
+        return pb.GetBackupResponse(backup=self.backups[request.name])
+
+    @override
+    def ListBackups(self, request: pb.ListBackupsRequest, context: Any) -> pb.ListBackupsResponse:
+        found = [
+            one for name, one in sorted(self.backups.items(), reverse=True) if name.startswith(f"{request.sandbox}/")
+        ]
+        found = [one for one in found if request.deleted or one.status != pb.BACKUP_STATUS_DELETED]
+        page = int(request.page_token or 0)
+        following = str(page + 1) if page + 1 < len(found) else ""
+        return pb.ListBackupsResponse(backups=found[page : page + 1], next_page_token=following)
+
+    @override
+    def CancelBackup(self, request: pb.CancelBackupRequest, context: Any) -> pb.CancelBackupResponse:
+        backup = self.backups[request.name]
+        backup.ClearField("progress")
+        backup.status = pb.BACKUP_STATUS_FAILED
+        backup.failure.reason, backup.failure.message = "BACKUP_CANCELLED", "It was cancelled."
+        self.backing_up.set()
+        return pb.CancelBackupResponse(backup=backup)
+
+    @override
+    def DeleteBackup(self, request: pb.DeleteBackupRequest, context: Any) -> pb.DeleteBackupResponse:
+        backup = self.backups[request.name]
+        backup.status = pb.BACKUP_STATUS_DELETED
+        backup.deletion.snapshots.append("1" * 64)
+        backup.deletion.forget_time.GetCurrentTime()
+        return pb.DeleteBackupResponse(backup=backup)
+
+    def _end_backup(self, backup: pb.Backup) -> None:
+        backup.ClearField("progress")
+        if self.fail_backups:
+            backup.status = pb.BACKUP_STATUS_FAILED
+            backup.failure.reason, backup.failure.message = self.fail_backups, "There is no \x1b[31mroom."
+            return
+        backup.status = pb.BACKUP_STATUS_COMPLETE
+        backup.consistency = pb.BACKUP_CONSISTENCY_CRASH_CONSISTENT
+        backup.checksum = "c" * 64
+        backup.volumes.add(kind=pb.BACKUP_VOLUME_KIND_HOME, files=1234, bytes=45_600_000, stored_bytes=1_200_000)
+        backup.volumes.add(kind=pb.BACKUP_VOLUME_KIND_WORKSPACE, files=2, bytes=7, stored_bytes=7, vanished=1)

@@ -1,0 +1,58 @@
+"""`sandboxctl backups` against the contract."""
+
+from __future__ import annotations
+
+from tests.fakes.platform_server import FakePlatform
+from tests.integration.test_ctl_commands import BOX, ctl, platform
+
+__all__ = ["platform"]
+
+
+def test_a_backup_is_made_and_told_of(platform: FakePlatform) -> None:
+    ran = ctl("backups", "create", "demo")
+
+    assert ran.code == 0
+    assert "COMPLETE" in ran.out
+    assert "crash consistent" in ran.out
+    assert "home: 1,234 files, 45.6 MB, 1.2 MB stored" in ran.out
+    assert "1 vanished" in ran.out
+
+
+def test_in_json_it_is_the_backup(platform: FakePlatform) -> None:
+    (made,) = ctl("backups", "create", "demo", "-o", "json").objects
+
+    assert (made["name"].rpartition("/")[0], made["status"]) == (
+        f"sandboxes/{BOX}/backups",
+        "BACKUP_STATUS_COMPLETE",
+    )
+
+
+def test_one_that_fails_says_why_and_so_does_its_exit(platform: FakePlatform) -> None:
+    platform.fail_backups = "BACKUP_STORAGE_FULL"
+
+    ran = ctl("backups", "create", "demo")
+
+    assert (ran.code, "There is no" in ran.err, "\x1b[31m" in ran.err) == (1, True, False)
+    assert "BACKUP_STORAGE_FULL" in ctl("backups", "ls", "demo").out
+
+
+def test_they_are_listed_over_all_pages_shown_by_their_end_and_deleted_with_proof(platform: FakePlatform) -> None:
+    for _ in range(3):
+        ctl("backups", "create", "demo")
+
+    assert ctl("backups", "ls", "demo").out.count("COMPLETE") == 3
+    assert "checksum ccc" in ctl("backups", "show", "demo", "02").out
+    assert "1" * 64 in ctl("backups", "rm", "demo", "02").out
+    assert ctl("backups", "ls", "demo").out.count("COMPLETE") == 2
+    assert "DELETED" in ctl("backups", "ls", "demo", "--all").out
+
+
+def test_what_names_none_or_several_is_refused(platform: FakePlatform) -> None:
+    for _ in range(11):
+        ctl("backups", "create", "demo")
+
+    none, several = ctl("backups", "show", "demo", "zzz"), ctl("backups", "rm", "demo", "1")
+
+    assert (none.code, several.code) == (2, 2)
+    assert "no backup of" in none.err
+    assert "2 backups of" in several.err
