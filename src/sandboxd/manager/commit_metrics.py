@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from sandboxd.model.image import CommitPhase, Generation
+from sandboxd.model.image import CommitPhase, CommitTrigger, Generation
 
 CommitOutcome = Literal["active", "unchanged", "dry_run", "superseded", "failed", "cancelled"]
 FallbackTarget = Literal["previous", "base"]
@@ -55,6 +55,11 @@ class CommitMetrics:
             "Active images that the tag latest or the backend could not be told of, at the last look.",
             registry=registry,
         )
+        self._kept_here = Gauge(
+            "sandboxd_images_kept_here",
+            "1 where what is installed in sandboxes is committed to images, 0 where it is not.",
+            registry=registry,
+        )
         self._rollbacks = Counter("sandboxd_image_rollbacks_total", "Rollbacks that callers made.", registry=registry)
         self._fallbacks = Counter(
             "sandboxd_image_fallbacks_total",
@@ -62,6 +67,16 @@ class CommitMetrics:
             ("target",),
             registry=registry,
         )
+        # From the beginning, so that the first one of each is seen as an increase.
+        for trigger in CommitTrigger:
+            for outcome in get_args(CommitOutcome):
+                self._commits.labels(trigger.value, outcome)
+        for target in get_args(FallbackTarget):
+            self._fallbacks.labels(target)
+
+    def kept_here(self, kept: bool) -> None:
+        """Note whether this installation commits at all."""
+        self._kept_here.set(int(kept))
 
     def ended(self, generation: Generation, outcome: CommitOutcome) -> None:
         """Note a commit that has ended."""
