@@ -85,7 +85,9 @@ class ManagerWorld:
             capture_pause=timedelta(0),
         )
         self.commits = commits
-        self.volumes = FakeVolumeBackups(now=self.clock.now)
+        self.volumes = FakeVolumeBackups(
+            now=self.clock.now, runs=lambda sandbox: bool(self.backend.running.get(sandbox))
+        )
         self.backups = backups
         self.core, self.manager = self.replica("first")
         self.use = self.core.use

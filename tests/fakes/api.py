@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
@@ -14,6 +14,7 @@ from sandboxd.manager.operations import Settled
 from sandboxd.manager.package_tidings import PackageTidings
 from sandboxd.manager.ports import SandboxOrder
 from sandboxd.manager.reading import ChangeKind, SandboxChange, Selection
+from sandboxd.model.backup import BackupSetId, Volume
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.errors import (
     RequestIdReusedError,
@@ -60,6 +61,8 @@ def a_sandbox(name: str = "sbx-1", *, client: str = "acme", freelancer: str = "a
 class FakeManager:
     sandboxes: dict[SandboxId, Sandbox] = field(default_factory=dict)
     requests: dict[tuple[ClientId, RequestId], tuple[bytes, Sandbox]] = field(default_factory=dict)
+    restored: tuple[tuple[SandboxId, BackupSetId] | None, dict[Volume, Sequence[bytes]]] | None = None
+    """What was asked for last."""
     failure: BaseException | None = None
     """Raised by the next call of any kind."""
     hanging: bool = False
@@ -148,6 +151,18 @@ class FakeManager:
         self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
     ) -> Settled:
         return Settled(sandbox=await self._move(request, sandbox, SandboxState.TERMINATED), kept="in the attic")
+
+    async def restore(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        *,
+        backup: tuple[SandboxId, BackupSetId] | None = None,
+        paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        timeout: timedelta,
+    ) -> Sandbox:
+        self.restored = (backup, dict(paths or {}))
+        return await self._move(request, sandbox, SandboxState.ACTIVE)
 
     async def _move(self, request: Request, sandbox: SandboxId, state: SandboxState) -> Sandbox:
         found = await self.get(request.caller, sandbox)

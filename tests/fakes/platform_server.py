@@ -89,6 +89,7 @@ class FakePlatform(
         self.page = 2
         """Largest page."""
         self.usage: list[usage_pb2.UsageEvent] = []
+        self.restores: list[sandbox_pb2.RestoreRequest] = []
         FakeAccounting.__init__(self)
         FakeAdmin.__init__(self)
         FakePackages.__init__(self)
@@ -254,7 +255,8 @@ class FakePlatform(
 
     @override
     def Restore(self, request: sandbox_pb2.RestoreRequest, context: Any) -> sandbox_pb2.RestoreResponse:
-        refuse(context, "UNIMPLEMENTED", "NOT_IMPLEMENTED", "Not here.")
+        self.restores.append(request)
+        return sandbox_pb2.RestoreResponse(sandbox=self.sandboxes[request.name])
 
     # -- the stream
 

@@ -48,12 +48,14 @@ class FakeVolumeBackups(VolumeBackups):
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     volumes: dict[SandboxId, dict[Volume, Files]] = field(default_factory=dict)
     kept: dict[SnapshotId, KeptFiles] = field(default_factory=dict)
-    running: set[SandboxId] = field(default_factory=set)
-    """Sandboxes with compute."""
+    runs: Callable[[SandboxId], bool] = lambda _: False
+    """Whether a sandbox has compute."""
     trouble: SandboxdError | None = None
     """Raised by whatever is called."""
     take_trouble: SandboxdError | None = None
     """Raised by `take` alone."""
+    restore_trouble: SandboxdError | None = None
+    """Raised by `restore` alone."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Work waits for it; open from the beginning."""
     working: set[str] = field(default_factory=set)
@@ -117,7 +119,9 @@ class FakeVolumeBackups(VolumeBackups):
         self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
     ) -> RestoredTree:
         await self._work(order.id)
-        if order.into.sandbox in self.running:
+        if self.restore_trouble is not None:
+            raise self.restore_trouble
+        if self.runs(order.into.sandbox):
             raise VolumesInUseError(order.into.sandbox)
         back: dict[Volume, Files] = {}
         for volume, snapshot in order.snapshots.items():

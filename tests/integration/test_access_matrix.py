@@ -282,7 +282,7 @@ CASES = [
             ("Resume", sandbox_pb2.ResumeRequest, TERMINATED),
             ("Terminate", sandbox_pb2.TerminateRequest, TERMINATED),
             ("Commit", sandbox_pb2.CommitRequest, ("FAILED_PRECONDITION", "CAPTURE_UNSUPPORTED")),
-            ("Restore", sandbox_pb2.RestoreRequest, ("UNIMPLEMENTED", "NOT_IMPLEMENTED")),
+            ("Restore", sandbox_pb2.RestoreRequest, BACKUPS_OFF),
         )
     ],
     Case(

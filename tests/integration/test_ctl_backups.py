@@ -56,3 +56,15 @@ def test_what_names_none_or_several_is_refused(platform: FakePlatform) -> None:
     assert (none.code, several.code) == (2, 2)
     assert "no backup of" in none.err
     assert "2 backups of" in several.err
+
+
+def test_a_restore_says_from_what_and_which_paths(platform: FakePlatform) -> None:
+    ctl("backups", "create", "demo")
+
+    ran = ctl("restore", "demo", "01", "--path", "home:.bashrc", "--path", "workspace:/src/")
+    wrong = ctl("restore", "demo", "01", "--path", "etc/passwd")
+
+    (request,) = platform.restores
+    assert (ran.code, request.backup) == (0, f"sandboxes/{BOX}/backups/bak-{1:026}")
+    assert [(one.kind, one.path) for one in request.paths] == [(1, b".bashrc"), (2, b"src")]
+    assert (wrong.code, "home:PATH" in wrong.err) == (2, True)

@@ -25,10 +25,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from sandboxd.api.grpc.errors import CODES
 from sandboxd.api.grpc.server import SERVICES, ServerLimits
 from sandboxd.manager.reading import ChangeKind, SandboxChange
+from sandboxd.model.backup import Volume
 from sandboxd.model.errors import ErrorKind, ExhaustedError, QuotaViolation, SandboxdError, UnavailableError
 from sandboxd.tls.files import TlsFiles
+from sandboxd.v1 import backup_pb2, sandbox_pb2_grpc, session_pb2, stream_pb2, usage_pb2
 from sandboxd.v1 import sandbox_pb2 as pb
-from sandboxd.v1 import sandbox_pb2_grpc, session_pb2, stream_pb2, usage_pb2
 from tests.eventually import eventually
 from tests.fakes.api import a_sandbox
 from tests.integration.api_world import Issuer, World, a_world, refusal_of, refused
@@ -101,12 +102,31 @@ async def test_one_error_of_ours_in_a_group_ends_the_call_as_itself(world: World
     assert (error.code, error.reason) == (grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE")
 
 
-async def test_restore_says_that_it_is_not_built(world: World) -> None:
-    request = pb.RestoreRequest(request_id="request-1", name="sandboxes/sbx-1")
+async def test_restore_says_what_comes_back_and_from_where(world: World) -> None:
+    backup = "bak-01jz" + "0" * 22
+    request = pb.RestoreRequest(
+        request_id="request-1",
+        name="sandboxes/sbx-1",
+        backup=f"sandboxes/sbx-1/backups/{backup}",
+        paths=[
+            pb.RestorePath(kind=backup_pb2.BACKUP_VOLUME_KIND_HOME, path=b".bashrc"),
+            pb.RestorePath(kind=backup_pb2.BACKUP_VOLUME_KIND_HOME, path=b"odd \xff"),
+        ],
+    )
 
-    error = await refused(world.sandboxes.Restore(request, metadata=world.metadata()))
+    answer = await world.sandboxes.Restore(request, metadata=world.metadata())
+    error = await refused(
+        world.sandboxes.Restore(
+            pb.RestoreRequest(
+                request_id="request-2", name="sandboxes/sbx-1", backup="latest", paths=[pb.RestorePath(path=b"x")]
+            ),
+            metadata=world.metadata(),
+        )
+    )
 
-    assert (error.code, error.reason) == (grpc.StatusCode.UNIMPLEMENTED, "NOT_IMPLEMENTED")
+    assert answer.sandbox.state == pb.SANDBOX_STATE_ACTIVE
+    assert world.manager.restored == (("sbx-1", backup), {Volume.HOME: [b".bashrc", b"odd \xff"]})
+    assert [one.field for one in error.bad_request.field_violations] == ["backup", "paths[0].kind"]
 
 
 # ------------------------------------------------------------------------------------------------ validation

@@ -28,6 +28,7 @@ from sandboxd.ctl.target import TlsOptions
 from sandboxd.ctl.usage_watching import watch_usage
 from sandboxd.ctl.watching import watch
 from sandboxd.v1 import (
+    backup_pb2,
     sandbox_pb2,
     sandbox_pb2_grpc,
     session_pb2,
@@ -142,6 +143,21 @@ class Client:
         """End a sandbox; the answer says where its files were kept."""
         request = sandbox_pb2.TerminateRequest(request_id=new_request_id(), name=name, force=force)
         return await self.connection.call(self._sandboxes.Terminate, request, timeout=timeout)
+
+    async def restore(
+        self,
+        name: str,
+        *,
+        backup: str = "",
+        paths: Sequence[tuple[str, bytes]] = (),
+        timeout: float = WORK_SECONDS,
+    ) -> sandbox_pb2.Sandbox:
+        """Bring a sandbox back to what a backup has, or some paths (`home` or `workspace`, path); ACTIVE at the end."""
+        request = sandbox_pb2.RestoreRequest(request_id=new_request_id(), name=name, backup=backup)
+        for volume, path in paths:
+            kind = backup_pb2.BackupVolumeKind.Value(f"BACKUP_VOLUME_KIND_{volume.upper()}")
+            request.paths.add(kind=kind, path=path)
+        return (await self.connection.call(self._sandboxes.Restore, request, timeout=timeout)).sandbox
 
     async def sessions(
         self, sandbox: str, *, order_by: str = "", page_size: int = PAGE_SIZE

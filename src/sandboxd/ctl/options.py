@@ -81,6 +81,7 @@ class State(StrEnum):
     PAUSING = "pausing"
     PAUSED = "paused"
     RESUMING = "resuming"
+    RESTORING = "restoring"
     TERMINATING = "terminating"
     TERMINATED = "terminated"
     FAILED = "failed"

@@ -83,3 +83,38 @@ def remove_backup(
     from sandboxd.ctl.commands import backups as command
 
     execute(context, output, lambda shell: command.rm(shell, sandbox, backup))
+
+
+@app.command(
+    help=help_text(
+        "Bring a terminated, stopped or paused sandbox back to what a backup has, and start it. What its volumes have "
+        "now is backed up first.",
+        "sandboxctl restore demo",
+        "sandboxctl restore demo 8f3k2m",
+        "sandboxctl restore demo 8f3k2m --path workspace:src/main.py --path home:.bashrc",
+    )
+)
+def restore(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    backup: Annotated[
+        str,
+        typer.Argument(
+            metavar="BACKUP",
+            help="Its id, or enough of its end. Without one, of a terminated sandbox: what it ended with.",
+            show_default=False,
+        ),
+    ] = "",
+    path: Annotated[
+        list[str] | None,
+        typer.Option("--path", metavar="VOLUME:PATH", help="This alone; may be repeated.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long to wait; the work goes on.")
+    ] = 600,
+    output: OutputOption = None,
+) -> None:
+    """Restore a sandbox."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.restore(shell, sandbox, backup, path or [], timeout=timeout))

@@ -378,7 +378,7 @@ def _consistency(before: Sandbox, after: Sandbox, *, taken_from: datetime, backu
     same = (before.state, before.state_time, before.incarnation) == (after.state, after.state_time, after.incarnation)
     # What an earlier attempt had taken is of its own time, about which these two looks say nothing.
     ours = backup.attempts == 1 or (before.state_time is not None and before.state_time <= taken_from)
-    still = before.state in STILL
+    still = before.state in STILL or before.state is SandboxState.RESTORING  # whose life has not begun
     return Consistency.QUIESCED if still and same and ours else Consistency.CRASH_CONSISTENT
 
 

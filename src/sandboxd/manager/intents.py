@@ -33,6 +33,7 @@ METHODS: Final = {
     SandboxState.CREATING: "Create",
     SandboxState.PAUSING: "Pause",
     SandboxState.RESUMING: "Resume",
+    SandboxState.RESTORING: "Restore",
     SandboxState.TERMINATING: "Terminate",
 }
 """Which request a transient state answers."""

@@ -25,6 +25,7 @@ from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import Life, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
+from sandboxd.manager.restoring import Restores
 from sandboxd.manager.startup import Startup, spec_of
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
@@ -75,6 +76,7 @@ class Recovery:
     freezing: Freezing
     release: Release
     quieting: Quieting
+    restoring: Restores
     losses: Losses
     backend: Backend
     metrics: ManagerMetrics
@@ -157,6 +159,7 @@ class Recovery:
             SandboxState.CREATING: self.startup.bring_up,
             SandboxState.RESUMING: self.startup.bring_up,
             SandboxState.STARTING: self.startup.bring_up,
+            SandboxState.RESTORING: self.restoring.finish,
             SandboxState.WAKING: self.freezing.wake,
             SandboxState.HIBERNATING: self.quieting.hibernate,
             SandboxState.PAUSING: self.release.finish,

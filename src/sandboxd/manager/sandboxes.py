@@ -6,7 +6,7 @@ It is built after the stream room, because it needs it; what that room needs of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 
 from sandboxd.manager.admission import Admission
@@ -30,8 +30,10 @@ from sandboxd.manager.refill import Refill
 from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.resting import Resting
+from sandboxd.manager.restoring import Restores
 from sandboxd.manager.sweep import Sweep
 from sandboxd.manager.sweeping import SweepLoop
+from sandboxd.model.backup import BackupSetId, Volume
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.next_step import NextStep
@@ -155,6 +157,18 @@ class SandboxManager:
             saving=core.saving,
             clock=tools.clock,
         )
+        self.restores = Restores(
+            units=tools.units,
+            intents=core.intents,
+            operations=core.operations,
+            requests=requests,
+            startup=core.startup,
+            backend=tools.backend,
+            room=core.backups,
+            admission=Admission(explicit=tools.explicit_registration),
+            clock=tools.clock,
+            ids=tools.ids,
+        )
         self.recovery = Recovery(
             units=tools.units,
             intents=core.intents,
@@ -163,6 +177,7 @@ class SandboxManager:
             freezing=core.freezing,
             release=release,
             quieting=quieting,
+            restoring=self.restores,
             losses=core.losses,
             backend=tools.backend,
             metrics=tools.metrics,
@@ -244,6 +259,18 @@ class SandboxManager:
     ) -> Settled:
         """End a sandbox; see `Resting.terminate`."""
         return await self.resting.terminate(request, sandbox, force=force, timeout=timeout)
+
+    async def restore(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        *,
+        backup: tuple[SandboxId, BackupSetId] | None = None,
+        paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        timeout: timedelta,
+    ) -> Sandbox:
+        """Bring a sandbox back to what a backup has; see `Restores.restore`."""
+        return await self.restores.restore(request, sandbox, backup=backup, paths=paths, timeout=timeout)
 
     async def hibernate(self, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
         """Freeze an idle sandbox; see `Resting.hibernate`. Any use wakes it."""

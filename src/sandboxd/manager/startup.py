@@ -25,7 +25,12 @@ from sandboxd.model.trace import NO_TRACES, Tracer
 START_TIMEOUT: Final = timedelta(seconds=60)
 """How long a backend may take until the agent answers."""
 CLEANUP_TIMEOUT: Final = timedelta(seconds=15)
-VERBS: Final = {SandboxState.CREATING: "create", SandboxState.RESUMING: "resume", SandboxState.STARTING: "start"}
+VERBS: Final = {
+    SandboxState.CREATING: "create",
+    SandboxState.RESUMING: "resume",
+    SandboxState.STARTING: "start",
+    SandboxState.RESTORING: "restore",
+}
 """Names of the failpoints on the way."""
 
 log = structlog.get_logger(__name__)

@@ -160,7 +160,7 @@ def _way(sandbox: Sandbox, incarnation: Incarnation | None) -> SandboxState | No
             return _S.STARTING
         case _S.HIBERNATED:
             return _S.STARTING if incarnation is None else _S.WAKING
-        case _S.CREATING | _S.STARTING | _S.RESUMING | _S.WAKING | _S.HIBERNATING | _S.STOPPING:
+        case _S.CREATING | _S.STARTING | _S.RESUMING | _S.RESTORING | _S.WAKING | _S.HIBERNATING | _S.STOPPING:
             return None
         case _S.PAUSED | _S.PAUSING:
             raise SandboxPausedError(sandbox.id)

@@ -208,6 +208,23 @@ class BackupSet:
         return replace(self.enter(_S.DELETED, at=at), proof=proof)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restoring:
+    """What a sandbox that is being restored gets back; durable, so that whoever comes next can go on."""
+
+    id: RestoreId
+    backup: BackupSetId | None = None
+    """From which set; None: the newest, which may be one of its kept volumes that is taken first."""
+    paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
+    """Some paths of some volumes alone; empty: both volumes and the image, whole."""
+    came_from: str
+    """The state before, where it goes back to when nothing could be restored."""
+    still_since: datetime | None = None
+    """When it came into that state; None where its processes may have run until now."""
+    restored: bool = False
+    """The volumes are as they are to be; what is left is the start."""
+
+
 class BackupSetStatusError(WrongStateError):
     """A backup set's status does not allow what was wanted."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
+from sandboxd.model.backup import Restoring
 from sandboxd.model.errors import InvalidTransitionError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import SandboxImage
@@ -31,6 +32,7 @@ class SandboxState(enum.Enum):
     PAUSING = "PAUSING"
     PAUSED = "PAUSED"
     RESUMING = "RESUMING"
+    RESTORING = "RESTORING"
     TERMINATING = "TERMINATING"
     TERMINATED = "TERMINATED"
     FAILED = "FAILED"
@@ -49,17 +51,19 @@ TRANSITIONS: Final[Mapping[SandboxState, frozenset[SandboxState]]] = {
     _S.HIBERNATED: frozenset({_S.WAKING, _S.STOPPING, _S.PAUSING, _S.TERMINATING, _S.STARTING, _S.FAILED}),
     _S.WAKING: frozenset({_S.ACTIVE, _S.STARTING, _S.TERMINATING, _S.FAILED}),
     _S.STOPPING: frozenset({_S.STOPPED, _S.ACTIVE, _S.HIBERNATED, _S.TERMINATING, _S.FAILED}),
-    _S.STOPPED: frozenset({_S.STARTING, _S.PAUSING, _S.TERMINATING}),
+    _S.STOPPED: frozenset({_S.STARTING, _S.PAUSING, _S.RESTORING, _S.TERMINATING}),
     _S.STARTING: frozenset({_S.ACTIVE, _S.TERMINATING, _S.FAILED}),
     _S.PAUSING: frozenset({_S.PAUSED, _S.TERMINATING, _S.FAILED}),
-    _S.PAUSED: frozenset({_S.RESUMING, _S.TERMINATING}),
+    _S.PAUSED: frozenset({_S.RESUMING, _S.RESTORING, _S.TERMINATING}),
     _S.RESUMING: frozenset({_S.ACTIVE, _S.TERMINATING, _S.FAILED}),
+    _S.RESTORING: frozenset({_S.ACTIVE, _S.STOPPED, _S.PAUSED, _S.TERMINATED, _S.FAILED}),
     _S.TERMINATING: frozenset({_S.TERMINATED, _S.FAILED}),
-    _S.TERMINATED: frozenset(),
+    _S.TERMINATED: frozenset({_S.RESTORING}),
     _S.FAILED: frozenset({_S.RESUMING, _S.TERMINATING}),
 }
 """From each state, the states that may follow. ACTIVE to STARTING: the incarnation died under us and is made anew.
-HIBERNATING and STOPPING back to where they came from: somebody began to use it, and the step is called off."""
+RESTORING, HIBERNATING and STOPPING back to where they came from: nothing could be restored, or somebody began to use
+it and the step is called off."""
 
 
 class ApprovalMode(enum.Enum):
@@ -161,6 +165,8 @@ class Sandbox:
     terminate_time: datetime | None = None
     image: SandboxImage | None = None
     """What its next start takes; None is the base."""
+    restoring: Restoring | None = None
+    """What is brought back, while it is RESTORING."""
     dirty_since: datetime | None = None
     """First known change of its root file system that no commit has: gone with the compute, or gone already where it
     has none. Written by who keeps packages alone, as is the count; the version does not grow with them."""
@@ -177,7 +183,9 @@ class Sandbox:
         """
         if state not in TRANSITIONS[self.state]:
             raise InvalidTransitionError(self.id, state=self.state.value, wanted=state.value, hint=hint)
-        terminated = at if state is SandboxState.TERMINATED else self.terminate_time
+        terminated = self.terminate_time if state is SandboxState.RESTORING else None
+        if state is SandboxState.TERMINATED:
+            terminated = at
         return replace(
             self,
             state=state,
@@ -185,5 +193,6 @@ class Sandbox:
             state_time=at,
             update_time=at,
             terminate_time=terminated,
+            restoring=self.restoring if state is SandboxState.RESTORING else None,
             version=self.version + 1,
         )

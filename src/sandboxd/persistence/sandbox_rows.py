@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from sandboxd.manager.ports import ErrorRecord, RequestOutcome, RequestRecord
+from sandboxd.model.backup import BackupSetId, RestoreId, Restoring, Volume
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.image import GenerationId, SandboxImage
@@ -34,8 +35,8 @@ _MOMENTS: Final = (
 )
 
 
-_UNSAVED: Final[Values] = {"dirty_since": None, "unsaved_packages": 0}
-"""What is no part of a sandbox as it was: it is written by who keeps packages (`packages.py`)."""
+_UNSAVED: Final[Values] = {"dirty_since": None, "unsaved_packages": 0, "restoring": None}
+"""What is no part of a sandbox as it was: it is written by who keeps packages (`packages.py`), or on the way."""
 
 
 def sandbox_values(sandbox: Sandbox) -> Values:
@@ -61,6 +62,7 @@ def sandbox_values(sandbox: Sandbox) -> Values:
         "lifecycle": overrides_json(sandbox.lifecycle),
         "keep_awake_until": sandbox.keep_awake_until,
         "terminate_time": sandbox.terminate_time,
+        "restoring": None if sandbox.restoring is None else _restoring_json(sandbox.restoring),
         "image_generation": image.generation if image else None,
         "image_number": image.number if image else None,
         "image_reference": image.reference if image else None,
@@ -98,9 +100,34 @@ def read_sandbox(row: Row) -> Sandbox:
         keep_awake_until=row["keep_awake_until"],
         terminate_time=row["terminate_time"],
         image=image,
+        restoring=None if row["restoring"] is None else _read_restoring(row["restoring"]),
         dirty_since=row["dirty_since"],
         unsaved_packages=row["unsaved_packages"],
         version=row["version"],
+    )
+
+
+def _restoring_json(restoring: Restoring) -> Values:
+    return {
+        "id": restoring.id,
+        "backup": restoring.backup,
+        # In hexadecimal digits: they are any bytes.
+        "paths": {volume.value: [path.hex() for path in paths] for volume, paths in restoring.paths.items()},
+        "came_from": restoring.came_from,
+        "still_since": None if restoring.still_since is None else restoring.still_since.isoformat(),
+        "restored": restoring.restored,
+    }
+
+
+def _read_restoring(said: Values) -> Restoring:
+    paths: Values = said["paths"]
+    return Restoring(
+        id=RestoreId(said["id"]),
+        backup=None if said["backup"] is None else BackupSetId(said["backup"]),
+        paths={Volume(name): tuple(bytes.fromhex(path) for path in those) for name, those in paths.items()},
+        came_from=said["came_from"],
+        still_since=None if said["still_since"] is None else datetime.fromisoformat(said["still_since"]),
+        restored=said["restored"],
     )
 
 

@@ -40,6 +40,8 @@ VOLUMES: Final = {
     Volume.WORKSPACE: pb.BACKUP_VOLUME_KIND_WORKSPACE,
 }
 
+KINDS: Final = {kind: volume for volume, kind in VOLUMES.items()}
+
 
 def backup_name(backup: BackupSet) -> str:
     """Name a backup."""

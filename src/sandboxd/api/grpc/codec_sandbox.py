@@ -29,6 +29,7 @@ STATES: Final[Mapping[SandboxState, pb.SandboxState.ValueType]] = {
     SandboxState.PAUSING: pb.SANDBOX_STATE_PAUSING,
     SandboxState.PAUSED: pb.SANDBOX_STATE_PAUSED,
     SandboxState.RESUMING: pb.SANDBOX_STATE_RESUMING,
+    SandboxState.RESTORING: pb.SANDBOX_STATE_RESTORING,
     SandboxState.TERMINATING: pb.SANDBOX_STATE_TERMINATING,
     SandboxState.TERMINATED: pb.SANDBOX_STATE_TERMINATED,
     SandboxState.FAILED: pb.SANDBOX_STATE_FAILED,

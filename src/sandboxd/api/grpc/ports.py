@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Protocol
 
@@ -13,6 +13,7 @@ from sandboxd.manager.operations import Settled
 from sandboxd.manager.package_tidings import PackageTidings
 from sandboxd.manager.ports import SandboxOrder
 from sandboxd.manager.reading import SandboxChange, Selection
+from sandboxd.model.backup import BackupSetId, Volume
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.events import SessionEvent
 from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
@@ -138,6 +139,18 @@ class SandboxManager(Protocol):
         self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
     ) -> Settled:
         """End a sandbox."""
+        ...
+
+    async def restore(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        *,
+        backup: tuple[SandboxId, BackupSetId] | None = None,
+        paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        timeout: timedelta,
+    ) -> Sandbox:
+        """Bring a sandbox back to what a backup has."""
         ...
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
+from sandboxd.api.grpc.codec_backup import KINDS, backup_id
 from sandboxd.api.grpc.codec_image import encode_image
 from sandboxd.api.grpc.codec_sandbox import (
     decode_edit,
@@ -30,8 +31,8 @@ from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.manager.images import Images
 from sandboxd.manager.reading import SandboxChange
+from sandboxd.model.backup import Volume
 from sandboxd.model.caller import Request
-from sandboxd.model.errors import NotImplementedYetError
 from sandboxd.model.ids import RequestId
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.v1 import sandbox_pb2 as pb
@@ -170,8 +171,19 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     @override
     async def Restore(self, request: pb.RestoreRequest, context: Context) -> pb.RestoreResponse:
-        """Not built yet."""
-        await self._unbuilt("Restore", request.name)
+        """Bring a sandbox back to what a backup has."""
+        rpc = current_rpc()
+        paths: dict[Volume, list[bytes]] = {}
+        for one in request.paths:
+            paths.setdefault(KINDS[one.kind], []).append(one.path)
+        sandbox = await self._manager.restore(
+            _request(rpc, request, request.request_id),
+            sandbox_id(request.name),
+            backup=(sandbox_id(request.backup), backup_id(request.backup)) if request.backup else None,
+            paths=paths,
+            timeout=_budget(rpc),
+        )
+        return pb.RestoreResponse(sandbox=await self._shown(sandbox))
 
     @override
     async def Stream(self, request_iterator: object, context: Context) -> None:  # type: ignore[override]  # reads and writes itself
@@ -187,11 +199,6 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     async def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
         return encode_sandbox(sandbox, backend=self._backend, planned=await self._manager.next_step(sandbox))
-
-    async def _unbuilt(self, method: str, name: str) -> NoReturn:
-        # A foreign sandbox is not found here, too.
-        await self._manager.get(current_rpc().caller, sandbox_id(name))
-        raise NotImplementedYetError(f"{method} is not built in this version of sandboxd.", method=method)
 
 
 def _request(rpc: Rpc, message: Message, request_id: str) -> Request:

@@ -1,9 +1,10 @@
-"""`sandboxctl backups create`, `ls`, `show`, `rm`."""
+"""`sandboxctl backups create`, `ls`, `show`, `rm`, and `restore`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from rich.console import Console
@@ -71,6 +72,26 @@ async def rm(shell: Shell, said: str, wanted: str) -> Exit:
     for snapshot in backup.deletion.snapshots:
         shell.say(f"  {clean_line(snapshot)}", "dim")
     return Exit.OK
+
+
+async def restore(shell: Shell, said: str, wanted: str, paths: Sequence[str], *, timeout: float) -> Exit:
+    """Bring a sandbox back to what a backup has."""
+    name = await find_sandbox(shell.client, said, ended=True)
+    backup = await find_backup(shell, name, wanted) if wanted else ""
+    some = [_volume_path(each) for each in paths]
+    sandbox = await shell.client.restore(name, backup=backup, paths=some, timeout=timeout)
+    if shell.json:
+        shell.emit(sandbox)
+    else:
+        shell.say(f"✓ {bare(name)} is back{f' from {bare(backup)}' if backup else ''}, and runs", "green")
+    return Exit.OK
+
+
+def _volume_path(said: str) -> tuple[str, bytes]:
+    volume, colon, path = said.partition(":")
+    if volume not in {"home", "workspace"} or not colon or not path.strip("/"):
+        raise UsageError(f"{said!r} is no path in a volume: say home:PATH or workspace:PATH.")
+    return volume, os.fsencode(path.strip("/"))
 
 
 async def find_backup(shell: Shell, said: str, wanted: str) -> str:

@@ -39,6 +39,8 @@ class SandboxRow(Base):
     keep_awake_until: Mapped[Moment | None]
     look_time: Mapped[Moment] = mapped_column(server_default=text("now()"))
     """When the sweep looks at it next; every change of the sandbox asks for a look at once."""
+    restoring: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
+    """What is brought back, while it is RESTORING."""
     image_generation: Mapped[str | None]
     """No foreign key: generations refer to their sandbox."""
     image_number: Mapped[int | None]

@@ -1,0 +1,337 @@
+"""Restores sandboxes from backup sets: what is there is kept first, then the volumes come back, then it starts.
+
+All of it is one piece of work under the sandbox's own lease, from the row that says RESTORING on. What a crash leaves
+goes on with the same set; before anything has started, a failure puts the sandbox back to where it came from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.manager.access import require_visible
+from sandboxd.manager.admission import Admission
+from sandboxd.manager.backend_port import Backend
+from sandboxd.manager.backing_up import BackingUp, volumes_of
+from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError
+from sandboxd.manager.backups import BackupRoom, raise_failure
+from sandboxd.manager.intents import Intent, Intents
+from sandboxd.manager.operations import Operations, Settled
+from sandboxd.manager.ports import MAX_PAGE_SIZE, RequestRecord, UnitOfWork, UnitsOfWork
+from sandboxd.manager.requests import Requests
+from sandboxd.manager.startup import Startup
+from sandboxd.model.backup import (
+    BackupSet,
+    BackupSetId,
+    BackupSetStatus,
+    BackupSetStatusError,
+    BackupTrigger,
+    Consistency,
+    RestoreId,
+    Restoring,
+    Volume,
+)
+from sandboxd.model.backup_errors import BackupDamagedError, BackupsOffError
+from sandboxd.model.caller import Request
+from sandboxd.model.commit_errors import ImageUnusableError
+from sandboxd.model.errors import (
+    DatabaseUnavailableError,
+    FieldViolation,
+    InternalError,
+    InvalidRequestError,
+    SandboxdError,
+    StaleOwnerError,
+)
+from sandboxd.model.failpoints import failpoint
+from sandboxd.model.ids import SandboxId
+from sandboxd.model.image import Generation, GenerationStatus
+from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sources import Clock, IdSource
+from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError, VolumesProgress
+
+END_TIMEOUT: Final = timedelta(seconds=60)
+REMOVE_TIMEOUT: Final = timedelta(seconds=60)
+_G = GenerationStatus
+
+log = structlog.get_logger(__name__)
+
+
+class Restores:
+    """The use case of Restore, and the work of RESTORING."""
+
+    def __init__(
+        self,
+        *,
+        units: UnitsOfWork,
+        intents: Intents,
+        operations: Operations,
+        requests: Requests,
+        startup: Startup,
+        backend: Backend,
+        room: BackupRoom | None,
+        admission: Admission,
+        clock: Clock,
+        ids: IdSource,
+    ) -> None:
+        self._units = units
+        self._intents = intents
+        self._operations = operations
+        self._requests = requests
+        self._startup = startup
+        self._backend = backend
+        self._room = room
+        self._admission = admission
+        self._clock = clock
+        self._ids = ids
+
+    async def restore(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        *,
+        backup: tuple[SandboxId, BackupSetId] | None = None,
+        paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        timeout: timedelta,
+    ) -> Sandbox:
+        """Bring a sandbox without compute back to what a set has, and answer when its agent answers.
+
+        What its volumes have now is backed up first, unless a set has it already.
+
+        Args:
+            request: Who asks.
+            sandbox: Terminated, stopped or paused.
+            backup: A set, and whose it is: of this sandbox. None takes the newest, which of one that is terminated is
+                what it ended with.
+            paths: These alone; the rest of the volumes, and the image, stay. None brings back all.
+            timeout: How long the caller waits.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+            BackupSetNotFoundError: It has no such backup.
+            BackupSetStatusError: That one is not complete.
+            BackupsOffError: Nothing is backed up in this installation.
+            InvalidTransitionError: The sandbox has compute: it is stopped, paused or terminated before.
+            InvalidRequestError: It is not terminated, and no backup is named.
+            QuotaExceededError: It was terminated, and a quota does not hold it any more.
+            DeadlineError: It is not done within `timeout`; the work goes on.
+            SandboxdError: What could not be restored; the sandbox is where it was, or FAILED where it does not start.
+        """
+
+        async def plan(work: UnitOfWork, found: Sandbox) -> Sandbox:
+            require_visible(found, request.caller)
+            self._required()
+            now = self._clock.now()
+            entered = found.enter(SandboxState.RESTORING, at=now, hint=_hint(found))
+            if backup is not None:
+                await self._usable(work, sandbox, backup)
+            elif found.state is not SandboxState.TERMINATED:
+                raise InvalidRequestError(
+                    f"Sandbox {sandbox} is {found.state.value}: say from which backup it is to be restored.",
+                    violations=[FieldViolation(field="backup", description="names one of its backups")],
+                )
+            if found.state is SandboxState.TERMINATED:
+                await self._admission.admit(work, found.client, found.freelancer, tier=found.tier, at=now)
+            restoring = Restoring(
+                id=RestoreId(self._ids.new("rst")),
+                backup=None if backup is None else backup[1],
+                paths={volume: tuple(those) for volume, those in (paths or {}).items()},
+                came_from=found.state.value,
+                still_since=found.state_time,
+            )
+            return replace(entered, restoring=restoring)
+
+        claim = self._requests.record(request, "Restore", sandbox)
+        failpoint("restore.before_commit")
+        began = self._clock.monotonic()
+        intent = await self._intents.open(sandbox, plan, claim=claim, timeout=timeout)
+        left = max(timedelta(0), timeout - timedelta(seconds=self._clock.monotonic() - began))
+        if isinstance(intent, RequestRecord):
+            return (await self._requests.repeat(intent, claim, timeout=left)).sandbox
+        return (await self._operations.finish(intent, self.finish, timeout=left)).sandbox
+
+    async def finish(self, intent: Intent) -> Settled:
+        """Carry RESTORING out from wherever it stands. Safe to repeat from its beginning.
+
+        Raises:
+            SandboxdError: It failed: the sandbox is where it came from, or FAILED where it does not start.
+        """
+        restoring = intent.sandbox.restoring
+        if restoring is None:
+            raise InternalError(f"Sandbox {intent.sandbox.id} is RESTORING, and nothing says what.")
+        if not restoring.restored:
+            try:
+                chosen = await self._bring_back(intent.sandbox, restoring)
+            except (DatabaseUnavailableError, StaleOwnerError):
+                raise  # recovery goes on
+            except SandboxdError as error:
+                await self._turn_back(intent, restoring, error)
+                raise
+            intent = await self._intents.advance(intent, lambda work, now: self._restored(work, now, chosen))
+            await self._end(restoring.id)
+        return await self._startup.bring_up(intent)
+
+    async def _bring_back(self, sandbox: Sandbox, restoring: Restoring) -> BackupSet:
+        room = self._required()
+        await self._protect(room.making, sandbox, restoring)
+        async with self._units.begin() as work:
+            if restoring.backup is not None:
+                chosen: BackupSet | None = await work.backup_sets.get(restoring.backup)
+            else:
+                chosen = await work.backup_sets.newest(sandbox.id)
+            if chosen is None:
+                raise BackupSetNotFoundError(f"of sandbox {sandbox.id}")
+            if chosen.status is not BackupSetStatus.COMPLETE:
+                raise BackupSetStatusError(chosen, wanted=BackupSetStatus.COMPLETE)
+            if not restoring.paths:
+                await self._generation(work, sandbox, chosen)
+        if chosen.checksum and chosen.checksum != chosen.sum():
+            raise BackupDamagedError(f"The row of backup {chosen.id} is not what it was.", backup=chosen.id)
+        failpoint("restore.before_volumes")
+        volumes, tools = room.making.tools.volumes, room.making.tools
+        order = RestoreOrder(
+            id=restoring.id,
+            into=volumes_of(sandbox),
+            snapshots={
+                one.volume: one.snapshot
+                for one in chosen.volumes
+                if not restoring.paths or restoring.paths.get(one.volume)
+            },
+            paths=restoring.paths,
+        )
+        back = await volumes.restore(order, timeout=tools.restore_timeout, progress=_quiet)
+        log.info("backup.restored", sandbox=sandbox.id, backup=chosen.id, entries=back.entries, bytes=back.bytes)
+        failpoint("restore.after_volumes")
+        return chosen
+
+    async def _protect(self, making: BackingUp, sandbox: Sandbox, restoring: Restoring) -> None:
+        """See that a set has what the volumes have now: a restore replaces it."""
+        while True:
+            async with self._units.begin() as work:
+                newest = await work.backup_sets.newest(sandbox.id)
+                sets = await work.backup_sets.of_sandbox(sandbox.id, limit=100)
+            still = restoring.still_since
+            if (
+                newest is not None
+                and newest.consistency is Consistency.QUIESCED
+                and still is not None
+                and newest.take_time >= still
+            ):
+                return
+            flying = next((one.id for one in sets if one.status is BackupSetStatus.CREATING), None)
+            if flying is None:
+                try:
+                    flying = (await making.begin(sandbox.id, trigger=BackupTrigger.RESTORE)).id
+                except BackupInProgressError:
+                    continue
+                ended = await making.wait(flying, timeout=making.tools.take_timeout)
+                if ended.failure == VolumesNotFoundError.reason:
+                    return  # there is nothing to lose
+                raise_failure(ended)
+                return
+            await making.wait(flying, timeout=making.tools.take_timeout)
+
+    async def _restored(self, work: UnitOfWork, sandbox: Sandbox, chosen: BackupSet) -> Sandbox:
+        """Write that the volumes are restored, with the image that goes with them and the next life."""
+        now = self._clock.now()
+        restoring = sandbox.restoring
+        if restoring is None:
+            raise InternalError(f"Sandbox {sandbox.id} is RESTORING, and nothing says what.")
+        if not restoring.paths:
+            sandbox = await self._switch(work, sandbox, await self._generation(work, sandbox, chosen))
+        former = await work.incarnations.current(sandbox.id)
+        if former is not None:
+            await work.incarnations.save(replace(former, end_time=now, end_reason="RESTORED"))
+        planned, life = self._startup.new_life(sandbox)
+        await work.incarnations.add(life)
+        done = replace(restoring, restored=True)
+        return replace(planned, restoring=done, update_time=now, version=planned.version + 1)
+
+    async def _generation(self, work: UnitOfWork, sandbox: Sandbox, chosen: BackupSet) -> Generation | None:
+        """The image that a set has, as one of this sandbox's; None for the template's.
+
+        Raises:
+            ImageUnusableError: It is none that the sandbox can be started from any more.
+        """
+        if not chosen.image:
+            return None
+        page = await work.generations.list(sandbox.id, everything=True, page_size=MAX_PAGE_SIZE, page_token="")
+        found = next((one for one in page.items if one.reference == chosen.image and one.bootable), None)
+        if found is None:
+            raise ImageUnusableError(
+                f"Sandbox {sandbox.id} cannot start from the image of backup {chosen.id}: it is kept no more. "
+                "Restore paths of it alone.",
+                sandbox=sandbox.id,
+                image=chosen.image,
+            )
+        return found
+
+    async def _switch(self, work: UnitOfWork, sandbox: Sandbox, wanted: Generation | None) -> Sandbox:
+        present = None if sandbox.image is None else sandbox.image.generation
+        if present == (None if wanted is None else wanted.id):
+            return sandbox
+        now = self._clock.now()
+        if present is not None:
+            former = await work.generations.get(present, for_update=True)
+            if former.status is _G.ACTIVE:
+                await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
+        if wanted is None:
+            return replace(sandbox, image=None)
+        locked = await work.generations.get(wanted.id, for_update=True)
+        active = locked if locked.status is _G.ACTIVE else locked.enter(_G.ACTIVE, at=now)
+        if active is not locked:
+            await work.generations.save(active)
+        return replace(sandbox, image=active.image)
+
+    async def _turn_back(self, intent: Intent, restoring: Restoring, error: SandboxdError) -> None:
+        """Put it back to where it came from; of what came back halfway, repeating the restore makes a whole."""
+        sandbox, state = intent.sandbox.id, SandboxState(restoring.came_from)
+        await self._end(restoring.id)
+        if state is SandboxState.TERMINATED:
+            try:
+                await self._backend.remove(sandbox, timeout=REMOVE_TIMEOUT)
+            except SandboxdError as left:
+                log.warning("restore.not_removed", sandbox=sandbox, error=left.message)
+        error.add(f"Sandbox {sandbox} is {state.value} as before.", sandbox=sandbox, state=state.value)
+
+        async def back(_: UnitOfWork, before: Sandbox) -> Sandbox:
+            return before.enter(state, at=self._clock.now(), reason=error.message)
+
+        await self._intents.settle(intent, back, error=error)
+
+    async def _end(self, restore: RestoreId) -> None:
+        """See that nothing works on it any more."""
+        if self._room is None:
+            return
+        try:
+            await self._room.making.tools.volumes.end(restore, timeout=END_TIMEOUT)
+        except SandboxdError as error:
+            log.warning("restore.work_not_ended", restore=restore, error=error.message)
+
+    async def _usable(self, work: UnitOfWork, sandbox: SandboxId, backup: tuple[SandboxId, BackupSetId]) -> None:
+        found = await work.backup_sets.get(backup[1])
+        if found.sandbox != sandbox or backup[0] != sandbox:
+            raise BackupSetNotFoundError(backup[1])
+        if found.status is not BackupSetStatus.COMPLETE:
+            raise BackupSetStatusError(found, wanted=BackupSetStatus.COMPLETE)
+
+    def _required(self) -> BackupRoom:
+        if self._room is not None:
+            return self._room
+        raise BackupsOffError(
+            "This installation keeps no backups: SANDBOXD_BACKUPS_LOCATION says where they would lie.",
+            setting="SANDBOXD_BACKUPS_LOCATION",
+        )
+
+
+def _hint(sandbox: Sandbox) -> str:
+    if sandbox.state in (SandboxState.ACTIVE, SandboxState.HIBERNATED):
+        return "Pause it first."
+    return ""
+
+
+def _quiet(progress: VolumesProgress) -> None:
+    """Take progress that nobody asks for."""
