@@ -39,7 +39,7 @@ RUN .venv/bin/python tools/generate_protos.py \
 FROM ${BASE}
 RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends -o Dpkg::Options::=--force-unsafe-io \
-      ca-certificates python3 > /dev/null \
+      ca-certificates python3 restic > /dev/null \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --uid 65532 --user-group --no-create-home --shell /usr/sbin/nologin sandboxd \
  && install -d -o 65532 -g 65532 /var/lib/sandboxd

@@ -194,14 +194,22 @@ class ClusterInstallation:
         asyncio.run(self.cluster.clean(self.instance))
 
 
-def built_images(cluster: Cluster) -> Mapping[str, str]:
-    """References of the images of sandbox and agent as this checkout has them, built where they are not there."""
+def built_images(cluster: Cluster, *more: str) -> Mapping[str, str]:
+    """References of the images of sandbox and agent, and more, as this checkout has them, built where they are not."""
     if given := os.environ.get("TEST_POD_IMAGES"):
         named: dict[str, str] = json.loads(given)  # for clusters whose registry is not this machine's
         return named
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / "images.json"
-        command = [sys.executable, str(ROOT / "tools" / "images.py"), "agent", "sandbox", "--output", str(output)]
+        command = [
+            sys.executable,
+            str(ROOT / "tools" / "images.py"),
+            "agent",
+            "sandbox",
+            *more,
+            "--output",
+            str(output),
+        ]
         command += ["--registry", cluster.registry]
         subprocess.run(command, check=True, timeout=1800)
         made = json.loads(output.read_text())["images"]

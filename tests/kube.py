@@ -99,7 +99,7 @@ class Cluster:
     async def clean(self, instance: str) -> None:
         """Remove everything that an installation made. Claims too: they are a test's."""
         label = f"--selector={INSTANCE_LABEL}={instance}"
-        for kind in ("sandboxes", "sandboxpools", "sandboxprobes"):
+        for kind in ("sandboxes", "sandboxpools", "sandboxprobes", "sandboxbackups"):
             try:
                 found = await self.get(f"{kind}.sandboxd.dev", "-A", label)
             except KubectlError:

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -129,6 +130,20 @@ def prepare(
     except (SandboxdError, OSError) as error:
         typer.echo(f"sandboxd prepare: {error}", err=True)
         raise typer.Exit(UNAVAILABLE) from None
+
+
+@app.command(name="backup-worker", hidden=True)
+def backup_worker(
+    attempt: Annotated[int, typer.Option("--attempt", min=1, help="Above 1 another one was lost before.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="For all of it.")] = 3600,
+) -> None:
+    """Do one piece of work on a repository of backups: the operator's pods run it. Its exit status is its verdict."""
+    from sandboxd.bootstrap import backup_worker as role  # noqa: PLC0415  only this role needs it
+    from sandboxd.monitor.logging import configure_logging  # noqa: PLC0415
+
+    configure_logging(role="backup-worker", style="json", level="info")
+    timeout = timedelta(seconds=seconds)
+    raise typer.Exit(asyncio.run(role.backup_worker(attempt=attempt, timeout=timeout)))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

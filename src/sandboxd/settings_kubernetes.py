@@ -44,6 +44,12 @@ class KubernetesSettings(BaseSettings):
     kubernetes_prepull: bool = True
     """Keep the images of this installation's `SandboxTemplate`s on every node that fits them, by a DaemonSet of the
     operator for each."""
+    kubernetes_backup_image: str = Field(default="", pattern=r"^\S*$", max_length=512)
+    """Image of the operator's pods that back up, with `SANDBOXD_BACKUPS_LOCATION`: the server's of this very version,
+    best by digest."""
+    kubernetes_backup_addresses: str = Field(default="", pattern=r"^([0-9a-fA-F.:/]+/[0-9]+:[0-9]+[, ]*)*$")
+    """Addresses `range:port` with commas between them at which the storage of backups is: the operator's pods that back
+    up reach nothing else, but DNS where the storage has a name."""
     operator_web_listen: Address = "127.0.0.1:8084"
     """Where the operator's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
     operator_lease_seconds: float = Field(default=10, ge=1, le=300)

@@ -1,4 +1,4 @@
-"""What backing up volumes promises: the same suite for the fake and for directories of this machine with restic.
+"""What backing up volumes promises: the same for the fake, for directories with restic, and for pods in memory.
 
 A world of its own says how files get into volumes: `VolumesWorld`. Files alone are looked at here; that owners, links
 and the like come back is the repository's suite.
@@ -7,7 +7,7 @@ and the like come back is the repository's suite.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -16,6 +16,7 @@ from typing import Protocol
 
 import pytest
 
+from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
 from sandboxd.backends.local.backups import LocalVolumeBackups
 from sandboxd.backends.local.layout import Layout, SandboxFiles
 from sandboxd.backends.restic.child import ResticSettings
@@ -33,7 +34,9 @@ from sandboxd.volumes.ports import (
     VolumesOf,
     VolumesProgress,
 )
+from tests.backup_operator import a_backing_cluster, its_backups
 from tests.backup_trees import PATIENCE
+from tests.fakes.backup_pods import BackupCluster
 from tests.fakes.volume_backups import FakeVolumeBackups
 
 ACME, OTHER = ClientId("acme"), ClientId("other")
@@ -109,10 +112,45 @@ class LocalVolumesWorld:
         return place.home if volume is Volume.HOME else place.workspace
 
 
-@pytest.fixture(params=["fake", "local"])
+@dataclass
+class ClusterVolumesWorld:
+    """A cluster in memory, with the real operator and worker; repositories copy trees."""
+
+    backups: KubernetesVolumeBackups
+    cluster: BackupCluster
+
+    async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
+        places = await self.cluster.give(of.client, of.sandbox)
+        for volume, contents in files.items():
+            for path, content in contents.items():
+                target = Path(os.fsdecode(os.fsencode(places[volume]) + b"/" + path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+
+    async def keep(self, of: VolumesOf) -> None:
+        pass
+
+    async def destroy(self, of: VolumesOf) -> None:
+        await self.cluster.take_away(of.client, of.sandbox)
+
+    async def files(self, of: VolumesOf, volume: Volume) -> Mapping[bytes, bytes]:
+        root = self.cluster.places(of.sandbox)[volume]
+        return {os.fsencode(one.relative_to(root)): one.read_bytes() for one in root.rglob("*") if one.is_file()}
+
+
+@pytest.fixture
+async def memory_cluster(tmp_path: Path) -> AsyncIterator[ClusterVolumesWorld]:
+    async with a_backing_cluster(tmp_path) as cluster:
+        yield ClusterVolumesWorld(its_backups(cluster), cluster)
+
+
+@pytest.fixture(params=["fake", "local", "memory_cluster"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> VolumesWorld:
     if request.param == "fake":
         return FakeVolumesWorld(FakeVolumeBackups())
+    if request.param == "memory_cluster":
+        made: VolumesWorld = request.getfixturevalue("memory_cluster")
+        return made
     program: Path = request.getfixturevalue("restic")
     settings = ResticSettings(
         location=str(tmp_path / "backups"),

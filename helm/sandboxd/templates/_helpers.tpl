@@ -151,6 +151,10 @@ capabilities: {drop: [ALL]}
   value: /var/lib/sandboxd-audit
 - name: SANDBOXD_GEMINI_KEYS_SECRET
   value: {{ include "sandboxd.secret.apiKeys" . }}
+{{- with .Values.backups.location }}
+- name: SANDBOXD_BACKUPS_LOCATION
+  value: {{ . | quote }}
+{{- end }}
 {{- with .Values.keptImages }}{{ if .registry }}
 - name: SANDBOXD_IMAGES_REGISTRY
   value: {{ .registry | quote }}

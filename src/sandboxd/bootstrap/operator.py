@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
 from datetime import timedelta
+from urllib.parse import urlsplit
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -21,6 +23,7 @@ from sandboxd.kubeapi.client import KubeClient
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import IncarnationId
 from sandboxd.monitor.process_metrics import ProcessMetrics
+from sandboxd.operator.backup_shape import BackupMeans
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.plan import PlanSettings
 from sandboxd.operator.ports import AgentIdentities, AgentIdentity
@@ -84,22 +87,72 @@ def operator_settings(settings: Settings) -> OperatorSettings:
     """What of the settings the operator is made from.
 
     Raises:
-        ValueError: Addresses cannot be read.
+        ValueError: Addresses cannot be read, or there is not all that backups need.
     """
+    means = backup_means(settings)
     blocked = [one.strip() for one in settings.kubernetes_blocked_ranges.split(",") if one.strip()]
     network = Network(
         own_namespace=settings.kubernetes_namespace,
         gateway_port=int(settings.gateway_listen.rpartition(":")[2]),
         blocked=blocked,
         allowed=read_allowed(settings.kubernetes_allowed_addresses),
+        storage=read_allowed(settings.kubernetes_backup_addresses) if means is not None else (),
+        storage_named=means is not None and not _is_number(urlsplit(means.location.removeprefix("s3:")).hostname or ""),
     )
     return OperatorSettings(
-        plan=PlanSettings(instance=settings.kubernetes_instance, network=network, prepull=settings.kubernetes_prepull),
+        plan=PlanSettings(
+            instance=settings.kubernetes_instance,
+            network=network,
+            prepull=settings.kubernetes_prepull,
+            backups=means,
+        ),
         namespace=settings.kubernetes_namespace,
         # Names may be given, and twice: whoever holds the Lease must be this very process.
         identity=f"{settings.replica}-{secrets.token_hex(4)}",
         lease=timedelta(seconds=settings.operator_lease_seconds),
     )
+
+
+def backup_means(settings: Settings) -> BackupMeans | None:
+    """What backups are made with; None where none are made.
+
+    Raises:
+        ValueError: Something is missing.
+    """
+    location, credentials = settings.backups_location, settings.backups_s3_credentials_file
+    if not location:
+        return None
+    if not location.startswith("s3:"):
+        raise ValueError(
+            "SANDBOXD_BACKUPS_LOCATION: pods reach S3-compatible storage alone: s3:https://host/bucket/prefix"
+        )
+    needed = {
+        "SANDBOXD_KUBERNETES_BACKUP_IMAGE": settings.kubernetes_backup_image,
+        "SANDBOXD_KUBERNETES_BACKUP_ADDRESSES": settings.kubernetes_backup_addresses,
+        "SANDBOXD_BACKUPS_S3_CREDENTIALS_FILE": credentials,
+    }
+    if missing := [name for name, value in needed.items() if not value]:
+        raise ValueError(f"{', '.join(missing)}: needed with SANDBOXD_BACKUPS_LOCATION")
+    assert credentials is not None
+    try:
+        credentials.read_bytes()
+    except OSError as error:
+        raise ValueError(f"SANDBOXD_BACKUPS_S3_CREDENTIALS_FILE: {error.strerror}") from error
+    return BackupMeans(
+        image=settings.kubernetes_backup_image,
+        location=location,
+        credentials=credentials.read_bytes,
+        upload_kibibytes=settings.backups_upload_kibibytes,
+        download_kibibytes=settings.backups_download_kibibytes,
+    )
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 async def _run(settings: Settings, made: Operator, *, registry: CollectorRegistry, stop: asyncio.Event) -> None:

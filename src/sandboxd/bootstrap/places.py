@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +17,7 @@ from sandboxd.backends.kubernetes.key_store import SecretKeyStore
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.pod_place import POD_PLACE
 from sandboxd.backends.kubernetes.pool_board import KubernetesPoolBoard
+from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
@@ -104,6 +106,7 @@ def make_placement(
         local = make_local_backend(settings, authority=authority, connector=connector, clock=clock)
         return Placement(backend=local, open=nothing, close=nothing)
     _require_reachable_gateway(settings)
+    _require_reachable_storage(settings)
     client = KubeClient(settings.kubeconfig)
     installation = Installation(
         instance=settings.kubernetes_instance,
@@ -115,6 +118,11 @@ def make_placement(
         api=client, installation=installation, place=POD_PLACE, connector=connector, clock=clock
     )
     board = KubernetesPoolBoard(client, installation)
+    backups = None
+    if settings.backups_location:
+        backups = KubernetesVolumeBackups(
+            client, installation=installation, clock=clock, name=lambda: secrets.token_hex(8)
+        )
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -135,6 +143,7 @@ def make_placement(
         pool_board=board,
         images=backend.images,
         probe=backend.probe,
+        backups=backups,
         cluster=client,
     )
 
@@ -146,6 +155,14 @@ def _require_reachable_gateway(settings: Settings) -> None:
         raise SettingsError(
             f"The settings cannot be used:\n  SANDBOXD_GATEWAY_URL: pods cannot reach {settings.gateway_url}; "
             "say the gateway's address as the cluster's pods see it"
+        )
+
+
+def _require_reachable_storage(settings: Settings) -> None:
+    if settings.backups_location.startswith("/"):
+        raise SettingsError(
+            "The settings cannot be used:\n  SANDBOXD_BACKUPS_LOCATION: pods cannot reach a directory of this machine; "
+            "name S3-compatible storage, s3:https://host/bucket/prefix"
         )
 
 

@@ -193,8 +193,13 @@ def resource_event(
     }
 
 
-def _claim_template(volume: str, size: str, template: Template, *, labels: Mapping[str, str]) -> Json:
+def claim_spec(size: str, template: Template) -> Json:
+    """The spec of a volume's claim."""
     spec: Json = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
     if template.storage_class:
         spec["storageClassName"] = template.storage_class
-    return {"metadata": {"name": volume, "labels": dict(labels)}, "spec": spec}
+    return spec
+
+
+def _claim_template(volume: str, size: str, template: Template, *, labels: Mapping[str, str]) -> Json:
+    return {"metadata": {"name": volume, "labels": dict(labels)}, "spec": claim_spec(size, template)}

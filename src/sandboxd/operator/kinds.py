@@ -6,6 +6,7 @@ import enum
 
 from sandboxd.kubeapi.client import segment
 from sandboxd.model.cluster import API_VERSION, POOLS, PROBES, SANDBOXES, TEMPLATES
+from sandboxd.model.cluster_backup import BACKUPS
 
 _OURS = f"/apis/{API_VERSION}"
 
@@ -17,6 +18,7 @@ class Kind(enum.Enum):
     TEMPLATE = (_OURS, TEMPLATES)
     POOL = (_OURS, POOLS)
     PROBE = (_OURS, PROBES)
+    BACKUP = (_OURS, BACKUPS)
     STATEFUL_SET = ("/apis/apps/v1", "statefulsets")
     DAEMON_SET = ("/apis/apps/v1", "daemonsets")
     POD = ("/api/v1", "pods")

@@ -17,6 +17,7 @@ from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import SILENCE as EVENTS_SILENCE
 from sandboxd.kubeapi.reflector import Key, Reflector
 from sandboxd.model.cluster import INSTANCE_LABEL, pod_of
+from sandboxd.model.cluster_backup import BACKUP_PREFIX, BackupState
 from sandboxd.model.cluster_probe import PROBE_PREFIX
 from sandboxd.model.ids import SandboxId
 from sandboxd.operator.builders import AGENT_SECRET_TYPE
@@ -33,6 +34,7 @@ _OURS: Final = (
     Kind.SANDBOX,
     Kind.POOL,
     Kind.PROBE,
+    Kind.BACKUP,
     Kind.STATEFUL_SET,
     Kind.POD,
     Kind.SECRET,
@@ -42,11 +44,13 @@ _OURS: Final = (
     Kind.LIMITS,
     Kind.POLICY,
 )
+_BEGIN: Final = frozenset({"", BackupState.WAITING.value})
+_WAITED_FOR: Final = frozenset({Kind.QUOTA, Kind.LIMITS, Kind.POLICY, Kind.CLAIM, Kind.SANDBOX, Kind.POD})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkKey:
-    """What is reconciled as one: a sandbox, a pool, a probe, a client's namespace, or a template's images."""
+    """What is reconciled as one: a sandbox, a pool, a probe, a backup, a client's namespace, or a template's images."""
 
     namespace: str = ""
     sandbox: str = ""
@@ -55,13 +59,21 @@ class WorkKey:
     """A pool of the namespace."""
     probe: str = ""
     """A probe of an image in the namespace."""
+    backup: str = ""
+    """A piece of work on the repository of the namespace's client."""
     template: str = ""
     """Empty for what is in a namespace."""
 
     @property
     def subject(self) -> str:
         """What it is, for metrics."""
-        found = (("template", self.template), ("pool", self.pool), ("probe", self.probe), ("sandbox", self.sandbox))
+        found = (
+            ("template", self.template),
+            ("pool", self.pool),
+            ("probe", self.probe),
+            ("backup", self.backup),
+            ("sandbox", self.sandbox),
+        )
         return next((subject for subject, name in found if name), "namespace")
 
 
@@ -150,6 +162,8 @@ class Mirrors:
             yield WorkKey(namespace=pool["metadata"]["namespace"], pool=pool["metadata"]["name"])
         for probe in self._mirrors[Kind.PROBE]:
             yield WorkKey(namespace=probe["metadata"]["namespace"], probe=probe["metadata"]["name"])
+        for backup in self._mirrors[Kind.BACKUP]:
+            yield WorkKey(namespace=backup["metadata"]["namespace"], backup=backup["metadata"]["name"])
         templates = {one["metadata"]["name"] for one in self._mirrors[Kind.TEMPLATE]}
         for name in templates | {template_of(one) for one in self._mirrors[Kind.DAEMON_SET]} - {""}:
             yield WorkKey(template=name)
@@ -166,7 +180,12 @@ class Mirrors:
         def changed(key: Key, obj: Json | None) -> None:
             if obj is None:
                 self._written.pop((kind, key), None)
-            for woken in (*self._woken(kind, key, obj), *self._pools_of(kind, key, obj), *self._probes_of(kind, key)):
+            for woken in (
+                *self._woken(kind, key, obj),
+                *self._pools_of(kind, key, obj),
+                *self._probes_of(kind, key),
+                *self._backups_of(kind, key),
+            ):
                 self._wake(woken)
 
         return changed
@@ -199,7 +218,7 @@ class Mirrors:
                 yield from self._node(name, obj)
             case Kind.EVENT:
                 yield from self._failed_create(obj)
-            case Kind.STORAGE_CLASS | Kind.LEASE | Kind.POOL | Kind.PROBE:
+            case Kind.STORAGE_CLASS | Kind.LEASE | Kind.POOL | Kind.PROBE | Kind.BACKUP:
                 return
 
     def _pools_of(self, kind: Kind, key: Key, obj: Json | None) -> Iterator[WorkKey]:
@@ -217,6 +236,19 @@ class Mirrors:
             for probe in self._mirrors[Kind.PROBE]:
                 if probe["metadata"]["namespace"] == namespace:
                     yield WorkKey(namespace=namespace, probe=probe["metadata"]["name"])
+
+    def _backups_of(self, kind: Kind, key: Key) -> Iterator[WorkKey]:
+        """Its own changes, its pods', and whatever it may have waited for in its namespace."""
+        namespace, name = key
+        if kind is Kind.BACKUP:
+            yield WorkKey(namespace=namespace, backup=name)
+        elif kind is Kind.POD and name.startswith(BACKUP_PREFIX):
+            yield WorkKey(namespace=namespace, backup=name.rpartition("-")[0])
+        elif kind in _WAITED_FOR:
+            for backup in self._mirrors[Kind.BACKUP]:
+                state = backup.get("status", {}).get("state", "")
+                if backup["metadata"]["namespace"] == namespace and state in _BEGIN:
+                    yield WorkKey(namespace=namespace, backup=backup["metadata"]["name"])
 
     def _template(self, name: str, template: Json | None) -> Iterator[WorkKey]:
         """Sandboxes of a template: what it says of its images is nothing to them."""

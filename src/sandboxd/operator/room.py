@@ -13,6 +13,7 @@ import structlog
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeUnavailableError
 from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.model.sources import Clock
+from sandboxd.operator.backup_keeper import BackupKeeper
 from sandboxd.operator.leader import Leadership, LeaseSettings, NotLeaderError
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.mirrors import Mirrors, WorkKey
@@ -87,6 +88,16 @@ class Operator:
         self._prober = Prober(
             mirrors=self.mirrors, writer=writer, settings=settings.plan, clock=clock, later=self._queue.add_later
         )
+        self._backups = BackupKeeper(
+            api,
+            mirrors=self.mirrors,
+            writer=writer,
+            leadership=self.leadership,
+            settings=settings.plan,
+            namespace=settings.namespace,
+            clock=clock,
+            later=self._queue.add_later,
+        )
         self._pools = PoolKeeper(
             mirrors=self.mirrors,
             writer=writer,
@@ -152,6 +163,8 @@ class Operator:
                 refusals = await self._pools.reconcile(key)
             elif key.probe:
                 refusals = await self._prober.reconcile(key)
+            elif key.backup:
+                refusals = await self._backups.reconcile(key)
             else:
                 refusals = await self._reconciler.reconcile(key)
         except KubeConflictError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sandboxd.model.cluster import AGENT_PORT, INSTANCE_LABEL, OPERATOR_MANAGER, SANDBOX_LABEL
+from sandboxd.model.cluster_backup import BACKUP_LABEL
 from sandboxd.operator.builders import MANAGED_BY, Json
 from sandboxd.operator.comparing import Whole
 from sandboxd.operator.kinds import Kind
@@ -58,16 +59,23 @@ class Network:
     blocked: Sequence[str] = ()
     """CIDRs of the cluster and its machines that are not private ones."""
     allowed: Sequence[Allowed] = ()
+    storage: Sequence[Allowed] = ()
+    """Where backups are kept; empty where there are none."""
+    storage_named: bool = False
+    """True: the storage is named and not numbered, and whoever goes there asks DNS."""
 
 
 def namespace_objects(namespace: Mapping[str, Any], *, instance: str, network: Network) -> dict[Kind, list[Json]]:
     """The objects of a client's namespace, by kind."""
     name = namespace["metadata"]["name"]
+    policies = {"sandboxd-deny": _deny(), "sandboxd-allow": _allow(network)}
+    if network.storage:
+        policies["sandboxd-backup"] = _backup(network)
     quota = {**DEFAULT_QUOTA, **read_quota(namespace["metadata"].get("annotations", {}).get(QUOTA_ANNOTATION, ""))}
     return {
         Kind.POLICY: [
-            _object("networking.k8s.io/v1", "NetworkPolicy", name, "sandboxd-deny", instance, _deny()),
-            _object("networking.k8s.io/v1", "NetworkPolicy", name, "sandboxd-allow", instance, _allow(network)),
+            _object("networking.k8s.io/v1", "NetworkPolicy", name, policy, instance, spec)
+            for policy, spec in policies.items()
         ],
         Kind.QUOTA: [_object("v1", "ResourceQuota", name, "sandboxd", instance, {"hard": Whole(quota)})],
         Kind.LIMITS: [_object("v1", "LimitRange", name, "sandboxd", instance, {"limits": [_container_limits()]})],
@@ -109,10 +117,6 @@ def _allow(network: Network) -> Json:
         {"ipBlock": {"cidr": "0.0.0.0/0", "except": [*PRIVATE_RANGES, *_of(network.blocked, v6=False)]}},
         {"ipBlock": {"cidr": "::/0", "except": [*PRIVATE_RANGES_V6, *_of(network.blocked, v6=True)]}},
     ]
-    dns = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
-        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
-    }
     gateway = {"namespaceSelector": own, "podSelector": {"matchLabels": {COMPONENT_LABEL: GATEWAY_COMPONENT}}}
     speaking = {"key": COMPONENT_LABEL, "operator": "In", "values": [*SERVING_COMPONENTS]}
     serve = {"namespaceSelector": own, "podSelector": {"matchExpressions": [speaking]}}
@@ -124,12 +128,30 @@ def _allow(network: Network) -> Json:
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [{"from": [serve], "ports": _ports(AGENT_PORT, "TCP")}],
         "egress": [
-            {"to": [dns], "ports": _ports(53, "UDP", "TCP")},
+            _dns(),
             {"to": [gateway], "ports": _ports(network.gateway_port, "TCP")},
             {"to": internet},
             *more,
         ],
     }
+
+
+def _backup(network: Network) -> Json:
+    """Pods that work on backups reach the storage, and DNS where it has a name; nobody reaches them."""
+    storage = [{"to": [{"ipBlock": {"cidr": one.range}}], "ports": _ports(one.port, "TCP")} for one in network.storage]
+    return {
+        "podSelector": {"matchExpressions": [{"key": BACKUP_LABEL, "operator": "Exists"}]},
+        "policyTypes": ["Ingress", "Egress"],
+        "egress": [*storage, *([_dns()] if network.storage_named else [])],
+    }
+
+
+def _dns() -> Json:
+    kube_dns = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}},
+        "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+    }
+    return {"to": [kube_dns], "ports": _ports(53, "UDP", "TCP")}
 
 
 def _of(ranges: Sequence[str], *, v6: bool) -> list[str]:

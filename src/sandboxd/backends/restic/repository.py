@@ -77,6 +77,11 @@ class ResticRepository(BackupRepository):
             if ended.code != 0:
                 raise failure(ended)
 
+    def expect_leftovers(self) -> None:
+        """Let the next snapshot take up what a run has stored that broke off elsewhere: its mark went with its disk."""
+        self._marks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._marks / "elsewhere").touch()
+
     @override
     async def snapshot(
         self,

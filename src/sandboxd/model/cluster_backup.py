@@ -1,0 +1,198 @@
+"""A `SandboxBackup` as `serve` and the operator agree on it: one piece of work on a client's repository of backups.
+
+`serve` writes the spec once, the operator makes pods of it, one after the other until one comes to an end, and writes
+the status. The repository's keys are in neither: the operator alone has them.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from sandboxd.model.backup import BackupSetId, SnapshotId, Volume
+from sandboxd.model.cluster import API_VERSION, GROUP, INSTANCE_LABEL
+from sandboxd.model.ids import SandboxId
+
+BACKUPS: Final = "sandboxbackups"
+"""Plural of `SandboxBackup`, namespaced."""
+BACKUP_LABEL: Final = f"{GROUP}/backup"
+"""On the pods of a `SandboxBackup`, with its name. Such a pod is no sandbox: it reaches the backups' storage alone."""
+BACKUP_PREFIX: Final = "backup-"
+"""Begins the name of every one; its pods have the same, with a number."""
+BACKUP_SECRET_TYPE: Final = "sandboxd.dev/backup"  # noqa: S105  a type of Secrets
+BACKUP_CONTAINER: Final = "backup"
+VERDICT_STATUS: Final = 10
+"""Exit status of a worker whose message says why the work cannot be done; any other but 0 says nothing."""
+ATTEMPTS: Final = 5
+"""Pods that are made of one piece of work, where each was lost."""
+KEPT: Final = timedelta(hours=1)
+"""How long one whose deadline is over stays, for whoever asks for its result and is late."""
+MESSAGE_BYTES: Final = 4096
+"""Of what a worker says at its end: a kubelet passes on no more."""
+_NO_SANDBOX: Final = SandboxId("")
+_NO_SET: Final = BackupSetId("")
+
+
+class BackupAction(enum.Enum):
+    """What is to be done."""
+
+    TAKE = "Take"
+    RESTORE = "Restore"
+    FORGET = "Forget"
+    VERIFY = "Verify"
+    DESTROY = "Destroy"
+
+
+NEEDS_VOLUMES: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE})
+
+
+class BackupState(enum.Enum):
+    """How far the work is."""
+
+    WAITING = "Waiting"
+    """No pod of it runs; the reason says what it waits for."""
+    RUNNING = "Running"
+    DONE = "Done"
+    """The result is there: the end."""
+    FAILED = "Failed"
+    """The reason says why: the end."""
+
+
+ENDS: Final = frozenset({BackupState.DONE, BackupState.FAILED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlacedBackup:
+    """The spec of a `SandboxBackup`. It never changes."""
+
+    action: BackupAction
+    deadline: timedelta
+    """From its creation on, for all attempts; whole seconds."""
+    template: str
+    """`SandboxTemplate` that says where pods may run."""
+    sandbox: SandboxId = _NO_SANDBOX
+    """Of `TAKE` and `RESTORE`: whose volumes."""
+    backup: BackupSetId = _NO_SET
+    """Of `TAKE`: the set."""
+    snapshots: Mapping[Volume, SnapshotId] = field(default_factory=dict)
+    """Of `RESTORE`."""
+    paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
+    """Of `RESTORE`."""
+    sizes: Mapping[Volume, str] = field(default_factory=dict)
+    """Of `RESTORE`: quantities of volumes that are made where they are not there."""
+    sets: Sequence[BackupSetId] = ()
+    """Of `FORGET`."""
+    prune: bool = False
+    """Of `FORGET`."""
+    content: bool = False
+    """Of `VERIFY`."""
+
+    def as_mapping(self) -> dict[str, Any]:  # Any: JSON
+        """Return it as the resource has it."""
+        made: dict[str, Any] = {
+            "action": self.action.value,
+            "deadlineSeconds": max(1, round(self.deadline.total_seconds())),
+            "template": self.template,
+        }
+        match self.action:
+            case BackupAction.TAKE:
+                made |= {"sandbox": self.sandbox, "backup": self.backup}
+            case BackupAction.RESTORE:
+                made |= {
+                    "sandbox": self.sandbox,
+                    "snapshots": {volume.value: one for volume, one in self.snapshots.items()},
+                    "sizes": {volume.value: size for volume, size in self.sizes.items()},
+                }
+                if self.paths:
+                    made["paths"] = {
+                        volume.value: [base64.b64encode(path).decode() for path in paths]
+                        for volume, paths in self.paths.items()
+                    }
+            case BackupAction.FORGET:
+                made |= {"sets": [*self.sets], "prune": self.prune}
+            case BackupAction.VERIFY:
+                made |= {"content": self.content}
+            case BackupAction.DESTROY:
+                pass
+        return made
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> PlacedBackup:
+        """Read it from a resource.
+
+        Raises:
+            KeyError, ValueError: It is not what the resource's schema promises.
+        """
+        return cls(
+            action=BackupAction(given["action"]),
+            deadline=timedelta(seconds=int(given["deadlineSeconds"])),
+            template=str(given["template"]),
+            sandbox=SandboxId(given.get("sandbox", "")),
+            backup=BackupSetId(given.get("backup", "")),
+            snapshots={Volume(name): SnapshotId(one) for name, one in given.get("snapshots", {}).items()},
+            paths={
+                Volume(name): tuple(base64.b64decode(path, validate=True) for path in paths)
+                for name, paths in given.get("paths", {}).items()
+            },
+            sizes={Volume(name): str(size) for name, size in given.get("sizes", {}).items()},
+            sets=tuple(BackupSetId(one) for one in given.get("sets", ())),
+            prune=bool(given.get("prune", False)),
+            content=bool(given.get("content", False)),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupWorkStatus:
+    """The status of a `SandboxBackup`."""
+
+    state: BackupState = BackupState.WAITING
+    reason: str = ""
+    """A word of the closed set that the reasons of a `Sandbox` are from, or of a failure the constant word of the
+    worker's error."""
+    message: str = ""
+    attempts: int = 0
+    """Pods that were made of it."""
+    pod_uid: str = ""
+    """The last of them."""
+    result: str = ""
+    """What the worker of one that is DONE has said, JSON."""
+
+    def as_mapping(self) -> dict[str, Any]:  # Any: JSON
+        """Return it as the resource has it."""
+        return {
+            "state": self.state.value,
+            "reason": self.reason,
+            "message": self.message,
+            "attempts": self.attempts,
+            "podUID": self.pod_uid,
+            "result": self.result,
+        }
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> BackupWorkStatus:
+        """Read it from a resource; an empty mapping is the status before the operator's first."""
+        return cls(
+            state=BackupState(given.get("state", BackupState.WAITING.value)),
+            reason=str(given.get("reason", "")),
+            message=str(given.get("message", "")),
+            attempts=int(given.get("attempts", 0)),
+            pod_uid=str(given.get("podUID", "")),
+            result=str(given.get("result", "")),
+        )
+
+
+def backup_resource(name: str, work: PlacedBackup, *, namespace: str, instance: str) -> dict[str, Any]:
+    """Return the `SandboxBackup` that `serve` writes. Any: JSON.
+
+    It has no owner: a sandbox that is terminated has its last backup, or gets its volumes back, without a resource.
+    """
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "SandboxBackup",
+        "metadata": {"name": name, "namespace": namespace, "labels": {INSTANCE_LABEL: instance}},
+        "spec": work.as_mapping(),
+    }

@@ -1,0 +1,217 @@
+"""One pass over a `SandboxBackup`: its pods made one after the other, its status written, and all taken away at last.
+
+Each client's repository has a password of its own, which is made with the first backup and kept in a Secret of
+sandboxd's own namespace. **Whoever loses these Secrets loses the backups.**
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Final
+
+import structlog
+
+from sandboxd.kubeapi.errors import KubeConflictError, KubeNotFoundError
+from sandboxd.kubeapi.ports import Json, KubeApi
+from sandboxd.model.backup import Volume
+from sandboxd.model.cluster import CLIENT_ANNOTATION, INSTANCE_LABEL, OPERATOR_MANAGER, claims_of, pod_of
+from sandboxd.model.cluster_backup import ATTEMPTS, BackupAction, BackupState, PlacedBackup
+from sandboxd.model.sources import Clock
+from sandboxd.operator.backing_up import BackupWorld, conclude_backup, plan_backup, until, wants_attempt
+from sandboxd.operator.backup_shape import BackupAccess, BackupMeans, pod_name
+from sandboxd.operator.builders import MANAGED_BY
+from sandboxd.operator.kinds import Kind
+from sandboxd.operator.leader import Leadership
+from sandboxd.operator.mirrors import Mirrors, WorkKey
+from sandboxd.operator.observed import Refusal, is_ours
+from sandboxd.operator.plan import PlanSettings
+from sandboxd.operator.template import Template
+from sandboxd.operator.tenancy import namespace_objects
+from sandboxd.operator.writing import TIMEOUT, Writer
+
+PASSWORD_SECRET_TYPE: Final = "sandboxd.dev/backup-password"  # noqa: S105  a type of Secrets
+PASSWORD_BYTES: Final = 32
+"""Of randomness: as much as the key that restic derives."""
+MAKES_REPOSITORY: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE})
+
+log = structlog.get_logger(__name__)
+
+
+class BackupKeeper:
+    """Level-triggered, like the reconciler of sandboxes."""
+
+    def __init__(
+        self,
+        api: KubeApi,
+        *,
+        mirrors: Mirrors,
+        writer: Writer,
+        leadership: Leadership,
+        settings: PlanSettings,
+        namespace: str,
+        clock: Clock,
+        later: Callable[[WorkKey, float], None],
+    ) -> None:
+        """Take what it works with; `namespace` is sandboxd's own."""
+        self._api = api
+        self._mirrors = mirrors
+        self._writer = writer
+        self._leadership = leadership
+        self._settings = settings
+        self._namespace = namespace
+        self._clock = clock
+        self._later = later
+
+    async def reconcile(self, key: WorkKey) -> Sequence[Refusal]:
+        """Converge one piece of work; answers what was refused, to be tried again later.
+
+        Raises:
+            KubeError: The API server did not answer, or something was changed meanwhile.
+            NotLeaderError: Another operator leads.
+        """
+        try:
+            world = self._look(key)
+        except (KeyError, ValueError) as error:
+            log.warning("operator.backup_unreadable", backup=key.backup, error=repr(error))
+            return ()
+        if world is None:
+            return ()
+        access, nothing_there = await self._access(world, key)
+        world = replace(world, nothing_there=nothing_there)
+        waves = plan_backup(world, self._settings, access, now=self._clock.now())
+        refusals = await self._writer.carry_out(waves)
+        seen = self._look(key)
+        if seen is None or "deletionTimestamp" in seen.resource["metadata"]:
+            return refusals
+        now = self._clock.now()
+        self._later(key, until(seen.deadline if now < seen.deadline else seen.ends, now=now))
+        world = replace(seen, nothing_there=nothing_there, refusals=refusals)
+        concluded = conclude_backup(world, self._settings, now=now)
+        if concluded.as_mapping() == world.resource.get("status"):
+            return refusals
+        if concluded.state is BackupState.DONE and world.work.action is BackupAction.DESTROY:
+            await self._destroy_password(key.namespace)
+        version = world.resource["metadata"]["resourceVersion"]
+        with suppress(KubeNotFoundError):  # whoever asked has its answer, or waits no more
+            status = concluded.as_mapping()
+            await self._writer.patch_status(Kind.BACKUP, key.namespace, key.backup, status, version)
+            if concluded.state is not world.status.state:
+                log.info(
+                    "operator.backup",
+                    namespace=key.namespace,
+                    backup=key.backup,
+                    state=concluded.state.value,
+                    reason=concluded.reason,
+                )
+        return refusals
+
+    def _look(self, key: WorkKey) -> BackupWorld | None:
+        resource = self._mirrors.get(Kind.BACKUP, key.namespace, key.backup)
+        if resource is None or not is_ours(resource, instance=self._settings.instance):
+            return None
+        work = PlacedBackup.from_mapping(resource["spec"])
+        template = self._mirrors.get(Kind.TEMPLATE, "", work.template)
+        attempt, pod = self._last_pod(key, int((resource.get("status") or {}).get("attempts", 0)))
+        world = BackupWorld(
+            resource=resource,
+            template=None if template is None else Template.from_mapping(template["spec"]),
+            pod=pod,
+            attempt=attempt,
+            namespace_ready=self._is_ready(key.namespace),
+        )
+        if not work.sandbox:
+            return world
+        sandbox = self._mirrors.get(Kind.SANDBOX, key.namespace, work.sandbox)
+        return replace(
+            world,
+            sandbox=sandbox if is_ours(sandbox, instance=self._settings.instance) else None,
+            sandbox_pod=self._mirrors.get(Kind.POD, key.namespace, pod_of(work.sandbox)),
+            claims=self._claims(key.namespace, work),
+        )
+
+    def _last_pod(self, key: WorkKey, attempts: int) -> tuple[int, Json | None]:
+        """The newest that is there: an operator that died may have made one more than the status says."""
+        for attempt in range(min(attempts + 1, ATTEMPTS), 0, -1):
+            pod = self._mirrors.get(Kind.POD, key.namespace, pod_name(key.backup, attempt))
+            if pod is not None:
+                return attempt, pod
+        return attempts, None
+
+    def _claims(self, namespace: str, work: PlacedBackup) -> Mapping[Volume, Json]:
+        names = claims_of(work.sandbox)
+        found = {volume: self._mirrors.get(Kind.CLAIM, namespace, names[volume.value]) for volume in Volume}
+        return {volume: claim for volume, claim in found.items() if claim is not None}
+
+    def _is_ready(self, name: str) -> bool:
+        """Whether the namespace is furnished: then its own key has been worked on, and wakes its work."""
+        namespace = self._mirrors.get(Kind.NAMESPACE, "", name)
+        if namespace is None:
+            return False
+        built = namespace_objects(namespace, instance=self._settings.instance, network=self._settings.network)
+        return all(
+            self._mirrors.get(kind, name, one["metadata"]["name"]) is not None
+            for kind, objects in built.items()
+            for one in objects
+        )
+
+    async def _access(self, world: BackupWorld, key: WorkKey) -> tuple[BackupAccess | None, bool]:
+        """What opens the repository, where an attempt is to be made; and whether there is none to open."""
+        means = self._settings.backups
+        if means is None or not wants_attempt(world, self._settings, now=self._clock.now()):
+            return None, False
+        password = await self._password(key.namespace, make=world.work.action in MAKES_REPOSITORY)
+        if password is None:
+            return None, True
+        return self._opened(means, key.namespace, password), False
+
+    def _opened(self, means: BackupMeans, namespace: str, password: bytes) -> BackupAccess:
+        annotations = (self._mirrors.get(Kind.NAMESPACE, "", namespace) or {"metadata": {}})["metadata"]["annotations"]
+        location = f"{means.location.rstrip('/')}/{annotations[CLIENT_ANNOTATION]}"
+        return BackupAccess(location=location, password=password, credentials=means.credentials())
+
+    async def _password(self, namespace: str, *, make: bool) -> bytes | None:
+        path = Kind.SECRET.path(self._namespace, _password_name(namespace))
+        try:
+            found = await self._api.get(path, timeout=TIMEOUT)
+        except KubeNotFoundError:
+            if not make:
+                return None
+            self._leadership.check()
+            try:
+                found = await self._api.create(
+                    Kind.SECRET.within(self._namespace),
+                    self._new_password(namespace),
+                    field_manager=OPERATOR_MANAGER,
+                    timeout=TIMEOUT,
+                )
+                log.info("operator.backup_password_made", namespace=namespace)
+            except KubeConflictError:
+                found = await self._api.get(path, timeout=TIMEOUT)
+        return base64.b64decode(found["data"]["password"])
+
+    def _new_password(self, namespace: str) -> Json:
+        labels = {INSTANCE_LABEL: self._settings.instance, MANAGED_BY: OPERATOR_MANAGER}
+        password = secrets.token_urlsafe(PASSWORD_BYTES).encode()
+        return {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "type": PASSWORD_SECRET_TYPE,
+            "metadata": {"name": _password_name(namespace), "namespace": self._namespace, "labels": labels},
+            "data": {"password": base64.b64encode(password).decode()},
+        }
+
+    async def _destroy_password(self, namespace: str) -> None:
+        """The client is erased: what its storage may still keep by itself nobody reads any more."""
+        self._leadership.check()
+        with suppress(KubeNotFoundError):
+            await self._api.delete(Kind.SECRET.path(self._namespace, _password_name(namespace)), timeout=TIMEOUT)
+        log.info("operator.backup_password_destroyed", namespace=namespace)
+
+
+def _password_name(namespace: str) -> str:
+    """Of the Secret with the password of the repository of a namespace's client."""
+    return f"backup-password-{namespace}"

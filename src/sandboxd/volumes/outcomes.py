@@ -1,0 +1,108 @@
+"""What work on volumes came to, as JSON between whoever does it in a pod of its own and whoever asked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from sandboxd.model.backup import SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup_errors import (
+    BackupDamagedError,
+    BackupIncompleteError,
+    BackupPasswordWrongError,
+    BackupRepositoryBusyError,
+    BackupSnapshotNotFoundError,
+    BackupStorageFullError,
+    BackupStorageUnavailableError,
+    BackupToolError,
+)
+from sandboxd.model.errors import DeadlineError, InvalidRequestError, SandboxdError
+from sandboxd.volumes.ports import ForgottenSnapshots, RestoredTree, TakenVolumes
+from sandboxd.volumes.trees import RestorePathBlockedError
+
+Json = dict[str, Any]
+"""An object of JSON. Any: JSON."""
+_TOLD: Final[Sequence[type[SandboxdError]]] = (
+    BackupDamagedError,
+    BackupIncompleteError,
+    BackupPasswordWrongError,
+    BackupRepositoryBusyError,
+    BackupSnapshotNotFoundError,
+    BackupStorageFullError,
+    BackupStorageUnavailableError,
+    BackupToolError,
+    DeadlineError,
+    InvalidRequestError,
+    RestorePathBlockedError,
+)
+"""Errors that a caller can act on, by their constant words."""
+
+
+def taken_as_mapping(taken: TakenVolumes) -> Json:
+    """Volumes that were taken."""
+    return {
+        "takeTime": taken.take_time.isoformat(),
+        "volumes": [
+            {
+                "volume": one.volume.value,
+                "snapshot": one.snapshot,
+                "tree": one.tree,
+                "files": one.files,
+                "bytes": one.bytes,
+                "addedBytes": one.added_bytes,
+                "vanished": one.vanished,
+            }
+            for one in taken.volumes
+        ],
+    }
+
+
+def taken_from_mapping(given: Mapping[str, Any]) -> TakenVolumes:
+    """Read it. Raises KeyError, TypeError or ValueError where it is none."""
+    volumes = [
+        VolumeSnapshot(
+            volume=Volume(one["volume"]),
+            snapshot=SnapshotId(one["snapshot"]),
+            tree=str(one["tree"]),
+            files=int(one["files"]),
+            bytes=int(one["bytes"]),
+            added_bytes=int(one["addedBytes"]),
+            vanished=int(one["vanished"]),
+        )
+        for one in given["volumes"]
+    ]
+    return TakenVolumes(take_time=datetime.fromisoformat(given["takeTime"]), volumes=volumes)
+
+
+def restored_as_mapping(restored: RestoredTree) -> Json:
+    """Volumes that were brought back."""
+    return {"entries": restored.entries, "bytes": restored.bytes}
+
+
+def restored_from_mapping(given: Mapping[str, Any]) -> RestoredTree:
+    """Read it. Raises KeyError, TypeError or ValueError where it is none."""
+    return RestoredTree(entries=int(given["entries"]), bytes=int(given["bytes"]))
+
+
+def forgotten_as_mapping(forgotten: ForgottenSnapshots) -> Json:
+    """Snapshots that are no more."""
+    return {"snapshots": [*forgotten.snapshots], "left": forgotten.left}
+
+
+def forgotten_from_mapping(given: Mapping[str, Any]) -> ForgottenSnapshots:
+    """Read it; of a repository that never was there is nothing to read. Raises KeyError, TypeError or ValueError."""
+    if not given:
+        return ForgottenSnapshots(snapshots=(), left=0)
+    return ForgottenSnapshots(snapshots=tuple(SnapshotId(one) for one in given["snapshots"]), left=int(given["left"]))
+
+
+def error_as_mapping(error: SandboxdError) -> Json:
+    """Why it was not done."""
+    return {"reason": error.reason, "message": error.message}
+
+
+def error_of(reason: str, message: str) -> SandboxdError:
+    """The error of a word; one that is not known is the tool's."""
+    kind = next((one for one in _TOLD if one.reason == reason), BackupToolError)
+    return kind(message)

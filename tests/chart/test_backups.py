@@ -1,0 +1,80 @@
+"""What the chart makes of `backups`: the operator has the keys, serve knows the place, nobody else anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandboxd.bootstrap.operator import operator_settings
+from sandboxd.operator.tenancy import Allowed
+from sandboxd.settings import load_settings, unknown_variables
+from tests.chart.helm import NO_HELM, TRIAL, find_helm, makers_of_pods, pod_of, refusal, render
+
+pytestmark = pytest.mark.skipif(find_helm() is None, reason=NO_HELM)
+BACKUPS: Mapping[str, Any] = {
+    "location": "s3:https://storage.test/bucket/prefix",
+    "addresses": ["10.20.0.7/32:443"],
+    "credentials": {"existingSecret": "storage"},
+    "uploadKibibytes": 2048,
+}
+
+
+def environments(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    return {
+        str(made["metadata"]["labels"]["app.kubernetes.io/component"]): {
+            one["name"]: one["value"] for one in pod_of(made)["containers"][0].get("env", ()) if "BACKUP" in one["name"]
+        }
+        for made in makers_of_pods(render({**TRIAL, **values}))
+    }
+
+
+def test_the_operator_gets_settings_that_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = {"repository": "registry.test/server", "digest": f"sha256:{'a' * 64}"}
+    environment = environments({"backups": BACKUPS, "image": image})["operator"]
+    assert unknown_variables(environment) == []
+    (tmp_path / "credentials").write_text("keys")
+    environment["SANDBOXD_BACKUPS_S3_CREDENTIALS_FILE"] = str(tmp_path / "credentials")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    plan = operator_settings(load_settings()).plan
+
+    assert plan.backups is not None
+    assert plan.backups.image == f"registry.test/server@sha256:{'a' * 64}"
+    assert (plan.backups.location, plan.backups.upload_kibibytes) == (BACKUPS["location"], 2048)
+    assert plan.backups.credentials() == b"keys"
+    assert plan.network.storage == (Allowed(range="10.20.0.7/32", port=443),)
+    assert plan.network.storage_named
+
+
+def test_serve_knows_the_place_and_has_no_key() -> None:
+    made = environments({"backups": BACKUPS})
+
+    assert made["serve"] == {"SANDBOXD_BACKUPS_LOCATION": BACKUPS["location"]}
+    assert made["gateway"] == {}
+    for one in makers_of_pods(render({**TRIAL, "backups": BACKUPS})):
+        names = [volume.get("secret", {}).get("secretName") for volume in pod_of(one).get("volumes", ())]
+        component = one["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert ("storage" in names) == (component == "operator"), component
+
+
+def test_without_a_place_nothing_is_said_of_backups() -> None:
+    assert all(found == {} for found in environments({}).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"location": "/a/directory"}, "location"),
+        ({"addresses": []}, "addresses"),
+        ({"addresses": ["storage.test:443"]}, "addresses"),
+        ({"credentials": {"existingSecret": ""}}, "existingSecret"),
+        ({"uploadKibibytes": -1}, "uploadKibibytes"),
+        ({"bucket": "x"}, "bucket"),
+    ],
+)
+def test_what_cannot_work_is_refused(change: Mapping[str, Any], word: str) -> None:
+    assert word in refusal({**TRIAL, "backups": {**BACKUPS, **change}})

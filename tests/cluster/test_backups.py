@@ -1,0 +1,306 @@
+"""Volumes of real pods are backed up to S3-compatible storage and come back: byte for byte, after losses on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import pytest
+
+from sandboxd.backends.kubernetes.backend import KubernetesBackend
+from sandboxd.backends.kubernetes.objects import Installation
+from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
+from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.manager.backend_port import SandboxSpec
+from sandboxd.model.backup import BackupSetId, RestoreId
+from sandboxd.model.backup_errors import BackupStorageUnavailableError
+from sandboxd.model.cluster import claims_of, pod_of
+from sandboxd.model.errors import DeadlineError
+from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.sandbox import Tier
+from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesInUseError, VolumesOf, VolumesProgress
+from tests.contract.test_running_images import a_spec, an_incarnation
+from tests.eventually import eventually
+from tests.installation import ClusterInstallation, built_images, free_port
+from tests.kube import Cluster
+from tools.restic import ensure_s3_server
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+PATIENCE: Final = timedelta(seconds=150)
+SLOW_KIBIBYTES: Final = 3072
+"""A second to the storage: what is larger than that can be disturbed on its way."""
+FILL: Final = """
+import os
+os.chdir('/workspace')
+os.makedirs('d/e')
+open('program', 'wb').write(b'hello')
+os.link('program', 'd/same')
+os.symlink('../../etc/passwd', 'nowhere')
+os.mkfifo('pipe', 0o620)
+with open('holes', 'wb') as file:
+    file.truncate(32 << 20)
+    file.seek(20 << 20)
+    file.write(b'middle')
+for name in (b'na\\nme\\xff*?[a]', b'-rf', b' '):
+    open(b'd/' + name, 'wb').write(name)
+os.chown('d/e', 60000, 60001)
+os.chown('d', 1000, 1000)
+os.setxattr('program', 'user.x', b'\\0\\xff')
+os.setxattr('program', 'security.capability', bytes.fromhex('0100000200040000000000000000000000000000'))
+os.chmod('program', 0o4755)
+os.chmod('d', 0o3775)
+os.utime('program', ns=(1, 123456789123456789))
+os.chdir('/home/gemini')
+open('notes', 'w').write('of the freelancer')
+os.chown('notes', 1000, 1000)
+"""
+"""What is hard to keep, made by root of the sandbox."""
+LOOK: Final = """
+import hashlib, json, os, stat
+said, links = {}, {}
+for root in ('/home/gemini', '/workspace'):
+    for place, directories, files in [(root, [''], []), *os.walk(root)]:
+        for name in sorted(directories + files):
+            path = os.path.join(place, name)
+            found = os.lstat(path)
+            what = [oct(found.st_mode), found.st_uid, found.st_gid, found.st_mtime_ns]
+            what.append({one: os.getxattr(path, one, follow_symlinks=False).hex()
+                         for one in sorted(os.listxattr(path, follow_symlinks=False))})
+            if stat.S_ISREG(found.st_mode):
+                what += [found.st_size, hashlib.sha256(open(path, 'rb').read()).hexdigest()]
+                links.setdefault(found.st_ino, []).append(ascii(path))
+            elif stat.S_ISLNK(found.st_mode):
+                what.append(os.readlink(path))
+            said[ascii(path)] = what
+print(json.dumps([said, sorted(sorted(names) for names in links.values() if len(names) > 1)]))
+"""
+LOOKER: Final = """
+import json, os, socket, sys
+seen = {'tokens': os.path.exists('/var/run/secrets'), 'addresses': []}
+for host, port in json.loads(sys.argv[1]):
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+        seen['addresses'].append('reached')
+    except OSError as error:
+        seen['addresses'].append(type(error).__name__)
+print(json.dumps(seen))
+"""
+
+
+@dataclass(kw_only=True)
+class Storage:
+    """A server of buckets on the node, as pods see it."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+
+@dataclass(kw_only=True)
+class BackingWorld:
+    """What a test drives."""
+
+    installation: ClusterInstallation
+    storage: Storage
+    backend: KubernetesBackend
+    backups: KubernetesVolumeBackups
+
+    @property
+    def namespace(self) -> str:
+        return f"{self.installation.instance}-acme"
+
+    def kubectl(self, *arguments: str, check: bool = True) -> str:
+        return self.installation.kubectl("-n", self.namespace, *arguments, check=check)
+
+    def inside(self, sandbox: SandboxId, program: str) -> str:
+        """What a program prints that root runs in the sandbox."""
+        return self.kubectl("exec", pod_of(sandbox), "-c", "sandbox", "--", "python3", "-c", program)
+
+    def work_pods(self) -> list[str]:
+        found = self.kubectl("get", "pods", "-l", "sandboxd.dev/backup", "-o", "json")
+        return [
+            one["metadata"]["name"] for one in json.loads(found)["items"] if one["status"].get("phase") == "Running"
+        ]
+
+    def lose_volumes(self, sandbox: SandboxId) -> None:
+        self.kubectl("delete", "pvc", *claims_of(sandbox).values(), "--wait=true")
+
+    async def a_sandbox(self) -> tuple[SandboxSpec, IncarnationId]:
+        spec, incarnation = a_spec(), an_incarnation()
+        await self.backend.start(spec, incarnation, timeout=PATIENCE)
+        return spec, incarnation
+
+    async def stop(self, spec: SandboxSpec, incarnation: IncarnationId) -> None:
+        await self.backend.stop(spec.sandbox, incarnation, grace=timedelta(seconds=1), timeout=PATIENCE)
+
+    async def take(self, spec: SandboxSpec, *, timeout: timedelta = PATIENCE) -> TakenVolumes:
+        return await self.backups.take(a_set(), volumes_of(spec), timeout=timeout, progress=ignored)
+
+
+def ignored(progress: VolumesProgress) -> None:
+    pass
+
+
+def a_set() -> BackupSetId:
+    return BackupSetId(f"bak-{secrets.token_hex(13)}")
+
+
+def volumes_of(spec: SandboxSpec) -> VolumesOf:
+    return VolumesOf(
+        sandbox=spec.sandbox,
+        client=spec.client,
+        freelancer=spec.freelancer,
+        tier=Tier.BASIC,
+        resources=spec.resources,
+    )
+
+
+def an_order(taken: TakenVolumes, spec: SandboxSpec) -> RestoreOrder:
+    return RestoreOrder(
+        id=RestoreId(f"rst-{secrets.token_hex(13)}"),
+        into=volumes_of(spec),
+        snapshots={one.volume: one.snapshot for one in taken.volumes},
+    )
+
+
+@pytest.fixture(scope="module")
+def backing_installation(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ClusterInstallation, Storage]]:
+    """An installation whose operator backs up to a server on the node."""
+    home = tmp_path_factory.mktemp("installation")
+    made = ClusterInstallation(
+        cluster=cluster,
+        instance=f"t-{secrets.token_hex(4)}",
+        home=home,
+        images=built_images(cluster, "server"),
+    )
+    storage = None
+    try:
+        made.prepare()
+        storage = a_storage(f"{made.gateway_host}:{free_port()}")
+        keys = home / "storage-keys"
+        keys.write_text("[default]\naws_access_key_id = somebody\naws_secret_access_key = secret\n")
+        host, _, port = storage.address.partition(":")
+        made.extra = {
+            "SANDBOXD_BACKUPS_LOCATION": f"s3:http://{storage.address}/backups/all",
+            "SANDBOXD_KUBERNETES_BACKUP_IMAGE": made.images["server"],
+            "SANDBOXD_KUBERNETES_BACKUP_ADDRESSES": f"{host}/32:{port}",
+            "SANDBOXD_BACKUPS_S3_CREDENTIALS_FILE": str(keys),
+            "SANDBOXD_BACKUPS_UPLOAD_KIBIBYTES": str(SLOW_KIBIBYTES),
+        }
+        made.start_operator()
+        yield made, storage
+    finally:
+        made.clean()
+        made.stop_operator()
+        if storage is not None:
+            storage.process.kill()
+            storage.process.wait()
+
+
+def a_storage(address: str) -> Storage:
+    """Start it, and wait until it answers."""
+    process = subprocess.Popen(
+        [str(ensure_s3_server()), "-host", address, "-backend", "memory", "-initialbucket", "backups"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while not answers(f"http://{address}/"):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return Storage(address=address, process=process)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
+
+
+@pytest.fixture
+async def world(backing_installation: tuple[ClusterInstallation, Storage]) -> AsyncIterator[BackingWorld]:
+    installation, storage = backing_installation
+    async with installation.client() as api:
+        backend, _ = installation.backend(api)
+        names = Installation(
+            instance=installation.instance,
+            namespace_prefix=f"{installation.instance}-",
+            template=installation.instance,
+        )
+        backups = KubernetesVolumeBackups(
+            api, installation=names, clock=SystemClock(), name=lambda: secrets.token_hex(8)
+        )
+        following = asyncio.create_task(backend.run())
+        yield BackingWorld(installation=installation, storage=storage, backend=backend, backups=backups)
+        for observation in await backend.list():
+            await backend.erase(observation.sandbox, timeout=PATIENCE)
+        following.cancel()
+
+
+async def test_a_sandbox_whose_volumes_are_lost_has_them_back_byte_for_byte(world: BackingWorld) -> None:
+    spec, incarnation = await world.a_sandbox()
+    world.inside(spec.sandbox, FILL)
+    before = json.loads(world.inside(spec.sandbox, LOOK))
+    assert len(before[1]) == 1, "there is a hard link"
+
+    running = await world.take(spec)
+    with pytest.raises(VolumesInUseError):
+        await world.backups.restore(an_order(running, spec), timeout=PATIENCE, progress=ignored)
+    await world.stop(spec, incarnation)
+    world.storage.process.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises((DeadlineError, BackupStorageUnavailableError)):
+            await world.take(spec, timeout=timedelta(seconds=12))
+    finally:
+        world.storage.process.send_signal(signal.SIGCONT)
+    stopped = await world.take(spec)
+    world.lose_volumes(spec.sandbox)
+    await world.backups.restore(an_order(stopped, spec), timeout=PATIENCE, progress=ignored)
+    await world.backend.start(spec, an_incarnation(), timeout=PATIENCE)
+
+    assert json.loads(world.inside(spec.sandbox, LOOK)) == before
+    counted = [[(one.files, one.bytes) for one in made.volumes] for made in (running, stopped)]
+    assert counted[0] == counted[1]
+    assert sum(one.added_bytes for one in stopped.volumes) < 20_000, "what was there is not stored again"
+
+
+async def test_a_pod_that_is_killed_in_the_middle_is_followed_by_another_which_reaches_nothing_but_the_storage(
+    world: BackingWorld,
+) -> None:
+    spec, _ = await world.a_sandbox()
+    world.inside(spec.sandbox, f"import os; open('/workspace/big', 'wb').write(os.urandom({SLOW_KIBIBYTES} << 13))")
+    taking = asyncio.create_task(world.take(spec))
+    (first,) = await eventually(lambda: asyncio.to_thread(world.work_pods), within=90, every=0.3)
+    host, _, port = world.storage.address.partition(":")
+    agent = json.loads(world.kubectl("get", "pod", pod_of(spec.sandbox), "-o", "json"))["status"]["podIP"]
+    targets = [(host, int(port)), (host, 6443), ("10.96.0.1", 443), (agent, 7443), ("1.1.1.1", 443)]
+    looked = world.kubectl(
+        "exec", first, "--", "/opt/sandboxd/bin/python", "-c", LOOKER, json.dumps([list(one) for one in targets])
+    )
+
+    seen = json.loads(looked)
+    world.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+    taken = await taking
+
+    assert seen["addresses"][0] == "reached"
+    assert "reached" not in seen["addresses"][1:]
+    assert seen["tokens"] is False
+    assert {one.volume.value for one in taken.volumes} == {"home", "workspace"}
+    assert first.endswith("-1")
+    await world.backups.verify(spec.client, content=True, timeout=PATIENCE)
