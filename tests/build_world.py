@@ -91,6 +91,18 @@ class Interfering(Registry):
     async def delete(self, repository: str, digest: str, *, timeout: timedelta) -> None:
         await self.inner.delete(repository, digest, timeout=timeout)
 
+    @override
+    async def attach(self, repository: str, tag: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        await self.inner.attach(repository, tag, manifest, timeout=timeout)
+
+    @override
+    async def attached(self, repository: str, subject: str, *, timeout: timedelta) -> Sequence[Manifest]:
+        return await self.inner.attached(repository, subject, timeout=timeout)
+
+    @override
+    async def detach(self, repository: str, subject: str, *, timeout: timedelta) -> int:
+        return await self.inner.detach(repository, subject, timeout=timeout)
+
 
 @dataclass(slots=True, kw_only=True)
 class BuildWorld:

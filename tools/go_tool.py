@@ -1,5 +1,6 @@
 """Programs written in Go that checks and tests need: those on PATH, else built once into the cache, pinned."""
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -20,7 +21,24 @@ def ensure_go_tool(package: str, *, version: str, tags: Sequence[str] = (), on_p
     name = package.rpartition("/")[2]
     if on_path and (found := shutil.which(name)):
         return Path(found)
-    home = cache_directory() / "tools" / f"{name}-{version}"
+    flags = ["-tags", ",".join(tags), "-ldflags", "-s -w", f"{package}@{version}"]
+    return _built(name, at=version, flags=flags)
+
+
+def ensure_own_go_tool(source: Path) -> Path:
+    """Return the program of a module of ours, which has the name of its folder; a change of a file builds it anew.
+
+    Raises:
+        ToolchainError: There is no Go, or the build failed.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
+    return _built(source.name, at=digest.hexdigest()[:16], flags=["-ldflags", "-s -w", "."], cwd=source)
+
+
+def _built(name: str, *, at: str, flags: Sequence[str], cwd: Path | None = None) -> Path:
+    home = cache_directory() / "tools" / f"{name}-{at}"
     binary = home / name
     if binary.is_file():
         return binary
@@ -30,7 +48,8 @@ def ensure_go_tool(package: str, *, version: str, tags: Sequence[str] = (), on_p
     fresh = home.with_name(f"{home.name}.{os.getpid()}")
     try:
         subprocess.run(
-            [go, "install", "-tags", ",".join(tags), "-ldflags", "-s -w", f"{package}@{version}"],
+            [go, "install", *flags],
+            cwd=cwd,
             env={**os.environ, "GOBIN": str(fresh), "GOFLAGS": "-trimpath", "GOTOOLCHAIN": "local"},
             capture_output=True,
             timeout=BUILD_SECONDS,

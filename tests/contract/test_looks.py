@@ -11,7 +11,7 @@ from sandboxd.model.idleness import Reading
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.lifecycle import NEVER, LifecycleOverrides, LifecycleStep
 from sandboxd.model.sandbox import Sandbox, SandboxState
-from tests.contract.test_unit_of_work import NOON, a_sandbox, given
+from tests.contract.test_unit_of_work import NOON, a_life, a_sandbox, given
 from tests.contract.units_world import UnitsWorld
 
 HOUR = timedelta(hours=1)
@@ -24,7 +24,13 @@ LOOK = Look(
 
 
 async def note(world: UnitsWorld, sandbox: Sandbox, look: Look = LOOK, *, later: timedelta = HOUR) -> None:
-    noted = Noted(sandbox=sandbox.id, version=sandbox.version, look=look, look_time=NOON + later)
+    noted = Noted(
+        sandbox=sandbox.id,
+        version=sandbox.version,
+        dirty_since=sandbox.dirty_since,
+        look=look,
+        look_time=NOON + later,
+    )
     async with world.units.begin() as work:
         await work.looks.note([noted])
         await work.commit()
@@ -80,6 +86,30 @@ async def test_what_was_noted_is_looked_at_again_at_its_time_and_a_change_asks_f
         await work.commit()
 
     assert await due(world) == [changed]
+
+
+async def test_an_install_asks_for_a_look_at_once_and_a_look_from_before_it_does_not_take_that_back(
+    world: UnitsWorld,
+) -> None:
+    sandbox = replace(a_sandbox(), version=2)
+    life = a_life(sandbox)
+    await ready(world, replace(sandbox, version=1))
+    async with world.units.begin() as work:
+        await work.incarnations.add(life)
+        await work.commit()
+    await note(world, sandbox)
+    assert await due(world) == []
+
+    async with world.units.begin() as work:
+        record = await work.packages.hold(sandbox.id, life.id)
+        await work.packages.save(replace(record, dirty_since=NOON), [])
+        await work.commit()
+    await note(world, sandbox)
+    (found,) = await due(world)
+    await note(world, found)
+
+    assert found.dirty_since == NOON
+    assert await due(world) == []
 
 
 async def test_a_note_about_an_older_version_does_not_put_the_next_look_off(world: UnitsWorld) -> None:

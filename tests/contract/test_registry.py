@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from sandboxd.backends.registry.client import OciRegistry
+from sandboxd.images.attaching import attach_sbom
+from sandboxd.images.ports import ImageReference
+from sandboxd.images.referrers import tag_of_subject
 from sandboxd.images.registry import OCI_MANIFEST, Manifest, Registry, digest_of
 from sandboxd.model.errors import NotFoundError, UnavailableError
 from tests.fakes.registry import FakeRegistry
@@ -65,6 +68,38 @@ async def test_what_is_pushed_is_pulled_byte_for_byte_until_it_is_deleted(regist
         await registry.delete("a/b", manifest.digest, timeout=SOON)
     with pytest.raises(NotFoundError):
         await registry.manifest("a/b", "g000001", timeout=SOON)
+
+
+async def an_image(registry: Registry, text: str) -> Manifest:
+    await registry.upload("a/b", text.encode(), digest=digest_of(text.encode()), timeout=SOON)
+    blob = {"mediaType": "application/octet-stream", "digest": digest_of(text.encode()), "size": len(text)}
+    content = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": blob, "layers": [blob]}
+    manifest = Manifest(media_type=OCI_MANIFEST, content=json.dumps(content).encode())
+    await registry.push("a/b", text, manifest, timeout=SOON)
+    return manifest
+
+
+async def test_what_is_attached_to_an_image_is_listed_there_and_goes_by_itself(registry: Registry) -> None:
+    image, other = await an_image(registry, "g000001"), await an_image(registry, "g000002")
+    reference = ImageReference(registry="registry.test", repository="a/b", digest=image.digest)
+    assert await registry.attached("a/b", image.digest, timeout=SOON) == []
+
+    made = [await attach_sbom(registry, reference, text, timeout=SOON) for text in (b"one", b"other", b"one")]
+
+    assert made[0] == made[2]
+    found = await registry.attached("a/b", image.digest, timeout=SOON)
+    assert {one.digest for one in found} == {made[0].manifest.digest, made[1].manifest.digest}
+    assert await registry.attached("a/b", other.digest, timeout=SOON) == []
+    tag = tag_of_subject(image.digest, "sbom")
+    assert (await registry.manifest("a/b", tag, timeout=SOON)).digest == made[0].manifest.digest, "the last one"
+    assert await fetched(registry, b"one") == b"one"
+
+    assert await registry.detach("a/b", image.digest, timeout=SOON) == 2
+    assert await registry.detach("a/b", image.digest, timeout=SOON) == 0
+
+    assert await registry.attached("a/b", image.digest, timeout=SOON) == []
+    assert sorted(await registry.tags("a/b", timeout=SOON)) == ["g000001", "g000002"]
+    assert await registry.manifest("a/b", "g000001", timeout=SOON) == image
 
 
 async def test_a_blob_is_mounted_from_another_repository_and_a_refusal_leaves_no_upload(registry: Registry) -> None:

@@ -39,7 +39,8 @@ class FakeLookRepository(LookRepository):
         rows = await self._work.write()
         for one in noted:
             rows.looks[one.sandbox] = one.look
-            if rows.sandboxes[one.sandbox].version == one.version:
+            row = rows.sandboxes[one.sandbox]
+            if (row.version, row.dirty_since) == (one.version, one.dirty_since):
                 rows.look_times[one.sandbox] = one.look_time
 
     @override

@@ -31,7 +31,7 @@ from sandboxd.manager.backend_port import (
 from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
-from sandboxd.manager.image_ports import GenerationRepository
+from sandboxd.manager.image_ports import GenerationRepository, SbomRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import Look, LookRepository
 from sandboxd.manager.package_ports import PackageRepository
@@ -73,6 +73,7 @@ from sandboxd.model.errors import (
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId, make_id
 from sandboxd.model.image import Generation, GenerationId
 from sandboxd.model.image_errors import ImageBrokenError
+from sandboxd.model.image_sbom import ImageSbom
 from sandboxd.model.package_history import KeptChange, PackageRecord
 from sandboxd.model.paging import Page
 from sandboxd.model.pool import Member, Pool, PoolId
@@ -91,6 +92,7 @@ from tests.fakes.generations import FakeGenerationRepository
 from tests.fakes.lifecycle import FakeLookRepository
 from tests.fakes.packages import FakePackageRepository, FakeTurn
 from tests.fakes.pools import FakePoolRepository
+from tests.fakes.sboms import FakeSbomRepository
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -158,6 +160,7 @@ class _Rows:
     members: dict[SandboxId, Member] = field(default_factory=dict)
     duties: dict[str, tuple[str, datetime]] = field(default_factory=dict)
     generations: dict[GenerationId, Generation] = field(default_factory=dict)
+    sboms: dict[GenerationId, ImageSbom] = field(default_factory=dict)
     backup_sets: dict[BackupSetId, BackupSet] = field(default_factory=dict)
     package_records: dict[SandboxId, PackageRecord] = field(default_factory=dict)
     package_changes: dict[SandboxId, list[KeptChange]] = field(default_factory=dict)
@@ -184,6 +187,7 @@ class _Rows:
             members=dict(self.members),
             duties=dict(self.duties),
             generations=dict(self.generations),
+            sboms=dict(self.sboms),
             backup_sets=dict(self.backup_sets),
             package_records=dict(self.package_records),
             package_changes=dict(self.package_changes),
@@ -232,6 +236,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._looks = FakeLookRepository(self)
         self._generations = FakeGenerationRepository(self)
         self._packages = FakePackageRepository(self)
+        self._sboms = FakeSbomRepository(self)
         self._backup_sets = FakeBackupSetRepository(self)
 
     @property
@@ -298,6 +303,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def generations(self) -> GenerationRepository:
         return self._generations
+
+    @property
+    @override
+    def sboms(self) -> SbomRepository:
+        return self._sboms
 
     @property
     @override

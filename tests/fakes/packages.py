@@ -56,6 +56,8 @@ class FakePackageRepository(PackageRepository):
         rows = await self._work.write()
         name, history = record.sandbox, rows.package_changes
         rows.package_records[name] = replace(record, owner=rows.package_records[name].owner)
+        if record.dirty_since is not None and record.dirty_since != rows.sandboxes[name].dirty_since:
+            rows.look_times[name] = min(rows.look_times.get(name, record.dirty_since), record.dirty_since)
         rows.sandboxes[name] = replace(
             rows.sandboxes[name], dirty_since=record.dirty_since, unsaved_packages=record.unsaved_packages
         )

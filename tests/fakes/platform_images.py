@@ -75,6 +75,14 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
         return pb.ListImagesResponse(images=found[page : page + 1], next_page_token=following)
 
     @override
+    def GetImageSbom(self, request: pb.GetImageSbomRequest, context: Any) -> Iterator[pb.GetImageSbomResponse]:
+        if request.name not in self.images:
+            context.abort(grpc.StatusCode.NOT_FOUND, "There is none.")
+        yield pb.GetImageSbomResponse(sbom=pb.ImageSbom(digest="sha256:" + "d" * 64, packages=1, complete=True))
+        for piece in (b'{"components":[{"name":', b'"ripgrep"}]}'):
+            yield pb.GetImageSbomResponse(chunk=piece)
+
+    @override
     def RollbackImage(self, request: pb.RollbackImageRequest, context: Any) -> pb.RollbackImageResponse:
         if request.name not in self.images:
             context.abort(grpc.StatusCode.NOT_FOUND, "There is none.")

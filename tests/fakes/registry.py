@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from typing_extensions import override
 
+from sandboxd.images.referrers import describe, subject_of_tag
 from sandboxd.images.registry import Manifest, Registry, Sent, digest_of
-from sandboxd.model.errors import NotFoundError, UnavailableError
+from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError
 
 
 class FakeRegistry(Registry):
@@ -21,6 +22,10 @@ class FakeRegistry(Registry):
         self.blobs: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
         self.manifests: defaultdict[str, dict[str, Manifest]] = defaultdict(dict)
         """By digest and by tag."""
+        self.error: SandboxdError | None = None
+        """What attaching fails with."""
+        self.attaching: Callable[[], None] = lambda: None
+        """Called before something is attached."""
 
     @override
     async def manifest(self, repository: str, reference: str, *, timeout: timedelta) -> Manifest:
@@ -77,3 +82,34 @@ class FakeRegistry(Registry):
     async def delete(self, repository: str, digest: str, *, timeout: timedelta) -> None:
         kept = {name: one for name, one in self.manifests[repository].items() if one.digest != digest}
         self.manifests[repository] = kept
+
+    @override
+    async def attach(self, repository: str, tag: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        describe(manifest)
+        self.attaching()
+        if self.error is not None:
+            raise self.error
+        await self.push(repository, tag, manifest, timeout=timeout)
+
+    @override
+    async def attached(self, repository: str, subject: str, *, timeout: timedelta) -> Sequence[Manifest]:
+        found = {
+            one.digest: one
+            for name, one in self.manifests[repository].items()
+            if subject_of_tag(name) == subject or _subject(one) == subject
+        }
+        return [found[digest] for digest in sorted(found)]
+
+    @override
+    async def detach(self, repository: str, subject: str, *, timeout: timedelta) -> int:
+        found = await self.attached(repository, subject, timeout=timeout)
+        for one in found:
+            await self.delete(repository, one.digest, timeout=timeout)
+        return len(found)
+
+
+def _subject(manifest: Manifest) -> str:
+    try:
+        return describe(manifest)[0]
+    except ValueError:
+        return ""

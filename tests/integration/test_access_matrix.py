@@ -223,6 +223,13 @@ CASES = [
         shows=image,
     ),
     Case(
+        method=f"{V}/GetImageSbom",
+        ask=lambda t: image_pb2.GetImageSbomRequest(name=image(t)),
+        roles=EVERYBODY,
+        seen=("FAILED_PRECONDITION", "CAPTURE_UNSUPPORTED"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
         method=f"{V}/CancelCommit",
         ask=lambda t: image_pb2.CancelCommitRequest(request_id=t.request_id, name=image(t)),
         roles=WRITERS,

@@ -1,7 +1,8 @@
-"""`sandboxctl commit`, `images` and `rollback` against the contract."""
+"""`sandboxctl commit`, `images`, `sbom` and `rollback` against the contract."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -72,6 +73,23 @@ def test_show_says_which_image_the_next_start_takes(platform: FakePlatform) -> N
     shown = {line.split()[0]: line.split()[-1] for line in ctl("show", "demo").out.splitlines() if line.strip()}
 
     assert shown["image"] == "g000007"
+
+
+@pytest.mark.parametrize("said", [[], ["g000001"], ["1"]])
+def test_the_list_of_packages_is_printed_as_it_is(platform: FakePlatform, said: list[str]) -> None:
+    ctl("commit", "demo")
+
+    ran = ctl("sbom", "demo", *said)
+
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads(ran.out) == {"components": [{"name": "ripgrep"}]}
+
+
+def test_where_no_image_is_active_there_is_no_list_of_packages(platform: FakePlatform) -> None:
+    ran = ctl("sbom", "demo")
+
+    assert (ran.code, ran.out) == (3, "")
+    assert "sandboxctl commit" in ran.err
 
 
 @pytest.mark.parametrize("said", ["g000001", "1"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
@@ -12,6 +14,8 @@ import grpc
 import pytest
 
 from sandboxd.model.image_errors import ImageTooLargeError
+from sandboxd.model.package_history import KnownPackage, PackageRecord
+from sandboxd.model.packages import Package, PackageKey, PackageManager, PackagePlace
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.v1 import image_pb2 as pb
 from sandboxd.v1 import image_pb2_grpc, sandbox_pb2
@@ -68,6 +72,56 @@ async def test_a_commit_answers_with_all_that_a_person_may_want_to_know(world: W
     assert "keys or tokens" in image.warnings[0]
     assert image.HasField("end_time")
     assert not image.HasField("progress")
+
+
+def given_packages(world: World, sandbox: Sandbox, *names: str) -> None:
+    """The service knows that these are installed."""
+    assert sandbox.incarnation is not None
+    packages = [
+        Package(
+            key=PackageKey(manager=PackageManager.DPKG, name=name, directory="/var/lib/dpkg"),
+            version="1.0-1",
+            place=PackagePlace.ROOT,
+        )
+        for name in names
+    ]
+    world.core.units.rows.package_records[sandbox.id] = PackageRecord(
+        sandbox=sandbox.id,
+        incarnation=sandbox.incarnation,
+        known={one.key: KnownPackage(package=one) for one in packages},
+        looked=True,
+        complete=True,
+    )
+
+
+async def test_the_packages_of_an_image_are_listed_once_the_registry_has_the_list(world: World) -> None:
+    sandbox = await given_sandbox(world)
+    given_packages(world, sandbox, "ripgrep", "jq")
+    image = (await commit(world, sandbox)).image
+    request = pb.GetImageSbomRequest(name=image.name)
+
+    pending = await refused(images(world).GetImageSbom(request, metadata=world.metadata()).read())
+    assert world.core.core.commits is not None
+    await world.core.core.commits.sboms.attach_due()
+    answers = [one async for one in images(world).GetImageSbom(request, metadata=world.metadata())]
+
+    assert (pending.code, pending.reason) == (S.UNAVAILABLE, "SBOM_PENDING")
+    sbom, document = answers[0].sbom, b"".join(one.chunk for one in answers[1:])
+    assert (sbom.packages, sbom.complete, sbom.size_bytes) == (2, True, len(document))
+    assert sbom.digest == f"sha256:{hashlib.sha256(document).hexdigest()}"
+    assert [one["purl"] for one in json.loads(document)["components"]] == [
+        "pkg:deb/debian/jq@1.0-1",
+        "pkg:deb/debian/ripgrep@1.0-1",
+    ]
+
+
+async def test_where_nobody_knew_the_packages_there_is_no_list_of_them(world: World) -> None:
+    image = (await commit(world, await given_sandbox(world))).image
+
+    call = images(world).GetImageSbom(pb.GetImageSbomRequest(name=image.name), metadata=world.metadata())
+
+    error = await refused(call.read())
+    assert (error.code, error.reason) == (S.NOT_FOUND, "SBOM_UNKNOWN")
 
 
 async def test_paths_of_any_bytes_can_be_told(world: World) -> None:

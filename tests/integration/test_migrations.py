@@ -75,6 +75,9 @@ ROWS = {
         """INSERT INTO backup_sets VALUES ('bak', 'sbx', 'acme', 'ada', now(), 'r/a@sha256:0', '[]', '{"tier": "pro"}',
         1, 'quiesced', 'creating', now(), '', NULL, now(), now(), 1)""",
     ),
+    "0023": (
+        """INSERT INTO image_sboms VALUES ('gen', '\\x00', true, 'sha256:1', 'sha256:2', 3, now(), 1, '', now())""",
+    ),
     "0013": ("INSERT INTO turn_places VALUES ('acme', 'r', 'ada', 'ses', now())",),
     "0003": (
         "INSERT INTO gateways VALUES ('gateway', now())",

@@ -15,7 +15,10 @@ from aiohttp import web
 
 from sandboxd.backends.registry.access import RegistryAccount
 from sandboxd.backends.registry.client import OciRegistry
-from sandboxd.images.registry import OCI_INDEX, Manifest, choose_platform, digest_of
+from sandboxd.images.attaching import attach_sbom
+from sandboxd.images.ports import ImageReference
+from sandboxd.images.referrers import Referrer, describe, make_index, tag_of_subject
+from sandboxd.images.registry import OCI_INDEX, OCI_MANIFEST, Manifest, choose_platform, digest_of
 from sandboxd.model.errors import DeadlineError, ExhaustedError, NotFoundError, UnavailableError
 from tests.eventually import eventually
 from tests.registry_front import Front, RealRegistry, a_front, a_registry
@@ -48,6 +51,66 @@ def at(address: str, account: RegistryAccount | None = None) -> OciRegistry:
 async def fetched(registry: OciRegistry, content: bytes) -> bytes:
     digest = digest_of(content)
     return b"".join([x async for x in registry.blob("a/b", digest, size=len(content), timeout=SOON)])
+
+
+async def given_image(registry: OciRegistry, tag: str) -> Manifest:
+    await registry.upload("a/b", tag.encode(), digest=digest_of(tag.encode()), timeout=SOON)
+    blob = {"mediaType": "application/octet-stream", "digest": digest_of(tag.encode()), "size": len(tag)}
+    content = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": blob, "layers": [blob]}
+    manifest = Manifest(media_type=OCI_MANIFEST, content=json.dumps(content).encode())
+    await registry.push("a/b", tag, manifest, timeout=SOON)
+    return manifest
+
+
+def named(image: Manifest) -> ImageReference:
+    return ImageReference(registry="registry.test", repository="a/b", digest=image.digest)
+
+
+async def test_a_registry_that_lists_what_is_attached_is_asked_and_gets_no_list(front: Front) -> None:
+    listed = list[dict[str, object]]()
+
+    def lists(request: web.Request) -> web.Response | None:
+        if "/referrers/" in request.path:
+            return web.json_response({"schemaVersion": 2, "manifests": listed}, content_type=OCI_INDEX)
+        return None
+
+    def takes(request: web.Request) -> web.Response | None:
+        if request.method == "PUT" and request.path.endswith(".sbom"):
+            return web.Response(status=201, headers={"OCI-Subject": image.digest})
+        return None
+
+    front.before, front.after = lists, takes
+    async with at(front.address) as registry:
+        image = await given_image(registry, "g000001")
+        made = await attach_sbom(registry, named(image), b"{}", timeout=SOON)
+        listed.append(describe(made.manifest)[1].to_json())
+
+        found = await registry.attached("a/b", image.digest, timeout=SOON)
+
+        assert found == [made.manifest]
+        assert set(await registry.tags("a/b", timeout=SOON)) == {"g000001", tag_of_subject(image.digest, "sbom")}
+
+
+async def test_a_list_that_names_what_is_not_attached_deletes_nothing(real: RealRegistry) -> None:
+    async with at(real.address) as registry:
+        image, other = await given_image(registry, "g000001"), await given_image(registry, "g000002")
+        forged = make_index([Referrer(digest=other.digest, media_type=OCI_MANIFEST, size=len(other.content))])
+        await registry.push("a/b", tag_of_subject(image.digest), forged, timeout=SOON)
+
+        assert await registry.attached("a/b", image.digest, timeout=SOON) == []
+        await registry.detach("a/b", image.digest, timeout=SOON)
+
+        assert sorted(await registry.tags("a/b", timeout=SOON)) == ["g000001", "g000002"]
+
+
+async def test_a_list_that_is_none_is_no_empty_one(real: RealRegistry) -> None:
+    async with at(real.address) as registry:
+        image = await given_image(registry, "g000001")
+        await registry.push("a/b", tag_of_subject(image.digest), image, timeout=SOON)
+
+        # An image where the list should be: it lists nothing, and is not deleted with what is attached to it.
+        assert await registry.detach("a/b", image.digest, timeout=SOON) == 0
+        assert await registry.manifest("a/b", "g000001", timeout=SOON) == image
 
 
 async def test_a_password_lets_in_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import yaml
 
 from sandboxd.dev.node import ToolchainError
 from sandboxd.gateway.metrics import FAMILIES, family_of
-from tools import metrics_page, promtool
+from tools import grafana, metrics_page, promtool
 from tools.go_tool import BUILD_SECONDS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -126,6 +126,45 @@ def test_prometheus_reads_the_rules_and_queries_and_each_alert_fires_when_it_sho
         pytest.skip(str(error))
 
     assert wrong == ""
+
+
+@pytest.mark.timeout(BUILD_SECONDS)
+def test_grafanas_own_types_read_the_dashboard_and_refuse_what_they_do_not_know() -> None:
+    wrong = [
+        _changed(lambda found: found["panels"][1].update(gridpos=found["panels"][1].pop("gridPos"))),
+        _changed(lambda found: found["panels"][1]["targets"][0].update(expression="up")),
+        _changed(lambda found: found["panels"][1].update(type="timeserie")),
+        _changed(lambda found: found["panels"][1]["fieldConfig"]["defaults"].update(unit=5)),
+        _changed(lambda found: found["panels"][1].update(options={"legend": {"displayMode": "nowhere"}})),
+    ]
+    try:
+        found = grafana.check(json.dumps(DASHBOARD))
+        refused = [grafana.check(json.dumps(one)) for one in wrong]
+    except ToolchainError as error:
+        if "CI" in os.environ:
+            raise
+        pytest.skip(str(error))
+
+    assert found == ""
+    assert all(refused), refused
+
+
+def test_no_two_panels_cover_each_other_and_each_shows_something() -> None:
+    taken: dict[tuple[int, int], int] = {}
+
+    for panel in DASHBOARD["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, "Grafana's grid has 24 columns"
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert taken.setdefault((x, y), panel["id"]) == panel["id"], panel["title"]
+        assert (panel["type"] == "row") != bool(panel.get("targets")), panel["title"]
+
+
+def _changed(change: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.dumps(DASHBOARD))
+    change(found)
+    return found
 
 
 def test_every_alert_has_a_test_of_its_rule() -> None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from sandboxd.manager.lifecycle_ports import Root
-from sandboxd.manager.saving import FIRST_DELAY
+from sandboxd.manager.saving import FIRST_DELAY, QUIET
 from sandboxd.model.commit_errors import RootNotSavedError
 from sandboxd.model.errors import DeadlineError, OpenTurnsError, SandboxdError, UnavailableError
 from sandboxd.model.failpoints import FailpointError, arming
@@ -269,6 +269,42 @@ async def test_an_install_that_cannot_be_committed_is_tried_again_after_a_while(
     assert len(rows(world)) == 2
 
 
+async def test_an_install_is_committed_in_its_own_time_where_no_step_of_policy_is_ever_due(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    never = LifecycleOverrides(hibernate_after=NEVER, stop_after=NEVER, terminate_after=NEVER)
+    world.units.rows.sandboxes[sandbox.id] = replace(world.row(sandbox.id), lifecycle=never)
+    await world.manager.sweep.run()
+    assert world.units.rows.look_times[sandbox.id] > world.clock.now() + timedelta(minutes=30)
+
+    await _install(world, sandbox)
+    installed = world.clock.now()
+    while not rows(world):
+        assert world.clock.now() < installed + timedelta(minutes=10), world.units.rows.look_times
+        world.clock.advance(10)
+        await world.manager.sweep.run()
+    await _quiet(world)
+
+    assert [(row.status, row.trigger) for row in rows(world)] == [(G.ACTIVE, CommitTrigger.INSTALL)]
+    assert rows(world)[0].create_time == installed + QUIET
+
+
+async def test_who_uses_a_sandbox_that_never_rests_keeps_its_install_from_being_committed(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    never = LifecycleOverrides(hibernate_after=NEVER, stop_after=NEVER, terminate_after=NEVER)
+    world.units.rows.sandboxes[sandbox.id] = replace(world.row(sandbox.id), lifecycle=never)
+    await _install(world, sandbox)
+    typed = world.clock.now() + timedelta(minutes=2)
+
+    while world.clock.now() < typed + QUIET:
+        world.backend.agent(sandbox.id).typed = min(typed, world.clock.now())
+        world.clock.advance(10)
+        await world.manager.sweep.run()
+        assert rows(world) == [] or rows(world)[0].create_time >= typed + QUIET
+    await _quiet(world)
+
+    assert len(rows(world)) == 1
+
+
 async def test_an_open_stream_is_told_what_was_lost(world: ManagerWorld) -> None:
     sandbox = await given(world)
     running = asyncio.create_task(world.core.announcements.run())
@@ -393,6 +429,15 @@ async def test_a_life_that_ends_uncommitted_has_lost_everything_since_its_start(
 
     reason = world.row(sandbox.id).state_reason
     assert "since 2026-11-23 12:00:00 UTC is lost, 3 package(s) among it" in reason
+
+
+async def _install(world: ManagerWorld, sandbox: Sandbox) -> None:
+    """Let the room of packages find something unsaved now."""
+    assert sandbox.incarnation is not None
+    async with world.units.begin() as work:
+        record = await work.packages.hold(sandbox.id, sandbox.incarnation)
+        await work.packages.save(replace(record, dirty_since=world.clock.now()), [])
+        await work.commit()
 
 
 async def _quiet(world: ManagerWorld) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
+import grpc.aio
+
 from sandboxd.ctl.backoff import RECONNECT
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, new_request_id
+from sandboxd.ctl.errors import from_rpc_error
 from sandboxd.ctl.staying import stay
 from sandboxd.v1 import image_pb2, image_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
 
@@ -64,3 +67,23 @@ class ImageClient:
         """Let the sandbox's next start take an older image."""
         request = image_pb2.RollbackImageRequest(request_id=new_request_id(), name=image)
         return (await self._connection.call(self._stub.RollbackImage, request)).image
+
+    async def sbom(self, image: str) -> tuple[image_pb2.ImageSbom, bytes]:
+        """Return the list of an image's packages: what it is, and the document.
+
+        Raises:
+            ApiError: It was refused, or broke off; also where what came is not what was announced.
+        """
+        request, sbom, document = image_pb2.GetImageSbomRequest(name=image), image_pb2.ImageSbom(), bytearray()
+        call = self._stub.GetImageSbom(request, metadata=self._connection.metadata(), timeout=WORK_SECONDS)
+        try:
+            async for answer in call:
+                if answer.WhichOneof("content") == "sbom":
+                    sbom = answer.sbom
+                else:
+                    document += answer.chunk
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from error
+        finally:
+            call.cancel()
+        return sbom, bytes(document)

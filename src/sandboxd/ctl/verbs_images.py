@@ -59,6 +59,28 @@ def images(
 
 @app.command(
     help=help_text(
+        "Print the list of the packages in an image, a CycloneDX document as it is attached to the image. "
+        "Without IMAGE that of the active one.",
+        "sandboxctl sbom demo | jq -r '.components[].purl'",
+        "sandboxctl sbom demo g000003 > g000003.cdx.json",
+    )
+)
+def sbom(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    image: Annotated[
+        str,
+        typer.Argument(metavar="[IMAGE]", help="Its tag or number.", autocompletion=complete_image, show_default=False),
+    ] = "",
+) -> None:
+    """Print an SBOM."""
+    from sandboxd.ctl.commands import images as command
+
+    execute(context, None, lambda shell: command.sbom(shell, sandbox, image))
+
+
+@app.command(
+    help=help_text(
         "Let a sandbox's next start take an older image. What runs goes on and is given up: no commit takes it.",
         "sandboxctl rollback demo g000003",
         "sandboxctl rollback demo 3 && sandboxctl pause demo && sandboxctl resume demo",

@@ -23,6 +23,8 @@ DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json
 
 MANIFEST_BYTES: Final = 4 << 20
 """Longest manifest that is read: what registries accept at most."""
+ATTACHED: Final = 100
+"""Manifests of those that are attached to one image that are looked at."""
 
 
 Sent = Callable[[int], None]
@@ -109,6 +111,21 @@ class Registry(Protocol):
         Raises:
             RegistryKeepsError: The registry deletes nothing.
         """
+        ...
+
+    async def attach(self, repository: str, tag: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        """Put a manifest with a `subject` under a tag of its own, and see that it is listed at that subject.
+
+        One that is attached already is no error, under another tag as well.
+        """
+        ...
+
+    async def attached(self, repository: str, subject: str, *, timeout: timedelta) -> Sequence[Manifest]:
+        """Return what is attached to a digest and listed there, or has a tag of it, at most `ATTACHED` of them."""
+        ...
+
+    async def detach(self, repository: str, subject: str, *, timeout: timedelta) -> int:
+        """Delete all that is attached to a digest, the list of it too; answers how many manifests. Else as `delete`."""
         ...
 
 

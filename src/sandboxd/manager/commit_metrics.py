@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from sandboxd.model.image import CommitPhase, Generation
+from sandboxd.model.image import CommitPhase, CommitTrigger, Generation
 
 CommitOutcome = Literal["active", "unchanged", "dry_run", "superseded", "failed", "cancelled"]
 FallbackTarget = Literal["previous", "base"]
+SbomOutcome = Literal["attached", "failed"]
 
 _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 _PHASES = frozenset(phase.value for phase in CommitPhase)
@@ -55,6 +56,11 @@ class CommitMetrics:
             "Active images that the tag latest or the backend could not be told of, at the last look.",
             registry=registry,
         )
+        self._kept_here = Gauge(
+            "sandboxd_images_kept_here",
+            "1 where what is installed in sandboxes is committed to images, 0 where it is not.",
+            registry=registry,
+        )
         self._rollbacks = Counter("sandboxd_image_rollbacks_total", "Rollbacks that callers made.", registry=registry)
         self._fallbacks = Counter(
             "sandboxd_image_fallbacks_total",
@@ -62,6 +68,29 @@ class CommitMetrics:
             ("target",),
             registry=registry,
         )
+        self._sboms = Counter(
+            "sandboxd_image_sboms_total",
+            "Attempts to attach an image's list of packages to it, by outcome (attached, failed).",
+            ("outcome",),
+            registry=registry,
+        )
+        self._sboms_waiting = Gauge(
+            "sandboxd_image_sboms_waiting",
+            "Kept images whose list of packages the registry does not have yet, at the last look.",
+            registry=registry,
+        )
+        # From the beginning, so that the first one of each is seen as an increase.
+        for trigger in CommitTrigger:
+            for outcome in get_args(CommitOutcome):
+                self._commits.labels(trigger.value, outcome)
+        for target in get_args(FallbackTarget):
+            self._fallbacks.labels(target)
+        for tried in get_args(SbomOutcome):
+            self._sboms.labels(tried)
+
+    def kept_here(self, kept: bool) -> None:
+        """Note whether this installation commits at all."""
+        self._kept_here.set(int(kept))
 
     def ended(self, generation: Generation, outcome: CommitOutcome) -> None:
         """Note a commit that has ended."""
@@ -92,3 +121,11 @@ class CommitMetrics:
     def fell_back(self, target: FallbackTarget) -> None:
         """Note a start whose image did not boot."""
         self._fallbacks.labels(target).inc()
+
+    def sbom_tried(self, outcome: SbomOutcome) -> None:
+        """Note an attempt to attach a list of packages."""
+        self._sboms.labels(outcome).inc()
+
+    def sboms_waiting(self, number: int) -> None:
+        """Note how many lists are not attached."""
+        self._sboms_waiting.set(number)

@@ -44,6 +44,7 @@ from sandboxd.model.image import (
     LeftOutPaths,
 )
 from sandboxd.model.image_errors import CaptureRunningError
+from sandboxd.model.image_sbom import ImageSbom, in_image
 from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, Tier
 from sandboxd.model.sources import Clock
 from sandboxd.model.trace import NO_TRACES, Tracer
@@ -151,7 +152,7 @@ class CommitSteps:
         return held.generation
 
     async def _build(self, held: Held, note: ProgressNote) -> Held:
-        held, order = await self._order(held)
+        held, order, sbom = await self._order(held)
         with self._tracer.step("commit.build"):
             built = await self._built(order, note)
         failpoint("commit.after_build")
@@ -164,7 +165,7 @@ class CommitSteps:
             seconds=_seconds(built),
         )
         if not generation.dry_run and not built.unchanged and built.image is not None:
-            return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()))
+            return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()), sbom=sbom)
         discarded = done.enter(_G.DISCARDED, at=self._clock.now())
         return await self._save(held, discarded, saved=built.unchanged and not generation.dry_run)
 
@@ -178,8 +179,8 @@ class CommitSteps:
             await asyncio.sleep(self._images.capture_pause.total_seconds())
         return await self._images.builder.build(order, timeout=self._images.build_timeout, progress=note.built)
 
-    async def _order(self, held: Held) -> tuple[Held, BuildOrder]:
-        """Say what is to be built, and note on what base, in the place of what, and from when on."""
+    async def _order(self, held: Held) -> tuple[Held, BuildOrder, ImageSbom | None]:
+        """Say what is to be built and which packages it has, and note on what base, for what, and from when on."""
         generation = held.generation
         async with self._units.begin() as work:
             sandbox = await work.sandboxes.get(generation.sandbox)
@@ -193,6 +194,7 @@ class CommitSteps:
         base = _base(sandbox, active, generation, running)
         if self._packages is not None:  # or what was installed seconds ago would seem unsaved after this
             await self._packages.catch_up(life)
+        sbom = await self._known_packages(generation)
         at = self._clock.now()
         noted = replace(
             generation,
@@ -218,7 +220,20 @@ class CommitSteps:
             dry_run=generation.dry_run,
             secrets=self._images.secrets,
         )
-        return await self._save(held, noted), order
+        return await self._save(held, noted), order, sbom
+
+    async def _known_packages(self, generation: Generation) -> ImageSbom | None:
+        """Which packages the image will have, as far as is known; None where nobody has looked in this life."""
+        async with self._units.begin() as work:
+            record = await work.packages.get(generation.sandbox)
+        if record is None or record.incarnation != generation.incarnation or not record.looked:
+            return None
+        return ImageSbom(
+            generation=generation.id,
+            packages=in_image(one.package for one in record.known.values()),
+            complete=record.complete,
+            next_time=self._clock.now(),
+        )
 
     async def _probe(self, held: Held, note: ProgressNote) -> Held:
         note.take(CommitProgress(phase=CommitPhase.PROBE))
@@ -260,10 +275,14 @@ class CommitSteps:
         seconds = {**generation.seconds, phase.value: round(self._clock.monotonic() - since, 6)}
         return replace(generation, seconds=seconds)
 
-    async def _save(self, held: Held, changed: Generation, *, saved: bool = False) -> Held:
+    async def _save(
+        self, held: Held, changed: Generation, *, saved: bool = False, sbom: ImageSbom | None = None
+    ) -> Held:
         async with self._units.begin() as work:
             await self._still(work, held)
             await work.generations.save(changed)
+            if sbom is not None:
+                await work.sboms.add(sbom)
             if saved:
                 await self._mark_saved(work, changed)
             await work.commit()

@@ -7,7 +7,7 @@ done is lost with its process, so it is begun again, a few times; from PUSHED on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Final
@@ -25,6 +25,7 @@ from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.packages import SandboxNotRunningError
 from sandboxd.manager.ports import Operation, OperationId, UnitOfWork, UnitsOfWork
+from sandboxd.manager.sbom_attaching import SbomAttaching
 from sandboxd.model.commit_errors import CommitAbandonedError, CommitCancelledError
 from sandboxd.model.errors import (
     ConflictError,
@@ -75,8 +76,8 @@ class Commits:
     tracer: Tracer = NO_TRACES
     lease: timedelta = LEASE
     report_every: timedelta = REPORT_EVERY
-    on_ended: Callable[[Generation], None] = lambda _: None
     telling: ImageTelling = field(init=False)
+    sboms: SbomAttaching = field(init=False)
     _steps: CommitSteps = field(init=False)
     _running: dict[GenerationId, _Running] = field(default_factory=dict, init=False)
 
@@ -84,6 +85,9 @@ class Commits:
         """Join the parts to the same things."""
         self.telling = ImageTelling(
             units=self.units, images=self.images, changes=self.changes, metrics=self.metrics, clock=self.clock
+        )
+        self.sboms = SbomAttaching(
+            units=self.units, registry=self.images.registry, metrics=self.metrics, clock=self.clock
         )
         self._steps = CommitSteps(
             units=self.units,
@@ -178,6 +182,7 @@ class Commits:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.keep_leases(), name="commit-leases")
             group.create_task(self._recover(), name="commit-recovery")
+            group.create_task(self.sboms.run(), name="image-sboms")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let commits end within the grace, then leave the rest to the recovery of whoever comes next."""
@@ -339,7 +344,7 @@ class Commits:
             raw_bytes=0 if generation.content is None else generation.content.raw_bytes,
             compressed_bytes=0 if generation.content is None else generation.content.compressed_bytes,
         )
-        self.on_ended(generation)
+        self.sboms.wake()
 
     async def _release(self, held: Held) -> None:
         try:

@@ -107,6 +107,7 @@ class ManagerCore:
             clock=clock,
             ids=tools.ids,
         )
+        tools.commit_metrics.kept_here(self.saving.active)
         self.backups = _backup_room(tools, self.changes)
         self.use = SandboxUse(
             units=units,

@@ -137,6 +137,8 @@ class ImageCare:
         for one in sorted(found.lost, key=lambda one: one.status is _G.ACTIVE):
             report.lost += await self._losses.mark(one)
         await self._remove_all(report)
+        for repository, subject in found.left_over:
+            await self._tried(report, partial(self._detach, repository, subject))
         log.info(
             "images.cared_for",
             kept=found.kept,
@@ -199,6 +201,12 @@ class ImageCare:
             log.warning("image.not_removed", error=error.message)
             return False
 
+    async def _detach(self, repository: str, subject: str) -> bool:
+        """Remove what is attached to an image that is gone."""
+        removed = await self._registry.detach(repository, subject, timeout=ASK_TIMEOUT)
+        log.info("image.attachments_removed", repository=repository, digest=subject, manifests=removed)
+        return True
+
     async def _mark(self, one: Generation) -> Generation | None:
         """Write down that an image goes; None where it is another thing by now."""
         if one.status is _G.DELETING:
@@ -226,7 +234,7 @@ class ImageCare:
                 there = {row.id: row for row in rows}.get(image.id)
                 if there is None or there.status is not _G.DELETING or work is None:
                     return False
-                await self._registry.delete(image.repository, digest, timeout=DELETE_TIMEOUT)
+                await self._delete(image.repository, digest)
                 failpoint("reap.after_delete")
                 await work.generations.save(there.enter(_G.DELETED, at=self._clock.now()))
                 await work.commit()
@@ -245,11 +253,18 @@ class ImageCare:
             ) as (work, rows):
                 if work is None or any(has_image(row) and row.number in numbers for row in rows):
                     return False
-                await self._registry.delete(orphan.repository, orphan.digest, timeout=DELETE_TIMEOUT)
+                await self._delete(orphan.repository, orphan.digest)
             await self._sightings.forget(orphan.repository, orphan.digest)
         self._metrics.removed()
         log.info("image.orphan_removed", repository=orphan.repository, tags=orphan.tags, digest=orphan.digest)
         return True
+
+    async def _delete(self, repository: str, digest: str) -> None:
+        """Delete an image, and before it what is attached to it: then a crash leaves nothing that nobody looks for."""
+        end = self._clock.monotonic() + DELETE_TIMEOUT.total_seconds()
+        await self._registry.detach(repository, digest, timeout=DELETE_TIMEOUT)
+        left = timedelta(seconds=max(end - self._clock.monotonic(), 0.001))
+        await self._registry.delete(repository, digest, timeout=left)
 
     @asynccontextmanager
     async def _held(

@@ -8,6 +8,7 @@ from typing import Final
 
 import structlog
 
+from sandboxd.images.referrers import subject_of_tag
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.model.errors import NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId
@@ -25,7 +26,9 @@ class ImageErasing:
     images: ImageTools
 
     async def erase(self, client: ClientId, freelancer: FreelancerId) -> int:
-        """Delete every image that a tag names; answers how many there were. Safe to repeat.
+        """Delete every image that a tag names, and what is attached; answers how many images there were.
+
+        Safe to repeat.
 
         The registry's own garbage collection frees the space.
 
@@ -34,12 +37,17 @@ class ImageErasing:
             UnavailableError, DeadlineError: It does not answer.
         """
         registry, repository = self.images.registry, self.images.repository_of(client, freelancer)
-        digests = set[str]()
+        digests, subjects = set[str](), set[str]()
         for tag in await registry.tags(repository, timeout=TIMEOUT):
+            if (subject := subject_of_tag(tag)) is not None:
+                subjects.add(subject)  # an image has its tag, and what is attached to it another one
+                continue
             try:
                 digests.add((await registry.manifest(repository, tag, timeout=TIMEOUT)).digest)
             except NotFoundError:
                 continue  # deleted with another tag of the same image
+        for digest in sorted(digests | subjects):
+            await registry.detach(repository, digest, timeout=TIMEOUT)
         for digest in sorted(digests):
             await registry.delete(repository, digest, timeout=TIMEOUT)
         if digests:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from sandboxd.model.errors import ConflictError, NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.image import CommitProgress, Generation, GenerationId, tag_of
+from sandboxd.model.image_sbom import ImageSbom
 from sandboxd.model.paging import Page
 
 ATTEMPTS_KEPT_FOR: Final = timedelta(days=30)
@@ -144,4 +145,34 @@ class GenerationRepository(Protocol):
 
     async def hold_owner(self, client: ClientId, freelancer: FreelancerId) -> None:
         """Keep commits in this repository from beginning until the end of the unit of work."""
+        ...
+
+
+class SbomRepository(Protocol):
+    """What is known of the packages in images. A row goes with its generation's.
+
+    Contract suite: `tests/contract/test_image_sboms.py`.
+    """
+
+    async def add(self, sbom: ImageSbom) -> None:
+        """Insert what a capture found, in place of what an earlier try of the same commit did."""
+        ...
+
+    async def get(self, generation: GenerationId) -> ImageSbom | None:
+        """One with its packages, or None where nobody knew them."""
+        ...
+
+    async def note(self, sbom: ImageSbom) -> None:
+        """Write what became of an attempt; packages stay as they are. One that is gone is no error."""
+        ...
+
+    async def claim(self, *, at: datetime, until: datetime, limit: int) -> Sequence[ImageSbom]:
+        """Take those whose time has come, of images that were booted and are kept, with one attempt more each.
+
+        Others leave them alone until `until`. They come without their packages.
+        """
+        ...
+
+    async def pending(self) -> int:
+        """How many of images that are kept are not attached."""
         ...

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
+from sandboxd.images.referrers import subject_of_tag
 from sandboxd.images.registry import Registry
 from sandboxd.manager.image_care_ports import ImageSightings
 from sandboxd.manager.ports import UnitsOfWork
@@ -65,6 +66,8 @@ class ImageFindings:
     """Started from or rolled back to, and the registry has them no more."""
     untagged: list[Generation] = field(default_factory=list)
     """The registry has them without their tag: its garbage collection would take them."""
+    left_over: list[tuple[str, str]] = field(default_factory=list)
+    """Repository and digest of images that are gone, and to which something is still attached; as many as wanted."""
     checked: int = 0
     """Images that the registry must have."""
     kept: int = 0
@@ -150,6 +153,9 @@ class ImageSurvey:
                 if len(found.staying) < LISTED:
                     found.staying.append(verdict)
         await self._missing(repository, verdicts, tags, found)
+        held = {subject for row in rows if has_image(row) and (subject := digest_of(row))}
+        others = [tag for tag in tags if subject_of_tag(tag) not in held]
+        await self._left_over(repository, others, found, limit=limit)
         for orphan in await self._orphans((client, freelancer), repository, rows, tags, names):
             same = sum((one.stay is None) is (orphan.stay is None) for one in found.orphans)
             if same < (limit if orphan.stay is None else LISTED):
@@ -176,6 +182,14 @@ class ImageSurvey:
                 found.lost.append(one)
             elif one.tag not in there:
                 found.untagged.append(one)
+
+    async def _left_over(self, repository: str, tags: Sequence[str], found: ImageFindings, *, limit: int) -> None:
+        """Find what is attached to images that the registry has no more: an image is there before anything of it."""
+        for subject in sorted({subject for tag in tags if (subject := subject_of_tag(tag)) is not None}):
+            if len(found.left_over) >= limit:
+                return
+            if not await self._has(repository, subject):
+                found.left_over.append((repository, subject))
 
     async def _has(self, repository: str, digest: str) -> bool:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -32,12 +32,16 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
 from sandboxd.model.image_errors import CaptureUnsupportedError
+from sandboxd.model.image_sbom import ImageSbom, SbomPendingError, SbomUnknownError
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, Tier
 from sandboxd.model.sources import Clock, IdSource
 
 WATCH_SECONDS: Final = 1.0
 """How often a commit that is followed is looked at."""
+SBOM_TIMEOUT: Final = timedelta(seconds=60)
+"""For reading one list of packages from the registry: 5 MB at most."""
+SBOM_RETRY: Final = timedelta(seconds=5)
 _G = GenerationStatus
 
 log = structlog.get_logger(__name__)
@@ -159,6 +163,41 @@ class Images:
                 page_token=page_token,
             )
         return Page(items=[self._show(one, tier) for one in page.items], next_token=page.next_token)
+
+    async def sbom(
+        self, caller: Caller, sandbox: SandboxId, number: int
+    ) -> tuple[ImageSbom, AsyncGenerator[bytes, None]]:
+        """The list of an image's packages as the registry has it: what it is, and its bytes.
+
+        Raises:
+            SandboxNotFoundError, ImageNotFoundError: The caller has no such sandbox, or that no such image.
+            SbomUnknownError: There is none, and there will be none.
+            SbomPendingError: The registry does not have it yet; the message says why, where it was tried.
+        """
+        async with self._units.begin() as work:
+            require_visible(await work.sandboxes.get(sandbox), caller)
+            image = await work.generations.numbered(sandbox, number)
+            found = await work.sboms.get(image.id)
+        commits = self._required(sandbox)
+        if found is None or not image.bootable:
+            raise SbomUnknownError(
+                f"There is no list of the packages of {image.tag}: "
+                f"{'they were not known when it was made' if image.bootable else f'it is {image.status.value}'}.",
+                sandbox=sandbox,
+                image=image.tag,
+            )
+        if found.attached is None:
+            why = f" The last attempt failed: {found.failure}" if found.failure else ""
+            raise SbomPendingError(
+                f"The list of the packages of {image.tag} is not in the registry yet.{why}",
+                sandbox=sandbox,
+                image=image.tag,
+                retry_after=SBOM_RETRY,
+            )
+        content = commits.images.registry.blob(
+            image.repository, found.attached.document, size=found.attached.size, timeout=SBOM_TIMEOUT
+        )
+        return found, content
 
     async def watch(self, caller: Caller, sandbox: SandboxId, number: int) -> AsyncIterator[ShownImage]:
         """Follow a commit: as it is now, then each change and its progress, until it has ended. Raises as `get`."""

@@ -65,6 +65,8 @@ class Noted:
     look: Look
     look_time: datetime
     """When to look again."""
+    dirty_since: datetime | None = None
+    """Of the sandbox that was looked at: one in which something was installed meanwhile is looked at again at once."""
     changed: bool = True
     """False where the look is the one that is there: then only the time is written."""
 

@@ -17,7 +17,7 @@ from sandboxd.manager.account_ports import ClientRepository, FreelancerRepositor
 from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
-from sandboxd.manager.image_ports import GenerationRepository
+from sandboxd.manager.image_ports import GenerationRepository, SbomRepository
 from sandboxd.manager.key_ports import KeyRepository
 from sandboxd.manager.lifecycle_ports import LookRepository
 from sandboxd.manager.package_ports import PackageRepository
@@ -304,27 +304,22 @@ class UnitOfWork(Protocol):
     @property
     def clients(self) -> ClientRepository:
         """Client rows."""
-        ...
 
     @property
     def freelancers(self) -> FreelancerRepository:
         """Freelancer rows."""
-        ...
 
     @property
     def budgets(self) -> BudgetRepository:
         """Budgets with what is counted in them."""
-        ...
 
     @property
     def prices(self) -> PriceRepository:
         """The price book."""
-        ...
 
     @property
     def erasures(self) -> ErasureRepository:
         """Erasures, and what they erase."""
-        ...
 
     @property
     def keys(self) -> KeyRepository:
@@ -341,6 +336,10 @@ class UnitOfWork(Protocol):
     @property
     def generations(self) -> GenerationRepository:
         """What root file systems were kept as."""
+
+    @property
+    def sboms(self) -> SbomRepository:
+        """What is known of the packages in images."""
 
     @property
     def packages(self) -> PackageRepository:

@@ -133,28 +133,36 @@ class RootSaving:
             await self._begin(sandbox.id, trigger=CommitTrigger.STOP)
         return False
 
-    async def commit_installs(self, sandbox: Sandbox, *, at: datetime) -> bool:
-        """Begin a commit where something was installed and the sandbox has been idle since; answers whether it did.
+    def install_time(self, sandbox: Sandbox) -> datetime | None:
+        """When what was installed is to be committed unless somebody uses it before; None where nothing is to be."""
+        dirty = sandbox.dirty_since
+        if not self.active or sandbox.state is not SandboxState.ACTIVE or dirty is None:
+            return None
+        return max(dirty, sandbox.last_use_time) + QUIET
+
+    async def commit_installs(self, sandbox: Sandbox, *, at: datetime) -> datetime | None:
+        """Begin a commit where something was installed and the sandbox has been idle since.
 
         Once for each time that it became dirty; where that fails, again after a while. It keeps what a crash would
         lose, and lets a later stop find that nothing has changed.
+
+        Returns:
+            When to look again, after `at`; None where nothing is installed that could be committed.
         """
-        dirty = sandbox.dirty_since
-        if not self.active or sandbox.state is not SandboxState.ACTIVE or dirty is None:
-            return False
-        if max(dirty, sandbox.last_use_time) > at - QUIET:
-            return False
+        due, dirty = self.install_time(sandbox), sandbox.dirty_since
+        if due is None or dirty is None or due > at:
+            return due
         async with self.units.begin() as work:
             newest = await work.generations.list(sandbox.id, everything=True, page_size=1, page_token="")
         last = newest.items[0] if newest.items else None
         if last is not None and last.create_time >= max(dirty, at - RETRY_INSTALL):
-            return False
+            return max(last.create_time + RETRY_INSTALL, at + FIRST_DELAY)
         try:
             await self._begin(sandbox.id, trigger=CommitTrigger.INSTALL)
         except SandboxdError as error:
             log.info("saving.not_begun", sandbox=sandbox.id, reason=error.reason, error=error.message)
-            return False
-        return True
+            return at + QUIET
+        return at + RETRY_INSTALL
 
     async def _present(self, work: UnitOfWork, sandbox: SandboxId) -> tuple[Sandbox, Incarnation | None]:
         """The sandbox, and its life if that has a root file system which could be lost and is wanted."""

@@ -205,18 +205,20 @@ class Sweep:
     async def _consider(self, candidate: Candidate, report: SweepReport, *, dry_run: bool) -> Noted | None:
         policy = self.defaults.under(candidate.wishes).under(candidate.sandbox.lifecycle)
         compared = True
-        if wants_sample(candidate, policy, at=self.clock.now()):
-            candidate, compared = await self._sampled(candidate, dry_run=dry_run)
         root = await self.dirtiness.root_of(candidate.sandbox)
+        commits_first = root is Root.COMMITTABLE and not policy.discard_root_changes
+        install = self.saving.install_time(candidate.sandbox) if commits_first else None
+        asked_at = self.clock.now()
+        if wants_sample(candidate, policy, at=asked_at) or (install is not None and install <= asked_at):
+            candidate, compared = await self._sampled(candidate, dry_run=dry_run)
         now = self.clock.now()
-        if root is Root.COMMITTABLE and not dry_run and not policy.discard_root_changes:
-            await self.saving.commit_installs(candidate.sandbox, at=now)
+        if commits_first and not dry_run:
+            install = await self.saving.commit_installs(candidate.sandbox, at=now)
         verdict = judge(candidate, policy, root, judged_by_two=compared, at=now)
         report.hindered += bool(verdict.look.hindrance)
         if dry_run:
             self._plan(verdict, report)
             return None
-        commits_first = root is Root.COMMITTABLE and not policy.discard_root_changes
         if verdict.act is Act.TAKE and commits_first and (unsaved := await self._unsaved(verdict)) is not None:
             report.hindered += 1
             other = judge(candidate, policy, Root.DIRTY, judged_by_two=compared, at=now)
@@ -230,7 +232,8 @@ class Sweep:
             self.metrics.announced(called_off=verdict.called_off)
         if verdict.act is Act.TAKE:
             return await self._take(verdict, report)
-        return _noted(verdict)
+        noted = _noted(verdict)
+        return noted if install is None else replace(noted, look_time=min(noted.look_time, install))
 
     async def _unsaved(self, verdict: Verdict) -> _Unsaved | None:
         """Commit before a step that ends the compute; None where all is kept, or nothing is lost.
@@ -346,6 +349,7 @@ class Sweep:
         return Noted(
             sandbox=candidate.sandbox.id,
             version=candidate.sandbox.version,
+            dirty_since=candidate.sandbox.dirty_since,
             look=look,
             look_time=self.clock.now() + delay,
         )
@@ -373,6 +377,7 @@ def _noted(verdict: Verdict) -> Noted:
     return Noted(
         sandbox=verdict.sandbox.id,
         version=verdict.sandbox.version,
+        dirty_since=verdict.sandbox.dirty_since,
         look=replace(verdict.look, failures=0),
         look_time=verdict.look_time,
     )

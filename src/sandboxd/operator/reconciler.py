@@ -19,6 +19,7 @@ from sandboxd.operator.announcing import PATIENCE_SECONDS, Announcement, announc
 from sandboxd.operator.builders import api_time, resource_event
 from sandboxd.operator.comparing import merging, says
 from sandboxd.operator.concluding import conclude
+from sandboxd.operator.holding import HOLD_SECONDS, may_wait
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.losses import is_bound
 from sandboxd.operator.mirrors import Mirrors, WorkKey, pod_name
@@ -55,6 +56,8 @@ class Reconciler:
         self._reporter = reporter
         self._later = later
         self._waiting: dict[WorkKey, tuple[str, float, bool]] = {}
+        self._held: dict[WorkKey, float] = {}
+        """Since when there is something to write that may wait."""
 
     async def reconcile(self, key: WorkKey) -> Sequence[Refusal]:
         """Converge what a key names; answers what was refused, to be tried again later.
@@ -68,6 +71,7 @@ class Reconciler:
         resource = self._mirrors.get(Kind.SANDBOX, key.namespace, key.sandbox)
         if resource is None or not is_ours(resource, instance=self._settings.instance):
             self._waiting.pop(key, None)
+            self._held.pop(key, None)
             return ()
         try:
             desired = Desired.from_resource(resource)
@@ -95,15 +99,31 @@ class Reconciler:
         if resource is None or not resource["metadata"].get("finalizers"):
             return
         desired = Desired.from_resource(resource)
+        key = WorkKey(namespace=desired.namespace, sandbox=desired.sandbox)
         observed = replace(await self._look(desired), refusals=[*refusals, *self._failures(desired)])
         status = conclude(desired, observed, self._settings, now=self._now())
         await self._tell_lasting(desired, status)
         if status.as_mapping() == resource.get("status"):
+            self._held.pop(key, None)
+            return
+        if self._holds(key, desired.status, status):
             return
         await self._writer.patch_status(
             Kind.SANDBOX, desired.namespace, desired.sandbox, status.as_mapping(), desired.resource_version
         )
+        self._held.pop(key, None)
         await self._announce(desired, status)
+
+    def _holds(self, key: WorkKey, before: PlacedStatus, after: PlacedStatus) -> bool:
+        """Keep a change back that may wait, for as long as it may."""
+        if not may_wait(before, after):
+            return False
+        now = self._clock.monotonic()
+        left = self._held.setdefault(key, now) + HOLD_SECONDS - now
+        if left <= 0:
+            return False
+        self._later(key, left)
+        return True
 
     async def _announce(self, desired: Desired, status: PlacedStatus) -> None:
         for one in announcements(desired.status, status):

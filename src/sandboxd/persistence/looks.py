@@ -100,9 +100,10 @@ class PostgresLookRepository(LookRepository):
 
 _LATER: Final = text("""
     UPDATE sandboxes AS s SET look_time = n.look_time
-    FROM unnest(CAST(:ids AS text[]), CAST(:versions AS bigint[]), CAST(:times AS timestamptz[]))
-        AS n (id, version, look_time)
-    WHERE s.id = n.id AND s.version = n.version
+    FROM unnest(CAST(:ids AS text[]), CAST(:versions AS bigint[]), CAST(:dirty AS timestamptz[]),
+                CAST(:times AS timestamptz[]))
+        AS n (id, version, dirty_since, look_time)
+    WHERE s.id = n.id AND s.version = n.version AND s.dirty_since IS NOT DISTINCT FROM n.dirty_since
 """)
 
 
@@ -110,6 +111,7 @@ def _later(noted: Sequence[Noted]) -> dict[str, Any]:  # Any: parameters of any 
     return {
         "ids": [one.sandbox for one in noted],
         "versions": [one.version for one in noted],
+        "dirty": [one.dirty_since for one in noted],
         "times": [one.look_time for one in noted],
     }
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import TextClause, delete, func, or_, select, text, update
+from sqlalchemy import TextClause, case, delete, func, or_, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
@@ -118,9 +118,15 @@ class PostgresPackageRepository(PackageRepository):
 
     @override
     async def save(self, record: PackageRecord, changes: Sequence[KeptChange]) -> None:
-        shown = {"dirty_since": record.dirty_since, "unsaved_packages": record.unsaved_packages}
         c = _SANDBOXES.c
-        differs = or_(c.dirty_since.is_distinct_from(record.dirty_since), c.unsaved_packages != record.unsaved_packages)
+        shown: dict[str, Any] = {  # Any: values and expressions
+            "dirty_since": record.dirty_since,
+            "unsaved_packages": record.unsaved_packages,
+        }
+        other_time = c.dirty_since.is_distinct_from(record.dirty_since)
+        if record.dirty_since is not None:  # the sweep looks at once, and plans the commit
+            shown["look_time"] = case((other_time, func.least(c.look_time, record.dirty_since)), else_=c.look_time)
+        differs = or_(other_time, c.unsaved_packages != record.unsaved_packages)
         packed = await _pack(record)
         with translated():
             await self._connection.execute(

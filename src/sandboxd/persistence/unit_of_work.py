@@ -40,6 +40,7 @@ from sandboxd.persistence.prices import PostgresPriceRepository
 from sandboxd.persistence.quotas import PostgresQuotaRepository
 from sandboxd.persistence.sandbox_rows import outcome_json, read_request, request_values
 from sandboxd.persistence.sandboxes import PostgresIncarnationRepository, PostgresSandboxRepository
+from sandboxd.persistence.sboms import PostgresSbomRepository
 from sandboxd.persistence.tables import OperationRow, RequestRow
 from sandboxd.persistence.tables.base import table
 
@@ -219,6 +220,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def packages(self) -> PostgresPackageRepository:
         return PostgresPackageRepository(self._open())
+
+    @property
+    @override
+    def sboms(self) -> PostgresSbomRepository:
+        return PostgresSbomRepository(self._open())
 
     @property
     @override

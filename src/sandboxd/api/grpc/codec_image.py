@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 
 from sandboxd.api.grpc.names import timestamp
+from sandboxd.images.sbom import CYCLONEDX
 from sandboxd.manager.image_views import ShownImage
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import (
@@ -19,6 +20,7 @@ from sandboxd.model.image import (
     number_of,
     tag_of,
 )
+from sandboxd.model.image_sbom import ImageSbom
 from sandboxd.v1 import image_pb2 as pb
 
 STATUSES: Final = {
@@ -117,3 +119,18 @@ def _progress(generation: Generation) -> pb.CommitProgress:
 def _text(path: str) -> str:
     """What was written by the freelancer's processes, as protobuf takes it: bytes that were no UTF-8 are replaced."""
     return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def encode_sbom(sbom: ImageSbom) -> pb.ImageSbom:
+    """Put a list of packages that is attached into the contract's words."""
+    attached = sbom.attached
+    assert attached is not None, "only what is attached is told"
+    return pb.ImageSbom(
+        media_type=CYCLONEDX,
+        digest=attached.document,
+        size_bytes=attached.size,
+        manifest_digest=attached.manifest,
+        packages=len(sbom.packages),
+        complete=sbom.complete,
+        attach_time=timestamp(attached.attach_time),
+    )

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_image import encode_image, image_number
+from sandboxd.api.grpc.codec_image import encode_image, encode_sbom, image_number
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
@@ -94,6 +94,19 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         """Go back to an older image."""
         shown = await self._images.rollback(_request(request), sandbox_id(request.name), image_number(request.name))
         return pb.RollbackImageResponse(image=encode_image(shown))
+
+    @override
+    async def GetImageSbom(self, request: pb.GetImageSbomRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
+        """Send the list of an image's packages."""
+        self._drain.refuse()
+        rpc = current_rpc()
+        with self._slots.take(rpc.caller.client):
+            sbom, content = await self._images.sbom(rpc.caller, sandbox_id(request.name), image_number(request.name))
+            async with closed_at_end(content):
+                head = pb.GetImageSbomResponse(sbom=encode_sbom(sbom))
+                await write(context, head, within=self._write_within)
+                async for piece in content:
+                    await write(context, pb.GetImageSbomResponse(chunk=piece), within=self._write_within)
 
     async def _send(self, changes: AsyncIterator[ShownImage], context: Context) -> None:
         async with closed_at_end(changes):

@@ -143,6 +143,7 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_IMAGES}/ListImages": reads(Scope.OWN),
     f"{_IMAGES}/GetImage": reads(Scope.OWN),
     f"{_IMAGES}/WatchCommit": reads(Scope.OWN),
+    f"{_IMAGES}/GetImageSbom": reads(Scope.OWN),
     f"{_IMAGES}/CancelCommit": changes(Scope.OWN),
     f"{_IMAGES}/RollbackImage": changes(Scope.OWN),
     f"{_BACKUPS}/CreateBackup": changes(Scope.OWN),

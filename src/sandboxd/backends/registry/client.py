@@ -18,7 +18,8 @@ from typing_extensions import override
 from yarl import URL
 
 from sandboxd.backends.registry.access import RegistryAccess, RegistryAccount, scopes_of
-from sandboxd.backends.registry.transport import ATTEMPTS, Call, Transport, finishing, pause, within
+from sandboxd.backends.registry.attachments import SUBJECT_HEADER, enlist, find, remove
+from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, finishing, pause, within
 from sandboxd.backends.registry.uploads import (
     Content,
     ContentGoneError,
@@ -208,6 +209,9 @@ class OciRegistry(Registry):
 
     @override
     async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        await self._push(repository, reference, manifest, timeout=timeout)
+
+    async def _push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> Answer:
         async with within(timeout, f"push of {reference}"):
             path = f"manifests/{reference}"
             headers = {"Content-Type": manifest.media_type}
@@ -217,6 +221,7 @@ class OciRegistry(Registry):
             there = await self.manifest(repository, reference, timeout=timeout)
         if told != manifest.digest or there.content != manifest.content:
             raise UnavailableError(f"The registry keeps other content as {reference}.", reference=reference)
+        return answer
 
     @override
     async def tags(self, repository: str, *, timeout: timedelta) -> Sequence[str]:
@@ -244,6 +249,27 @@ class OciRegistry(Registry):
             raise RegistryKeepsError(
                 "The registry deletes nothing. Switch its storage.delete.enabled on.", digest=digest
             )
+
+    @override
+    async def attach(self, repository: str, tag: str, manifest: Manifest, *, timeout: timedelta) -> None:
+        async with within(timeout, f"attachment of {tag}"):
+            answer = await self._push(repository, tag, manifest, timeout=timeout)
+            if SUBJECT_HEADER not in answer.headers:
+                await enlist(self, repository, manifest, timeout=timeout)
+
+    @override
+    async def attached(self, repository: str, subject: str, *, timeout: timedelta) -> Sequence[Manifest]:
+        async with within(timeout, f"list of what is attached to {subject}"):
+            return await find(self, repository, subject, ask=self._referrers, timeout=timeout)
+
+    @override
+    async def detach(self, repository: str, subject: str, *, timeout: timedelta) -> int:
+        async with within(timeout, f"deletion of what is attached to {subject}"):
+            return await remove(self, repository, subject, ask=self._referrers, timeout=timeout)
+
+    async def _referrers(self, repository: str, subject: str) -> Answer:
+        call = self._call("GET", repository, f"referrers/{subject}", headers={"Accept": OCI_INDEX})
+        return await self._transport().ask(call, 200, 404, limit=MANIFEST_BYTES)
 
     async def _opened(self, opening: Coroutine[Any, Any, Upload | None]) -> Upload | None:
         """Wait for an upload to be opened; who is cancelled meanwhile takes back what the answer then names."""

@@ -1,4 +1,4 @@
-"""`sandboxctl commit`, `images`, `rollback`."""
+"""`sandboxctl commit`, `images`, `sbom`, `rollback`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sandboxd.ctl.figures import amount, span
 from sandboxd.ctl.interrupts import on_interrupt
 from sandboxd.ctl.names import bare, find_sandbox
 from sandboxd.ctl.sanitize import clean_line
-from sandboxd.ctl.shell import Shell, UsageError
+from sandboxd.ctl.shell import Shell, UsageError, write_line
 from sandboxd.ctl.tables import filled, when
 from sandboxd.model.image import number_of, tag_of
 from sandboxd.v1 import image_pb2 as pb
@@ -61,13 +61,44 @@ async def ls(shell: Shell, said: str, *, everything: bool) -> Exit:
     return Exit.OK
 
 
-async def rollback(shell: Shell, said: str, wanted: str) -> Exit:
-    """Go back to an older image."""
-    name = await find_sandbox(shell.client, said)
+async def sbom(shell: Shell, said: str, wanted: str) -> Exit:
+    """Print the list of an image's packages, as it is in the registry."""
+    name = await find_sandbox(shell.client, said, ended=True)
+    image = _image_name(name, wanted) if wanted else await _active(shell, name)
+    if not image:
+        shell.err.print(Text(f"No image of it is active. Make one with: sandboxctl commit {bare(name)}", style="dim"))
+        return Exit.NOT_FOUND
+    told, document = await shell.client.images.sbom(image)
+    write_line(document.decode())
+    incomplete = "" if told.complete else "; a package database could not be read"
+    if shell.err.is_terminal:
+        shell.err.print(Text(f"{bare(image)}: {told.packages:,} packages, {told.digest}{incomplete}", style="dim"))
+    return Exit.OK
+
+
+async def _active(shell: Shell, sandbox: str) -> str:
+    async for each in shell.client.images.list(sandbox):
+        if each.status == pb.IMAGE_STATUS_ACTIVE:
+            return each.name
+    return ""
+
+
+def _image_name(sandbox: str, wanted: str) -> str:
+    """Name an image by its tag or number.
+
+    Raises:
+        UsageError: It is neither.
+    """
     number = int(wanted) if wanted.isascii() and wanted.isdigit() and 0 < int(wanted) < 10**6 else number_of(wanted)
     if number is None:
         raise UsageError(f"{wanted!r} is no image: say its tag, as g000003, or its number.")
-    image = await shell.client.images.rollback(f"{name}/images/{tag_of(number)}")
+    return f"{sandbox}/images/{tag_of(number)}"
+
+
+async def rollback(shell: Shell, said: str, wanted: str) -> Exit:
+    """Go back to an older image."""
+    name = await find_sandbox(shell.client, said)
+    image = await shell.client.images.rollback(_image_name(name, wanted))
     if shell.json:
         shell.emit(image)
         return Exit.OK

@@ -24,7 +24,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnRow,
 )
 from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
-from sandboxd.persistence.tables.images import ImageGenerationRow, ImageSightingRow
+from sandboxd.persistence.tables.images import ImageGenerationRow, ImageSbomRow, ImageSightingRow
 from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
 from sandboxd.persistence.tables.packages import PackageChangeRow, SandboxPackagesRow
 from sandboxd.persistence.tables.pools import PoolMemberRow, PoolRow
@@ -54,6 +54,7 @@ __all__ = [
     "FreelancerRow",
     "GatewayRow",
     "ImageGenerationRow",
+    "ImageSbomRow",
     "ImageSightingRow",
     "IncarnationRow",
     "OperationRow",

@@ -114,3 +114,32 @@ class ImageSightingRow(Base):
     """When something named it last."""
     orphan_time: Mapped[Moment | None]
     """Since when the registry has it and no row knows of it."""
+
+
+class ImageSbomRow(Base):
+    """The packages of a generation, and where the registry has their list: `model.image_sbom.ImageSbom`."""
+
+    __tablename__ = "image_sboms"
+
+    generation: Mapped[str] = mapped_column(ForeignKey("image_generations.id", ondelete="CASCADE"), primary_key=True)
+    packages: Mapped[bytes]
+    """As `package_rows.pack` packs them."""
+    complete: Mapped[bool]
+    manifest_digest: Mapped[str | None]
+    """Null until it is attached."""
+    document_digest: Mapped[str | None]
+    document_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    attach_time: Mapped[Moment | None]
+    attempts: Mapped[int]
+    failure: Mapped[str]
+    next_time: Mapped[Moment]
+
+    __table_args__ = (
+        CheckConstraint(
+            "(manifest_digest IS NULL) = (attach_time IS NULL) "
+            "AND (manifest_digest IS NULL) = (document_digest IS NULL) "
+            "AND (manifest_digest IS NULL) = (document_bytes IS NULL)",
+            name="attached",
+        ),
+        Index("ix_image_sboms_due", "next_time", postgresql_where=text("attach_time IS NULL")),
+    )
