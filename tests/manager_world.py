@@ -23,6 +23,7 @@ from sandboxd.model.image_names import user_repository
 from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.sandbox import Incarnation, Sandbox
 from tests.fakes.agent import FakeAgentConnector
+from tests.fakes.baselines import FakeBaselines
 from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
@@ -73,7 +74,8 @@ class ManagerWorld:
         self.wakeups = FakeWakeups()
         self.packages = FakePackageSource()
         self.registry = FakeRegistry()
-        self.builder = FakeImageBuilder(self.registry)
+        self.baselines = FakeBaselines()
+        self.builder = FakeImageBuilder(self.registry, self.baselines)
         self.probe = FakeImageProbe()
         self.running = FakeRunningImages(self.backend)
         self.image_tools = ImageTools(
@@ -81,6 +83,7 @@ class ManagerWorld:
             probe=self.probe,
             running=self.running,
             registry=self.registry,
+            baselines=self.baselines,
             repository_of=user_repository,
             capture_pause=timedelta(0),
         )

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sandboxd.images.ports import ImageLimits, SecretPolicy
 from sandboxd.model.image_keeping import KeepingPolicy
+from sandboxd.model.replay import ReplayPolicy
 from sandboxd.model.sandbox import Tier
 
 _GB: Final = 10**9
@@ -77,10 +78,18 @@ class ImageSettings(BaseSettings):
     images_care_seconds: float = Field(default=3600, ge=0, le=604_800)
     """How often images that are needed no more are removed, by one replica; 0 leaves that to `sandboxctl admin sweep
     images`."""
+    images_upgrade_bases: Literal["off", "fail", "skip"] = "off"
+    """Whether images of resting sandboxes move to the template's image by themselves when that is another: `off`;
+    `fail`, unless something would be lost; `skip` leaves out what cannot be made again, and names it."""
     images_kept_previous: int = Field(default=2, ge=0, le=100)
     """Images of each sandbox that are kept beside the active one, to roll back to."""
     images_grace_seconds: float = Field(default=86_400, ge=0, le=31_536_000)
     """How long an image stays after something named it last, and what no row knows of after it was found."""
+
+    @property
+    def base_upgrades(self) -> ReplayPolicy | None:
+        """What happens in upgrades that nobody asked for; None where there are none."""
+        return None if self.images_upgrade_bases == "off" else ReplayPolicy(self.images_upgrade_bases)
 
     @property
     def image_keeping(self) -> KeepingPolicy:

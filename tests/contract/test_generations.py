@@ -23,6 +23,7 @@ from sandboxd.model.image import (
     ImageContent,
     LeftOutPaths,
 )
+from sandboxd.model.replay import ReplayPolicy
 from tests.contract.units_world import NOON, UnitsWorld, an_id, given_sandbox
 
 CLIENT, FREELANCER = ClientId("acme"), FreelancerId("ada")
@@ -130,6 +131,23 @@ async def test_everything_of_a_generation_is_kept(world: UnitsWorld) -> None:
     await save(world, changed)
 
     assert await get(world, begun) == changed
+
+
+@pytest.mark.parametrize("policy", ReplayPolicy)
+async def test_an_upgrade_of_a_base_is_kept_with_its_policy_and_its_phase(
+    world: UnitsWorld, policy: ReplayPolicy
+) -> None:
+    wanted = a_generation(await given(world))
+    upgrade = replace(
+        wanted,
+        trigger=CommitTrigger.UPGRADE,
+        replay_policy=policy,
+        progress=CommitProgress(phase=CommitPhase.REPLAY, entries=3),
+    )
+
+    begun = await begin(world, upgrade)
+
+    assert await get(world, begun) == replace(upgrade, number=begun.number)
 
 
 async def test_a_failure_is_kept(world: UnitsWorld) -> None:
@@ -286,6 +304,10 @@ async def test_what_is_saved_is_told_by_the_last_capture_that_counts(world: Unit
     await save(world, replace(unchanged.enter(G.DISCARDED, at=minutes(5)), capture_time=minutes(4)))
     assert await saved() == minutes(4)
     assert await saved(IncarnationId("inc-2")) is None
+    upgrade = replace(a_generation(sandbox, at=minutes(6)), trigger=CommitTrigger.UPGRADE)
+    ended = replace(await begin(world, upgrade), unchanged=True, capture_time=minutes(6))
+    await save(world, ended.enter(G.DISCARDED, at=minutes(7)))
+    assert await saved() == minutes(4), "it has captured another root file system"
 
 
 async def test_the_fallback_is_what_was_active_last(world: UnitsWorld) -> None:

@@ -25,7 +25,7 @@ from tests.cluster.images import own_image
 from tests.contract.test_backend import SystemClock
 from tests.eventually import eventually
 from tests.fakes.agent import FakeAgentConnector
-from tests.fakes.cluster_operator import FakeOperator
+from tests.fakes.cluster_operator import BASE_IMAGE, FakeOperator
 from tests.fakes.images import BASE, FakeRunningImages, an_image
 from tests.fakes.kube import FakeKube
 from tests.fakes.manager import FakeBackend
@@ -108,6 +108,7 @@ class ClusterWorld:
 @pytest.fixture
 async def memory_cluster() -> AsyncIterator[ClusterWorld]:
     kube, connector = FakeKube(), FakeAgentConnector()
+    await kube.put("sandboxtemplates", {"metadata": {"name": "default"}, "spec": {"image": BASE_IMAGE}})
     backend = KubernetesBackend(
         api=kube,
         installation=Installation(instance="test", namespace_prefix="client-", template="default"),
@@ -236,6 +237,16 @@ async def test_an_image_for_a_sandbox_that_has_no_place_is_success(world: Images
     await world.images.set_image(a_spec().sandbox, await world.own(), timeout=TIMEOUT)
 
 
+async def test_the_base_is_what_a_sandbox_without_an_image_starts_from(world: ImagesWorld) -> None:
+    async def known() -> bool:
+        try:
+            return str(await world.images.base()) == world.base
+        except UnavailableError:
+            return False
+
+    await eventually(known, within=20)
+
+
 # What the cluster alone promises.
 
 
@@ -251,3 +262,30 @@ async def test_an_image_that_is_named_by_a_tag_is_told_as_that(
         await memory_cluster.images.image(spec.sandbox, life, timeout=TIMEOUT)
 
     assert caught.value.metadata["image"] == "localhost:5000/sandboxd/sandbox:dev"
+
+
+async def test_a_base_that_is_named_by_a_tag_or_not_known_is_told_as_that() -> None:
+    kube = FakeKube()
+    backend = KubernetesBackend(
+        api=kube,
+        installation=Installation(instance="test", namespace_prefix="client-", template="default"),
+        place=POD_PLACE,
+        connector=FakeAgentConnector(),
+        clock=SystemClock(),
+    )
+    with pytest.raises(UnavailableError, match="template default is not known"):
+        await backend.images.base()
+    following = asyncio.create_task(backend.run())
+    await kube.put("sandboxtemplates", {"metadata": {"name": "default"}, "spec": {"image": "localhost:5000/base:dev"}})
+
+    async def told() -> bool:
+        try:
+            await backend.images.base()
+        except ImageUnnamedError:
+            return True
+        except UnavailableError:
+            return False
+        return False
+
+    await eventually(told, within=20)
+    following.cancel()

@@ -13,7 +13,7 @@ from sandboxd.manager.image_ports import CommitInProgressError, GenerationReposi
 from sandboxd.model.client import Freelancer
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
-from sandboxd.model.image import CommitProgress, Generation, GenerationId, GenerationStatus
+from sandboxd.model.image import CommitProgress, CommitTrigger, Generation, GenerationId, GenerationStatus
 from sandboxd.model.paging import Page
 from sandboxd.persistence.paging import make_token, read_token
 
@@ -115,7 +115,8 @@ class FakeGenerationRepository(GenerationRepository):
     async def saved_time(self, sandbox: SandboxId, incarnation: IncarnationId) -> datetime | None:
         def counts(one: Generation) -> bool:
             kept = one.activate_time is not None or (one.unchanged and one.status is _G.DISCARDED)
-            return (one.sandbox, one.incarnation) == (sandbox, incarnation) and kept
+            own = one.trigger is not CommitTrigger.UPGRADE
+            return (one.sandbox, one.incarnation) == (sandbox, incarnation) and kept and own
 
         found = await self._where(counts)
         return max((one.capture_time for one in found if one.capture_time is not None), default=None)

@@ -27,6 +27,7 @@ from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import tag_of
 from sandboxd.model.image_errors import CaptureRunningError, ImageBrokenError
 from sandboxd.model.image_names import user_repository
+from tests.fakes.baselines import FakeBaselines
 from tests.fakes.manager import FakeBackend
 from tests.fakes.registry import FakeRegistry
 
@@ -43,8 +44,12 @@ def an_image(digit: str = "a", *, client: str = "acme", freelancer: str = "ada")
 class FakeImageBuilder(ImageBuilder):
     """Pushes what a test says is in a sandbox's root file system."""
 
-    def __init__(self, registry: FakeRegistry) -> None:
+    def __init__(self, registry: FakeRegistry, baselines: FakeBaselines | None = None) -> None:
         self.registry = registry
+        self.baselines = baselines or FakeBaselines()
+        """Told what the layers have that are pushed."""
+        self.files: dict[SandboxId, dict[bytes, bytes]] = {}
+        """What a sandbox's own files are, where a test says so."""
         self.roots: defaultdict[SandboxId, str] = defaultdict(lambda: "as the base")
         self.orders: list[BuildOrder] = []
         self.error: SandboxdError | None = None
@@ -89,6 +94,7 @@ class FakeImageBuilder(ImageBuilder):
         unchanged = digest == previous or (order.previous is None and root == "as the base")
         image = ImageReference(registry=REGISTRY, repository=order.repository, digest=digest)
         if not unchanged and not order.dry_run:
+            self.baselines.layers[digest] = dict(self.files.get(order.sandbox, {}))
             manifest = Manifest(media_type=OCI_MANIFEST, content=content)
             for name in (digest, tag_of(order.generation)):
                 await self.registry.push(order.repository, name, manifest, timeout=timedelta(seconds=1))
@@ -137,6 +143,17 @@ class FakeRunningImages(RunningImages):
     def __init__(self, backend: FakeBackend) -> None:
         self.backend = backend
         self.error: SandboxdError | None = None
+        self.present = BASE
+        """What the template names."""
+        self.started: ImageReference | None = None
+        """What lives run from that named no image, where that is not what the template names now."""
+
+    @override
+    async def base(self) -> ImageReference:
+        await asyncio.sleep(0)
+        if self.error is not None:
+            raise self.error
+        return self.present
 
     @override
     async def image(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> ImageReference:
@@ -144,7 +161,7 @@ class FakeRunningImages(RunningImages):
         if incarnation not in self.backend.running.get(sandbox, {}):
             raise UnavailableError(f"Sandbox {sandbox} does not run.")
         running = self.backend.images.get(incarnation, "")
-        return ImageReference.parse(running) if running else BASE
+        return ImageReference.parse(running) if running else self.started or self.present
 
     @override
     async def set_image(self, sandbox: SandboxId, image: ImageReference | None, *, timeout: timedelta) -> None:

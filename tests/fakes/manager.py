@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -613,6 +613,8 @@ class FakeBackend(Backend):
         """What each was told to start from next."""
         self.broken_images: set[str] = set()
         """What does not boot."""
+        self.on_start: Callable[[SandboxSpec, AgentEndpoint, FakeAgent], None] = lambda _spec, _endpoint, _agent: None
+        """Called with each agent that starts."""
         self._ports = count(10_001)
 
     @override
@@ -642,8 +644,10 @@ class FakeBackend(Backend):
             lives[incarnation] = endpoint
             self.images[incarnation] = spec.image
             self.next_images[spec.sandbox] = spec.image
-            self.connector.agents[_address(endpoint)] = FakeAgent(sandbox=spec.sandbox, incarnation=incarnation)
+            agent = FakeAgent(sandbox=spec.sandbox, incarnation=incarnation)
+            self.connector.agents[_address(endpoint)] = agent
             self.starts += 1
+            self.on_start(spec, endpoint, agent)
         return lives[incarnation]
 
     @override

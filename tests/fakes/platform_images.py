@@ -10,7 +10,7 @@ import grpc
 from typing_extensions import override
 
 from sandboxd.v1 import image_pb2 as pb
-from sandboxd.v1 import image_pb2_grpc, sandbox_pb2
+from sandboxd.v1 import image_pb2_grpc, package_pb2, sandbox_pb2
 
 
 class FakeImages(image_pb2_grpc.ImageServiceServicer):
@@ -90,6 +90,36 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
             image.status = pb.IMAGE_STATUS_SUPERSEDED
         self.images[request.name].status = pb.IMAGE_STATUS_ACTIVE
         return pb.RollbackImageResponse(image=self.images[request.name])
+
+    @override
+    def UpgradeImage(self, request: pb.UpgradeImageRequest, context: Any) -> pb.UpgradeImageResponse:
+        number = 1 + sum(name.startswith(f"{request.sandbox}/") for name in self.images)
+        image = pb.Image(
+            name=f"{request.sandbox}/images/g{number:06}",
+            status=pb.IMAGE_STATUS_BUILDING,
+            trigger=pb.COMMIT_TRIGGER_UPGRADE,
+            progress=pb.CommitProgress(phase=pb.COMMIT_PHASE_REPLAY, entries=2),
+        )
+        if request.policy == pb.REPLAY_POLICY_SKIP:
+            image.left_out.add(reason="package_failed", count=1, paths=["dpkg ripgrep 14.1-1"])
+        image.create_time.GetCurrentTime()
+        self.images[image.name] = image
+        return pb.UpgradeImageResponse(image=image)
+
+    @override
+    def PlanImageUpgrade(self, request: pb.PlanImageUpgradeRequest, context: Any) -> pb.PlanImageUpgradeResponse:
+        plan = pb.PlanImageUpgradeResponse(new_base=f"registry.test/base@sha256:{'c' * 64}")
+        if self.images:
+            plan.needed, plan.image = True, max(self.images)
+            plan.old_base = f"registry.test/base@sha256:{'b' * 64}"
+            plan.packages.add(
+                manager=package_pb2.PACKAGE_MANAGER_DPKG,
+                name="ripgrep",
+                version="14.1-1",
+                action=pb.REPLAY_ACTION_INSTALL,
+            )
+            plan.left_out.add(reason="by_hand", count=12, paths=["usr/local/bin/tool", "opt/\x1b[31m"])
+        return plan
 
     def _end(self, image: pb.Image) -> None:
         image.ClearField("progress")

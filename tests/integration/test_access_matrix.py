@@ -244,6 +244,20 @@ CASES = [
         unseen=NO_SANDBOX,
     ),
     Case(
+        method=f"{V}/UpgradeImage",
+        ask=lambda t: image_pb2.UpgradeImageRequest(request_id=t.request_id, sandbox=sandbox(t)),
+        roles=WRITERS,
+        seen=("FAILED_PRECONDITION", "CAPTURE_UNSUPPORTED"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
+        method=f"{V}/PlanImageUpgrade",
+        ask=lambda t: image_pb2.PlanImageUpgradeRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        seen=("FAILED_PRECONDITION", "CAPTURE_UNSUPPORTED"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
         method=f"{S}/List",
         ask=lambda t: sandbox_pb2.ListRequest(filter=terminated_of(t)),
         roles=EVERYBODY,

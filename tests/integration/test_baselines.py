@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hashlib
 import io
 import os
 import tarfile
@@ -247,6 +248,9 @@ async def test_the_paths_of_the_layer_on_a_base_are_those_that_it_tells(
         assert await baselines.layer_paths(image, base=base, timeout=SOON) == [
             b"etc", b"etc/a/x", b"etc/a-", b"etc/b",
         ]  # fmt: skip
+    told = await baselines.layer(image, base=base, timeout=SOON)
+    hashes = {record.entry.path: record.sha256 for record in read_records(told.file)}
+    assert (told.entries, hashes[b"etc/b"]) == (4, hashlib.sha256(b"").digest())
     assert await baselines.layer_paths(base, base=base, timeout=SOON) == []
     with pytest.raises(ImageInvalidError, match="is not made on"):
         await baselines.layer_paths(other, base=base, timeout=SOON)

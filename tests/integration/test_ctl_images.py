@@ -130,3 +130,42 @@ def test_ctrl_c_cancels_the_commit(platform: FakePlatform) -> None:
     assert out == ""
     (image,) = platform.images.values()
     assert image.failure.reason == "COMMIT_CANCELLED"
+
+
+def test_an_upgrade_is_followed_to_its_end_and_says_what_was_left_out(platform: FakePlatform) -> None:
+    ran = ctl("upgrade", "demo", "--skip")
+
+    assert ran.code == 0
+    assert "g000001: installing packages on the new base" in ran.err
+    assert "the next start takes g000001" in ran.out
+    assert "left out, package_failed: 1 (dpkg ripgrep 14.1-1)" in ran.out
+    assert "package_failed" not in ctl("upgrade", "demo").out
+
+
+def test_an_upgrade_that_fails_says_why_and_so_does_its_exit(platform: FakePlatform) -> None:
+    platform.fail_commits = "REPLAY_INCOMPLETE"
+
+    ran = ctl("upgrade", "demo")
+
+    assert (ran.code, "usr/share" in ran.err) == (1, True)
+
+
+def test_a_plan_of_an_upgrade_shows_what_would_be_installed_and_what_would_be_lost(platform: FakePlatform) -> None:
+    ctl("commit", "demo")
+
+    ran = ctl("upgrade", "demo", "--dry-run")
+
+    assert ran.code == 0
+    assert ran.out.split().count("ripgrep") == 1
+    assert "installed again" in ran.out
+    assert "would be lost, by_hand: 12 (usr/local/bin/tool, opt/" in ran.out
+    assert "\x1b[31m" not in ran.out
+    assert len(platform.images) == 1
+
+
+def test_a_plan_where_nothing_is_to_be_upgraded_says_so(platform: FakePlatform) -> None:
+    ran = ctl("upgrade", "demo", "--dry-run")
+
+    assert (ran.code, "there is nothing to upgrade" in ran.out) == (0, True)
+    (plan,) = ctl("upgrade", "demo", "--dry-run", "-o", "json").objects
+    assert plan["new_base"].startswith("registry.test/base@")

@@ -53,6 +53,7 @@ from sandboxd.stream.ports import Command
 from tests.contract.postgres_worlds import PostgresLedgerWorld
 from tests.contract.usage_world import a_call, a_settlement, an_id, an_identity
 from tests.fakes.agent import FakeAgentConnector
+from tests.fakes.baselines import FakeBaselines
 from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore
 from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
 from tests.fakes.lifecycle import FakeDuties
@@ -82,6 +83,7 @@ class ErasureWorld:
             probe=FakeImageProbe(),
             running=FakeRunningImages(self.backend),
             registry=self.registry,
+            baselines=FakeBaselines(),
             repository_of=user_repository,
         )
         self.key_store = FakeKeyStore()

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from sandboxd.model.package_history import KnownPackage, PackageRecord
 from sandboxd.model.packages import Package, PackageKey, PackageManager, PackagePlace
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.v1 import image_pb2 as pb
-from sandboxd.v1 import image_pb2_grpc, sandbox_pb2
+from sandboxd.v1 import image_pb2_grpc, package_pb2, sandbox_pb2
+from tests.fakes.images import BASE
 from tests.integration.api_world import World, a_world, refused
+from tests.manager_world import SOON, a_request
+from tests.unit.test_replay import a_package
 
 _numbers = count(1)
 S = grpc.StatusCode
@@ -219,6 +223,40 @@ async def test_an_older_image_can_be_rolled_back_to(world: World) -> None:
 
     assert (answer.image.name, answer.image.status) == (first.image.name, pb.IMAGE_STATUS_ACTIVE)
     assert world.core.backend.next_images[sandbox.id] == first.image.reference
+
+
+async def test_an_upgrade_of_the_base_is_planned_done_and_refused_while_the_sandbox_runs(world: World) -> None:
+    sandbox = await given_sandbox(world, "one")
+    first = await commit(world, sandbox)
+    name, key = f"sandboxes/{sandbox.id}", rid()
+    world.core.running.present = replace(BASE, digest=f"sha256:{'c' * 64}")
+    running = await refused(
+        images(world).UpgradeImage(pb.UpgradeImageRequest(request_id=rid(), sandbox=name), metadata=world.metadata())
+    )
+    await world.core.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    life = world.core.row(sandbox.id).incarnation
+    assert life is not None
+    odd = a_package(PackageManager.PIP, "odd", "1;x")
+    world.core.units.rows.package_records[sandbox.id] = PackageRecord(
+        sandbox=sandbox.id, incarnation=life, complete=True, known={odd.key: KnownPackage(package=odd)}
+    )
+
+    plan = await images(world).PlanImageUpgrade(pb.PlanImageUpgradeRequest(sandbox=name), metadata=world.metadata())
+    strict = await refused(
+        images(world).UpgradeImage(pb.UpgradeImageRequest(request_id=rid(), sandbox=name), metadata=world.metadata())
+    )
+    request = pb.UpgradeImageRequest(request_id=key, sandbox=name, policy=pb.REPLAY_POLICY_SKIP)
+    done = await images(world).UpgradeImage(request, metadata=world.metadata())
+
+    assert (running.code, running.reason) == (S.FAILED_PRECONDITION, "SANDBOX_NOT_RESTING")
+    assert (strict.code, strict.reason) == (S.FAILED_PRECONDITION, "REPLAY_INCOMPLETE")
+    assert (plan.needed, plan.image, plan.old_base) == (True, first.image.name, str(BASE))
+    assert [(one.manager, one.name, one.version, one.action) for one in plan.packages] == [
+        (package_pb2.PACKAGE_MANAGER_PIP, "odd", "1;x", pb.REPLAY_ACTION_IMPOSSIBLE)
+    ]
+    assert (done.image.trigger, done.image.status) == (pb.COMMIT_TRIGGER_UPGRADE, pb.IMAGE_STATUS_DISCARDED)
+    assert [(one.reason, list(one.paths)) for one in done.image.left_out] == [("package_failed", ["pip odd 1;x"])]
+    assert await images(world).UpgradeImage(request, metadata=world.metadata()) == done
 
 
 @pytest.mark.parametrize("name", ["", "sandboxes/a", "sandboxes/a/images/latest", "sandboxes/a/images/g0000001", "a"])

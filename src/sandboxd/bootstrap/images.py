@@ -93,6 +93,7 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
         probe=placement.probe,
         running=placement.images,
         registry=room.registry,
+        baselines=room.baselines,
         repository_of=room.repository_of,
         limits=room.limits,
         secrets=room.secrets,

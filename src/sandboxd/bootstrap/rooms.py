@@ -129,6 +129,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             backups=backup_tools(settings, placement),
             backup_metrics=seen.backups,
             images=image_tools(kept, placement),
+            upgrade_bases=settings.base_upgrades,
             starts=settings.start_limits,
             refill=settings.refill_limits,
             pool_members_per_client=settings.pool_members_per_client,

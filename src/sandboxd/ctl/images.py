@@ -14,6 +14,8 @@ from sandboxd.ctl.staying import stay
 from sandboxd.v1 import image_pb2, image_pb2_grpc, sandbox_pb2, sandbox_pb2_grpc
 
 PAGE_SIZE = 200
+PLAN_SECONDS = 600.0
+"""Deadline of a plan: the first one for a base reads it from the registry."""
 IN_FLIGHT = frozenset({image_pb2.IMAGE_STATUS_BUILDING, image_pb2.IMAGE_STATUS_PUSHED, image_pb2.IMAGE_STATUS_VERIFIED})
 """While a commit works on it."""
 
@@ -87,3 +89,18 @@ class ImageClient:
         finally:
             call.cancel()
         return sbom, bytes(document)
+
+    async def begin_upgrade(self, sandbox: str, *, skip: bool, request_id: str = "") -> image_pb2.Image:
+        """Begin to make what is installed again on the present base: `follow` says what it comes to."""
+        request = image_pb2.UpgradeImageRequest(
+            request_id=request_id or new_request_id(),
+            sandbox=sandbox,
+            policy=image_pb2.REPLAY_POLICY_SKIP if skip else image_pb2.REPLAY_POLICY_FAIL,
+            start_only=True,
+        )
+        return (await self._connection.call(self._stub.UpgradeImage, request)).image
+
+    async def plan_upgrade(self, sandbox: str) -> image_pb2.PlanImageUpgradeResponse:
+        """Say what an upgrade of the base would do."""
+        request = image_pb2.PlanImageUpgradeRequest(sandbox=sandbox)
+        return await self._connection.call(self._stub.PlanImageUpgrade, request, timeout=PLAN_SECONDS)

@@ -104,3 +104,40 @@ def rollback(
     from sandboxd.ctl.commands import images as command
 
     execute(context, output, lambda shell: command.rollback(shell, sandbox, image))
+
+
+@app.command(
+    help=help_text(
+        "Make what is installed in a paused or stopped sandbox again on the base that sandboxes are made from now. "
+        "The image before stays and can be rolled back to. Ctrl-C cancels it; pressed again it leaves.",
+        "sandboxctl upgrade demo --dry-run",
+        "sandboxctl upgrade demo",
+        "sandboxctl upgrade demo --skip",
+    )
+)
+def upgrade(
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be installed again and what would be lost; do nothing.")
+    ] = False,
+    skip: Annotated[
+        bool, typer.Option("--skip", help="Leave out and name what cannot be made again, where else it fails.")
+    ] = False,
+    request_id: Annotated[
+        str, typer.Option("--request-id", help="Makes it one upgrade, however often it is sent.", show_default=False)
+    ] = "",
+    output: OutputOption = None,
+) -> None:
+    """Upgrade the base of a sandbox's image."""
+    from sandboxd.ctl.commands import upgrades
+
+    execute(
+        context,
+        output,
+        lambda shell: (
+            upgrades.plan(shell, sandbox)
+            if dry_run
+            else upgrades.upgrade(shell, sandbox, skip=skip, request_id=request_id)
+        ),
+    )

@@ -87,6 +87,11 @@ class RegistryBaselines(Baselines):
 
     @override
     async def layer_paths(self, image: ImageReference, *, base: ImageReference, timeout: timedelta) -> Sequence[bytes]:
+        told = await self.layer(image, base=base, timeout=timeout)
+        return await asyncio.to_thread(lambda: [record.entry.path for record in read_records(told.file)])
+
+    @override
+    async def layer(self, image: ImageReference, *, base: ImageReference, timeout: timedelta) -> Baseline:
         async def make(target: Path) -> int:
             found, below = await self._image(image), await self._image(base)
             count = len(below.layers)
@@ -95,8 +100,7 @@ class RegistryBaselines(Baselines):
             return await self._make(image.repository, found, found.layers[count:], target, told=True)
 
         file = self._file("layer", image)
-        await self._kept(file, make, image, timeout)
-        return await asyncio.to_thread(lambda: [record.entry.path for record in read_records(file)])
+        return Baseline(file=file, entries=await self._kept(file, make, image, timeout))
 
     def _file(self, what: str, image: ImageReference) -> Path:
         digest = image.digest.removeprefix("sha256:")

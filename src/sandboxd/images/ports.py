@@ -198,6 +198,10 @@ class Baselines(Protocol):
         """Return the paths in the image's one layer on top of the base, in the order of `walk_key`. Else as above."""
         ...
 
+    async def layer(self, image: ImageReference, *, base: ImageReference, timeout: timedelta) -> Baseline:
+        """Return the entries of that layer: what it tells itself, without what it deletes. Else as `baseline`."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerOrder:
@@ -288,6 +292,15 @@ class ImageProbe(Protocol):
 
 class RunningImages(Protocol):
     """Which image a sandbox runs from, and which one its next start takes."""
+
+    async def base(self) -> ImageReference:
+        """Return what a sandbox without an image of its own would be started from now.
+
+        Raises:
+            UnavailableError: That is not known yet, or nothing says it.
+            ImageUnnamedError: It is named by a tag.
+        """
+        ...
 
     async def image(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> ImageReference:
         """Return what this incarnation was started from, as its backend knows it, by digest.

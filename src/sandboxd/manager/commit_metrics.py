@@ -6,12 +6,14 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from sandboxd.model.image import CommitPhase, CommitTrigger, Generation
+from sandboxd.model.commit_errors import CommitCancelledError
+from sandboxd.model.image import CommitPhase, CommitTrigger, Generation, GenerationStatus
 
 CommitOutcome = Literal["active", "unchanged", "dry_run", "superseded", "failed", "cancelled"]
 FallbackTarget = Literal["previous", "base"]
 SbomOutcome = Literal["attached", "failed"]
 
+_G = GenerationStatus
 _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 _PHASES = frozenset(phase.value for phase in CommitPhase)
 _BYTES = (1e4, 1e5, 1e6, 1e7, 1e8, 5e8, 1e9, 5e9, 1e10, 5e10, 1e11)
@@ -23,14 +25,14 @@ class CommitMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._commits = Counter(
             "sandboxd_commits_total",
-            "Commits that ended, by trigger (request, stop, pause, terminate, install) and outcome (active, unchanged, "
-            "dry_run, superseded, failed, cancelled).",
+            "Commits that ended, by trigger (request, stop, pause, terminate, install, upgrade) and outcome (active, "
+            "unchanged, dry_run, superseded, failed, cancelled).",
             ("trigger", "outcome"),
             registry=registry,
         )
         self._seconds = Histogram(
             "sandboxd_commit_phase_seconds",
-            "Time of one phase of a commit (capture, push, verify, probe, activate).",
+            "Time of one phase of a commit (replay, capture, push, verify, probe, activate).",
             ("phase",),
             buckets=_SECONDS,
             registry=registry,
@@ -129,3 +131,15 @@ class CommitMetrics:
     def sboms_waiting(self, number: int) -> None:
         """Note how many lists are not attached."""
         self._sboms_waiting.set(number)
+
+
+def outcome_of(generation: Generation) -> CommitOutcome:
+    """Say what became of a commit that has ended."""
+    if generation.status is _G.DISCARDED:
+        return "dry_run" if generation.dry_run else "unchanged"
+    if generation.status is _G.SUPERSEDED:
+        return "superseded"
+    if generation.status is _G.FAILED:
+        cancelled = generation.failure is not None and generation.failure.reason == CommitCancelledError.reason
+        return "cancelled" if cancelled else "failed"
+    return "active"

@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from sandboxd.images.ports import (
+    Baselines,
     BuildOrder,
     BuildProgress,
     BuiltImage,
@@ -27,32 +28,42 @@ from sandboxd.images.ports import (
 )
 from sandboxd.images.registry import Registry
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.commit_rules import (
+    PHASES,
+    as_begun,
+    base_of,
+    content_of,
+    overtaken,
+    seconds_of,
+    started_from,
+)
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.ports import OperationId, UnitOfWork, UnitsOfWork
-from sandboxd.model.commit_errors import CommitOvertakenError, ImageNotRunningError
-from sandboxd.model.errors import StaleOwnerError, UnavailableError
+from sandboxd.model.commit_errors import CommitOvertakenError
+from sandboxd.model.errors import InternalError, StaleOwnerError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.image import (
     LISTED,
     CommitPhase,
     CommitProgress,
-    Failure,
+    CommitTrigger,
     Generation,
     GenerationStatus,
     ImageContent,
-    LeftOutPaths,
 )
 from sandboxd.model.image_errors import CaptureRunningError
 from sandboxd.model.image_sbom import ImageSbom, in_image
-from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, Tier
+from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.model.sources import Clock
 from sandboxd.model.trace import NO_TRACES, Tracer
+
+if TYPE_CHECKING:  # which works with the tools of this module
+    from sandboxd.manager.base_building import BaseBuilding
 
 CAPTURE_ATTEMPTS: Final = 10
 ASK_TIMEOUT: Final = timedelta(seconds=15)
 _G = GenerationStatus
-_PHASES: Final = {phase.value: phase for phase in CommitPhase}
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +84,8 @@ class ImageTools:
     running: RunningImages
     registry: Registry
     """Where images are pushed."""
+    baselines: Baselines
+    """What images have."""
     repository_of: Callable[[ClientId, FreelancerId], str]
     """Where a freelancer's images lie there."""
     limits: Mapping[Tier, ImageLimits] = field(default_factory=lambda: STORAGE_LIMITS)
@@ -105,7 +118,7 @@ class ProgressNote:
 
     def built(self, said: BuildProgress) -> None:
         """Note what a builder says."""
-        phase = _PHASES.get(said.phase, CommitPhase.CAPTURE)
+        phase = PHASES.get(said.phase, CommitPhase.CAPTURE)
         self.take(CommitProgress(phase=phase, entries=said.entries, bytes=said.bytes, total_bytes=said.total_bytes))
 
 
@@ -124,10 +137,12 @@ class CommitSteps:
         images: ImageTools,
         changes: Changes,
         packages: PackageKeeping | None = None,
+        bases: BaseBuilding | None = None,
         clock: Clock,
         tracer: Tracer = NO_TRACES,
     ) -> None:
         self._packages = packages
+        self._bases = bases
         self._units = units
         self._images = images
         self._changes = changes
@@ -142,7 +157,8 @@ class CommitSteps:
         """
         if held.generation.status is _G.BUILDING:
             failpoint("commit.after_commit")
-            held = await self._build(held, note)
+            upgrade = held.generation.trigger is CommitTrigger.UPGRADE
+            held = await (self._rebuild(held, note) if upgrade else self._build(held, note))
         if held.generation.status is _G.PUSHED:
             failpoint("commit.after_push")
             held = await self._probe(held, note)
@@ -160,14 +176,58 @@ class CommitSteps:
         done = replace(
             generation,
             registry=order.base.registry,
-            content=_content(built, order),
+            content=content_of(built, order),
             unchanged=built.unchanged,
-            seconds=_seconds(built),
+            seconds=seconds_of(built),
         )
         if not generation.dry_run and not built.unchanged and built.image is not None:
             return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()), sbom=sbom)
         discarded = done.enter(_G.DISCARDED, at=self._clock.now())
         return await self._save(held, discarded, saved=built.unchanged and not generation.dry_run)
+
+    async def _rebuild(self, held: Held, note: ProgressNote) -> Held:
+        """Make the image's packages again on the present base; where nothing had to be, that is what is started."""
+        if self._bases is None:
+            raise InternalError("Nothing upgrades bases here.")
+        with self._tracer.step("commit.rebuild"):
+            rebuilt = await self._bases.rebuild(held.generation, note)
+        failpoint("commit.after_build")
+        built, content = rebuilt.built, ImageContent(digest="")
+        if built is not None and rebuilt.order is not None:
+            content = content_of(built, rebuilt.order)
+        done = replace(
+            held.generation,
+            registry=rebuilt.base.registry,
+            base=str(rebuilt.base),
+            content=replace(content, left_out=(*rebuilt.left_out, *content.left_out)[: 2 * LISTED]),
+            seconds={**rebuilt.seconds, **({} if built is None else seconds_of(built))},
+        )
+        if built is None or built.unchanged:
+            return await self._to_base(held, replace(done, unchanged=True))
+        sbom = ImageSbom(
+            generation=done.id,
+            packages=in_image(rebuilt.packages),
+            complete=rebuilt.complete,
+            next_time=self._clock.now(),
+        )
+        return await self._save(held, done.enter(_G.PUSHED, at=self._clock.now()), sbom=sbom)
+
+    async def _to_base(self, held: Held, done: Generation) -> Held:
+        """Let the sandbox start from the base itself, if its row is still what the upgrade began with."""
+        async with self._units.begin() as work:
+            sandbox = await work.sandboxes.get(done.sandbox, for_update=True)
+            generation = await self._still(work, held)
+            now = self._clock.now()
+            if sandbox.image is None or not as_begun(sandbox, generation):
+                raise CommitOvertakenError(overtaken(generation).message, sandbox=sandbox.id, image=generation.tag)
+            former = await work.generations.get(sandbox.image.generation, for_update=True)
+            await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
+            discarded = done.enter(_G.DISCARDED, at=now)
+            await work.generations.save(discarded)
+            await work.sandboxes.save(started_from(sandbox, discarded, image=None, at=now))
+            await work.commit()
+        await self._changes.announce(discarded.sandbox)
+        return replace(held, generation=discarded)
 
     async def _built(self, order: BuildOrder, note: ProgressNote) -> BuiltImage:
         """Build, and wait a little where the agent still reads for somebody who has gone: a replica that died."""
@@ -191,7 +251,7 @@ class CommitSteps:
                 f"The life of sandbox {sandbox.id} that was to be committed has ended.", sandbox=sandbox.id
             )
         running = await self._images.running.image(sandbox.id, life.id, timeout=ASK_TIMEOUT)
-        base = _base(sandbox, active, generation, running)
+        base = base_of(sandbox, active, generation, running)
         if self._packages is not None:  # or what was installed seconds ago would seem unsaved after this
             await self._packages.catch_up(life)
         sbom = await self._known_packages(generation)
@@ -254,17 +314,17 @@ class CommitSteps:
             generation = await self._still(work, held)
             now = self._clock.now()
             present = None if sandbox.image is None else sandbox.image.generation
-            if (present, sandbox.incarnation) != (generation.parent, generation.incarnation):
-                activated = replace(generation.enter(_G.SUPERSEDED, at=now), failure=_overtaken(generation))
+            if not as_begun(sandbox, generation):
+                activated = replace(generation.enter(_G.SUPERSEDED, at=now), failure=overtaken(generation))
             else:
                 if present is not None:
                     former = await work.generations.get(present, for_update=True)
                     await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
                 timed = self._timed(generation, CommitPhase.ACTIVATE, since=began)
                 activated = timed.enter(_G.ACTIVE, at=now)
-                image = activated.image
-                await work.sandboxes.save(replace(sandbox, image=image, update_time=now, version=sandbox.version + 1))
-                await self._mark_saved(work, activated)
+                await work.sandboxes.save(started_from(sandbox, activated, image=activated.image, at=now))
+                if activated.trigger is not CommitTrigger.UPGRADE:  # which keeps another root file system
+                    await self._mark_saved(work, activated)
             await work.generations.save(activated)
             await work.commit()
         failpoint("commit.after_activate")
@@ -302,81 +362,3 @@ class CommitSteps:
         if not await work.operations.holds(lease_key(found), held.operation) or not found.status.in_flight:
             raise StaleOwnerError(f"Another replica has taken over the commit {found.tag}.", image=found.tag)
         return found
-
-
-def _base(
-    sandbox: Sandbox, active: Generation | None, generation: Generation, running: ImageReference
-) -> ImageReference:
-    """Say on what the layer lies.
-
-    Raises:
-        ImageNotRunningError: What runs is neither the base nor what its next start takes, and not what that was made
-            from: a commit would bring back what was rolled back.
-        UnavailableError: What runs is an image of the freelancer's, and the row knows of none.
-    """
-    if active is None:
-        if running.repository == generation.repository:
-            raise ImageNotRunningError(
-                f"Sandbox {sandbox.id} runs from {running.digest}, and its next start takes the base. "
-                "Pause and Resume it first.",
-                sandbox=sandbox.id,
-                running=running.digest,
-            )
-        return running
-    follows = active.incarnation == generation.incarnation or running.digest == _digest(active)
-    if active.given_up == generation.incarnation or not follows:
-        raise ImageNotRunningError(
-            f"Sandbox {sandbox.id} does not run from {active.tag}, which its next start takes since a rollback: "
-            "what runs is not kept. Pause and Resume it, or roll forward.",
-            sandbox=sandbox.id,
-            image=active.tag,
-            running=running.digest,
-        )
-    try:
-        return ImageReference.parse(active.base)
-    except ValueError as error:
-        raise UnavailableError(f"The base of {active.tag} is not known.", image=active.tag) from error
-
-
-def _digest(generation: Generation) -> str:
-    return "" if generation.content is None else generation.content.digest
-
-
-def _overtaken(generation: Generation) -> Failure:
-    error = CommitOvertakenError(
-        f"While {generation.tag} was made, sandbox {generation.sandbox} began another life or got another image. "
-        "What is active stays. Commit again.",
-        sandbox=generation.sandbox,
-        image=generation.tag,
-    )
-    return Failure(kind=error.kind, reason=error.reason, message=error.message, metadata=error.metadata)
-
-
-def _seconds(built: BuiltImage) -> Mapping[str, float]:
-    """By our phases: what else a builder does comes before, and belongs to, the capture."""
-    seconds: dict[str, float] = {}
-    for name, took in built.seconds.items():
-        phase = _PHASES.get(name, CommitPhase.CAPTURE).value
-        seconds[phase] = round(seconds.get(phase, 0.0) + took, 6)
-    return seconds
-
-
-def _content(built: BuiltImage, order: BuildOrder) -> ImageContent:
-    own = (
-        built.image is not None and built.image != order.base
-    )  # the base has all of it already, and is no image of ours
-    return ImageContent(
-        digest=built.image.digest if own and built.image is not None else "",
-        layer_digest=built.layer_digest,
-        diff_id=built.diff_id,
-        raw_bytes=built.raw_bytes,
-        compressed_bytes=built.compressed_bytes,
-        image_bytes=built.image_bytes,
-        layers=built.layers,
-        entries=built.entries,
-        largest=tuple(built.largest[:LISTED]),
-        left_out=tuple(
-            LeftOutPaths(reason=one.reason, count=one.count, paths=tuple(one.paths[:LISTED]))
-            for one in built.left_out[: 2 * LISTED]
-        ),
-    )

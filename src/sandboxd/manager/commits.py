@@ -14,8 +14,9 @@ from typing import Final
 
 import structlog
 
+from sandboxd.manager.base_building import BaseBuilding
 from sandboxd.manager.changes import Changes
-from sandboxd.manager.commit_metrics import CommitMetrics, CommitOutcome
+from sandboxd.manager.commit_metrics import CommitMetrics, outcome_of
 from sandboxd.manager.commit_steps import CommitSteps, Held, ImageTools, ProgressNote, lease_key
 from sandboxd.manager.draining import drain
 from sandboxd.manager.image_ports import ATTEMPTS_KEPT_FOR
@@ -73,6 +74,7 @@ class Commits:
     metrics: CommitMetrics
     deeds: OwnDeeds = UNRECORDED
     packages: PackageKeeping | None = None
+    bases: BaseBuilding | None = None
     tracer: Tracer = NO_TRACES
     lease: timedelta = LEASE
     report_every: timedelta = REPORT_EVERY
@@ -94,6 +96,7 @@ class Commits:
             images=self.images,
             changes=self.changes,
             packages=self.packages,
+            bases=self.bases,
             clock=self.clock,
             tracer=self.tracer,
         )
@@ -120,23 +123,26 @@ class Commits:
         if found.state not in WITH_ROOT or life is None or life.ready_time is None:
             raise SandboxNotRunningError(sandbox, state=found.state)
         now = self.clock.now()
-        begun = await work.generations.begin(
-            Generation(
-                id=name,
-                sandbox=sandbox,
-                client=found.client,
-                freelancer=found.freelancer,
-                number=1,
-                incarnation=life.id,
-                trigger=trigger,
-                dry_run=dry_run,
-                request_id=request_id,
-                repository=self.images.repository_of(found.client, found.freelancer),
-                parent=None if found.image is None else found.image.generation,
-                create_time=now,
-                update_time=now,
-            )
+        wanted = Generation(
+            id=name,
+            sandbox=sandbox,
+            client=found.client,
+            freelancer=found.freelancer,
+            number=1,
+            incarnation=life.id,
+            trigger=trigger,
+            dry_run=dry_run,
+            request_id=request_id,
+            repository=self.images.repository_of(found.client, found.freelancer),
+            parent=None if found.image is None else found.image.generation,
+            create_time=now,
+            update_time=now,
         )
+        return await self.hold(work, wanted)
+
+    async def hold(self, work: UnitOfWork, wanted: Generation) -> Held:
+        """Insert a generation that is BUILDING, with its number and the lease on it. Raises CommitInProgressError."""
+        begun = await work.generations.begin(wanted)
         operation = self._operation()
         await work.operations.take(lease_key(begun), operation, lease=self.lease)
         return Held(generation=begun, operation=operation.id)
@@ -242,8 +248,9 @@ class Commits:
         generation = held.generation
         said: Mapping[str, str] = {"sandbox": generation.sandbox, "image": generation.tag}
         log.info("commit.begun", trigger=generation.trigger.value, attempt=generation.attempts, **said)
+        deed = "Image/Upgrade" if generation.trigger is CommitTrigger.UPGRADE else "Image/Commit"
         try:
-            async with self.deeds.recorded("Image/Commit", client=generation.client, sandbox=generation.sandbox):
+            async with self.deeds.recorded(deed, client=generation.client, sandbox=generation.sandbox):
                 ended = await self._work(held)
         except asyncio.CancelledError:
             await asyncio.shield(self._release(held))
@@ -329,7 +336,7 @@ class Commits:
         await self.changes.announce(failed.sandbox)
 
     def _note_end(self, generation: Generation) -> None:
-        outcome = _outcome(generation)
+        outcome = outcome_of(generation)
         self.metrics.ended(generation, outcome)
         failure = generation.failure
         log.info(
@@ -369,6 +376,8 @@ class Commits:
                     async with self.units.begin() as work:
                         await work.generations.forget(before=self.clock.now() - ATTEMPTS_KEPT_FOR, limit=10_000)
                         await work.commit()
+                    if self.bases is not None:
+                        await self.bases.sweep()
                     forget_at = self.clock.monotonic() + FORGET_EVERY.total_seconds()
             except SandboxdError as error:
                 log.warning("commit.recovery_failed", error=error.message)
@@ -386,14 +395,3 @@ def _cancelled(generation: Generation) -> CommitCancelledError:
         sandbox=generation.sandbox,
         image=generation.tag,
     )
-
-
-def _outcome(generation: Generation) -> CommitOutcome:
-    if generation.status is _G.DISCARDED:
-        return "dry_run" if generation.dry_run else "unchanged"
-    if generation.status is _G.SUPERSEDED:
-        return "superseded"
-    if generation.status is _G.FAILED:
-        cancelled = generation.failure is not None and generation.failure.reason == CommitCancelledError.reason
-        return "cancelled" if cancelled else "failed"
-    return "active"

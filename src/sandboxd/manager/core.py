@@ -7,6 +7,7 @@ from sandboxd.manager.announcing import Announcements
 from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_deletions import BackupDeletions
 from sandboxd.manager.backups import BackupRoom
+from sandboxd.manager.base_building import BaseBuilding
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.freezing import Freezing
@@ -95,6 +96,7 @@ class ManagerCore:
                 replica=tools.replica,
                 metrics=tools.commit_metrics,
                 packages=self.package_keeping,
+                bases=BaseBuilding.of(tools, tools.images),
                 deeds=tools.deeds,
                 tracer=tools.tracer,
                 lease=tools.lease,

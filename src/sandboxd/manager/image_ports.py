@@ -101,7 +101,8 @@ class GenerationRepository(Protocol):
     async def saved_time(self, sandbox: SandboxId, incarnation: IncarnationId) -> datetime | None:
         """Until when this life's root file system is kept.
 
-        That is when the last capture began that became active or found nothing new; None where there was none.
+        That is when the last capture began that became active or found nothing new; None where there was none. An
+        upgrade captures another root file system.
         """
         ...
 

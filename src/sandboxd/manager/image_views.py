@@ -18,6 +18,9 @@ _SAID: Final = {
     "unreadable": "left out because they could not be read",
     "vanished": "left out because they changed whenever they were looked at",
     "too_deep": "left out because their paths are too long or too deep",
+    "package_failed": "not there on the new base because they could not be installed",
+    "package_version": "there in another version, because the one before could not be had on the new base",
+    "by_hand": "not on the new base because no package brings them",
     "whiteout_name": "left out because images cannot hold names that begin with .wh.",
 }
 """Reasons for leaving something out that its owner should know of."""
@@ -36,7 +39,11 @@ def show(generation: Generation, *, limits: ImageLimits) -> ShownImage:
     content = generation.content
     if content is None:
         return ShownImage(generation=generation)
-    warnings = [f"{one.count} path(s) {_SAID[one.reason]}." for one in content.left_out if one.reason in _SAID]
+    warnings = [
+        f"{one.count} {'package' if one.reason.startswith('package') else 'path'}(s) {_SAID[one.reason]}."
+        for one in content.left_out
+        if one.reason in _SAID
+    ]
     limit = limits.raw_bytes
     if limit and content.raw_bytes >= NEAR * limit:
         part = content.raw_bytes * 100 // limit

@@ -10,6 +10,8 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.access import require_visible
+from sandboxd.manager.base_building import upgrade_of
+from sandboxd.manager.base_plans import BasePlan, BasePlans
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import STORAGE_LIMITS
@@ -34,6 +36,7 @@ from sandboxd.model.image import CommitTrigger, Generation, GenerationId, Genera
 from sandboxd.model.image_errors import CaptureUnsupportedError
 from sandboxd.model.image_sbom import ImageSbom, SbomPendingError, SbomUnknownError
 from sandboxd.model.paging import Page
+from sandboxd.model.replay import ReplayPolicy
 from sandboxd.model.sandbox import Sandbox, Tier
 from sandboxd.model.sources import Clock, IdSource
 
@@ -233,6 +236,77 @@ class Images:
         # Whoever works on it, here or elsewhere, sees the wish with its next report.
         ended = wanted if self._commits is None else await self._commits.wait(wanted.id, timeout=timeout)
         return self._show(ended, tier)
+
+    async def plan_upgrade(self, caller: Caller, sandbox: SandboxId, *, timeout: timedelta) -> BasePlan:
+        """Say what moving a sandbox's image to the template's present base would do; see `BasePlans.plan`.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+            CaptureUnsupportedError, CommitsOffError: Nothing is committed in this installation.
+        """
+        async with self._units.begin() as work:
+            found = require_visible(await work.sandboxes.get(sandbox), caller)
+        tools = self._required(sandbox).images
+        plans = BasePlans(units=self._units, running=tools.running, baselines=tools.baselines)
+        return await plans.plan(found, timeout=timeout)
+
+    async def upgrade(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        policy: ReplayPolicy,
+        *,
+        wait: bool = True,
+        timeout: timedelta,
+    ) -> ShownImage:
+        """Make what is installed in a resting sandbox again on the present base; answer when its next start takes it.
+
+        Args:
+            request: Who asks; the same id is answered with the same upgrade, whatever it came to.
+            sandbox: Which.
+            policy: What happens where something cannot be made again.
+            wait: Else the answer comes when it has begun.
+            timeout: How long the caller waits.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+            SandboxNotRestingError: It has compute.
+            BaseCurrentError: It starts from the present base already.
+            CommitInProgressError: A commit of it is in flight.
+            CaptureUnsupportedError, CommitsOffError: Nothing is committed in this installation.
+            RequestIdReusedError: The request id was used with another body.
+            DeadlineError: It has not ended in time; it goes on.
+            SandboxdError: What it failed with.
+        """
+        async with self._units.begin() as work:
+            tier = require_visible(await work.sandboxes.get(sandbox), request.caller).tier
+        commits = self._required(sandbox)
+        begun = await self._begin_upgrade(commits, request, sandbox, policy)
+        if not wait:
+            return self._show(begun, tier)
+        return self._show(raise_failure(await commits.wait(begun.id, timeout=timeout)), tier)
+
+    async def _begin_upgrade(
+        self, commits: Commits, request: Request, sandbox: SandboxId, policy: ReplayPolicy
+    ) -> Generation:
+        name = GenerationId(self._ids.new("gen"))
+        claim = self._claim(request, "UpgradeImage", sandbox, about=name)
+        failpoint("upgrade.before_commit")
+        async with self._units.begin() as work:
+            earlier = await work.requests.claim(claim)
+            if earlier is not None:
+                return await self._earlier(work, earlier, claim)
+            found = await work.sandboxes.get(sandbox, for_update=True)
+            active = None if found.image is None else await work.generations.get(found.image.generation)
+            base, now = await commits.images.running.base(), self._clock.now()
+            wanted = upgrade_of(
+                found, active, name=name, base=base, policy=policy, at=now, request_id=request.request_id
+            )
+            held = await commits.hold(work, wanted)
+            await work.commit()
+        await self._changes.announce(sandbox)
+        commits.start(held)
+        return held.generation
 
     async def rollback(self, request: Request, sandbox: SandboxId, number: int) -> ShownImage:
         """Let every next start of a sandbox take an older generation; what runs goes on, and is not kept.

@@ -29,6 +29,7 @@ from sandboxd.manager.restoring import Restores
 from sandboxd.manager.startup import Startup, spec_of
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
+from sandboxd.model.image import CommitTrigger, build_sandbox
 from sandboxd.model.metering import SEEN_EVERY
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock
@@ -243,13 +244,15 @@ class Recovery:
         async with self.units.begin() as work:
             rows = await work.sandboxes.find(suspects)
             members = await work.pools.known(suspects)
+            flying = await work.generations.unfinished(limit=PAGE)
+        building = {build_sandbox(one.id) for one in flying if one.trigger is CommitTrigger.UPGRADE}
         seen = {observation.sandbox: observation for observation in await self.backend.list()}
         for sandbox in suspects:
             row, found = rows.get(sandbox), seen.get(sandbox)
             if not _odd(row, found):
                 continue
-            if row is None and sandbox in members:
-                continue  # the refill cares for what nobody has claimed
+            if row is None and (sandbox in members or sandbox in building):
+                continue  # the refill cares for what nobody has claimed, an upgrade for what it builds in
             if row is None or row.state in GONE:
                 unknown.add(sandbox)
             elif found is not None and found.present:

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from sandboxd.manager.admission import Admission
 from sandboxd.manager.announcing import RestNotice
+from sandboxd.manager.auto_upgrades import AutoUpgrades
 from sandboxd.manager.backend_port import BackendDescription
 from sandboxd.manager.backups import Backups
 from sandboxd.manager.claims import PoolClaims
@@ -291,6 +292,9 @@ class SandboxManager:
             group.create_task(self._package_telling.run(), name="manager-package-tidings")
             if self._core.commits is not None:
                 group.create_task(self._core.commits.run(), name="manager-commits")
+                if self._core.tools.upgrade_bases is not None:
+                    upgrades = AutoUpgrades.of(self._core.tools, self._core.commits, self._core.tools.upgrade_bases)
+                    group.create_task(upgrades.run(), name="manager-base-upgrades")
             if self._core.backups is not None:
                 group.create_task(self._core.backups.run(), name="manager-backups")
 

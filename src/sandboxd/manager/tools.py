@@ -26,6 +26,7 @@ from sandboxd.manager.ports import ModelTokens, UnitsOfWork
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.pool import RefillLimits, StartLimits
+from sandboxd.model.replay import ReplayPolicy
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.stream.agent_port import AgentConnector
@@ -76,4 +77,7 @@ class ManagerTools:
     backups: BackupTools | None = None
     """What sandboxes are backed up with; None where no backups are kept."""
     backup_metrics: BackupMetrics = field(default_factory=lambda: BackupMetrics(CollectorRegistry()))
+    upgrade_bases: ReplayPolicy | None = None
+    """What happens where something cannot be made again when resting sandboxes get the template's present base by
+    themselves; None: they do not."""
     commit_metrics: CommitMetrics = field(default_factory=lambda: CommitMetrics(CollectorRegistry()))

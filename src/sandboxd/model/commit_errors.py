@@ -53,3 +53,27 @@ class RootNotSavedError(WrongStateError):
     """What was installed could not be kept, and the compute is not released without it; `force` gives it up."""
 
     reason = "ROOT_NOT_SAVED"
+
+
+class PackagesUnknownError(WrongStateError):
+    """It is not known what is installed in an image, so nothing of it can be made again on another base."""
+
+    reason = "PACKAGES_UNKNOWN"
+
+
+class BaseCurrentError(WrongStateError):
+    """The sandbox starts from the present base already, or from an image on it: there is nothing to upgrade."""
+
+    reason = "BASE_CURRENT"
+
+
+class SandboxNotRestingError(WrongStateError):
+    """The sandbox has compute: what runs would not be in the upgraded image. Pause it first."""
+
+    reason = "SANDBOX_NOT_RESTING"
+
+
+class ReplayIncompleteError(WrongStateError):
+    """Something of the image cannot be made again on the new base, and was not to be left out; the message names it."""
+
+    reason = "REPLAY_INCOMPLETE"

@@ -15,6 +15,7 @@ from typing import Final, NewType
 
 from sandboxd.model.errors import ErrorKind, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
+from sandboxd.model.replay import ReplayPolicy
 
 GenerationId = NewType("GenerationId", str)
 
@@ -82,11 +83,15 @@ class CommitTrigger(enum.Enum):
     TERMINATE = "terminate"
     INSTALL = "install"
     """Something was installed, and the sandbox has been idle since."""
+    UPGRADE = "upgrade"
+    """What is installed is made again on the present base, in a sandbox that is there for nothing else."""
 
 
 class CommitPhase(enum.Enum):
     """What a commit does, in this order."""
 
+    REPLAY = "replay"
+    """Of an upgrade: packages are installed again on the new base."""
     CAPTURE = "capture"
     """The difference is streamed from the sandbox, validated and written as a layer."""
     PUSH = "push"
@@ -175,8 +180,10 @@ class Generation:
     number: int
     """Unique in its repository, growing with gaps: 1 to `MAX_NUMBER`."""
     incarnation: IncarnationId
-    """Whose root file system it keeps."""
+    """Whose root file system it keeps; of an UPGRADE the sandbox's last life when it began, whose packages it has."""
     trigger: CommitTrigger
+    replay_policy: ReplayPolicy | None = None
+    """Of an UPGRADE: what happens where something cannot be made again."""
     dry_run: bool = False
     request_id: RequestId | None = None
     """Of the Commit that asked for it."""
@@ -298,3 +305,8 @@ def number_of(tag: str) -> int | None:
     """Return the number that a tag names, or None."""
     found = _TAG.fullmatch(tag)
     return int(found[1]) or None if found else None
+
+
+def build_sandbox(generation: GenerationId) -> SandboxId:
+    """Return the id of the sandbox in which an upgrade is built: that of its commit in other letters, and no row's."""
+    return SandboxId(f"sbx{generation.removeprefix('gen')}")

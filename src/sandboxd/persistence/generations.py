@@ -28,6 +28,7 @@ from sandboxd.model.image import (
     LeftOutPaths,
 )
 from sandboxd.model.paging import Page
+from sandboxd.model.replay import ReplayPolicy
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import Row, Values
@@ -144,6 +145,7 @@ class PostgresGenerationRepository(GenerationRepository):
         statement = select(func.max(c.capture_time)).where(
             c.sandbox == sandbox,
             c.incarnation == incarnation,
+            c.trigger != CommitTrigger.UPGRADE.value,
             or_(c.activate_time.is_not(None), and_(c.unchanged, c.status == GenerationStatus.DISCARDED.value)),
         )
         with translated():
@@ -261,6 +263,7 @@ def _values(generation: Generation) -> Values:
         "number": generation.number,
         "incarnation": generation.incarnation,
         "trigger": generation.trigger.value,
+        "replay_policy": None if generation.replay_policy is None else generation.replay_policy.value,
         "dry_run": generation.dry_run,
         "request_id": generation.request_id,
         "registry_host": generation.registry,
@@ -336,6 +339,7 @@ def _read(row: Row) -> Generation:
         number=row["number"],
         incarnation=IncarnationId(row["incarnation"]),
         trigger=CommitTrigger(row["trigger"]),
+        replay_policy=None if row["replay_policy"] is None else ReplayPolicy(row["replay_policy"]),
         dry_run=row["dry_run"],
         request_id=None if row["request_id"] is None else RequestId(row["request_id"]),
         registry=row["registry_host"],

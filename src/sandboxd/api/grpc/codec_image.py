@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from sandboxd.api.grpc.codec_packages import MANAGERS
 from sandboxd.api.grpc.names import timestamp
 from sandboxd.images.sbom import CYCLONEDX
+from sandboxd.manager.base_plans import BasePlan
 from sandboxd.manager.image_views import ShownImage
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import (
@@ -17,10 +20,12 @@ from sandboxd.model.image import (
     Generation,
     GenerationStatus,
     ImageContent,
+    LeftOutPaths,
     number_of,
     tag_of,
 )
 from sandboxd.model.image_sbom import ImageSbom
+from sandboxd.model.replay import ReplayAction
 from sandboxd.v1 import image_pb2 as pb
 
 STATUSES: Final = {
@@ -40,13 +45,22 @@ TRIGGERS: Final = {
     CommitTrigger.PAUSE: pb.COMMIT_TRIGGER_PAUSE,
     CommitTrigger.TERMINATE: pb.COMMIT_TRIGGER_TERMINATE,
     CommitTrigger.INSTALL: pb.COMMIT_TRIGGER_INSTALL,
+    CommitTrigger.UPGRADE: pb.COMMIT_TRIGGER_UPGRADE,
 }
 PHASES: Final = {
+    CommitPhase.REPLAY: pb.COMMIT_PHASE_REPLAY,
     CommitPhase.CAPTURE: pb.COMMIT_PHASE_CAPTURE,
     CommitPhase.PUSH: pb.COMMIT_PHASE_PUSH,
     CommitPhase.VERIFY: pb.COMMIT_PHASE_VERIFY,
     CommitPhase.PROBE: pb.COMMIT_PHASE_PROBE,
     CommitPhase.ACTIVATE: pb.COMMIT_PHASE_ACTIVATE,
+}
+
+
+ACTIONS: Final = {
+    ReplayAction.INSTALL: pb.REPLAY_ACTION_INSTALL,
+    ReplayAction.IN_BASE: pb.REPLAY_ACTION_IN_BASE,
+    ReplayAction.IMPOSSIBLE: pb.REPLAY_ACTION_IMPOSSIBLE,
 }
 
 
@@ -81,10 +95,7 @@ def encode_image(shown: ShownImage) -> pb.Image:
         layers=content.layers,
         entries=content.entries,
         largest=[pb.ImagePath(path=_text(path), bytes=size) for path, size in content.largest],
-        left_out=[
-            pb.LeftOut(reason=one.reason, count=one.count, paths=[_text(path) for path in one.paths])
-            for one in content.left_out
-        ],
+        left_out=_left_out(content.left_out),
         phases=_phases(generation),
         progress=_progress(generation) if generation.status.in_flight else None,
         failure=None if failure is None else pb.CommitFailure(reason=failure.reason, message=_text(failure.message)),
@@ -94,6 +105,31 @@ def encode_image(shown: ShownImage) -> pb.Image:
         activate_time=timestamp(generation.activate_time),
         end_time=timestamp(generation.end_time),
     )
+
+
+def encode_plan(plan: BasePlan) -> pb.PlanImageUpgradeResponse:
+    """Encode what an upgrade of the base would do."""
+    return pb.PlanImageUpgradeResponse(
+        needed=plan.needed,
+        image="" if plan.image is None else image_name(plan.image.sandbox, plan.image.number),
+        old_base="" if plan.old_base is None else str(plan.old_base),
+        new_base=str(plan.new_base),
+        packages=[
+            pb.PlannedPackage(
+                manager=MANAGERS[one.package.key.manager],
+                name=one.package.key.name,
+                version=one.package.version,
+                directory=one.package.key.directory,
+                action=ACTIONS[one.action],
+            )
+            for one in plan.packages
+        ],
+        left_out=_left_out(plan.left_out),
+    )
+
+
+def _left_out(found: Sequence[LeftOutPaths]) -> list[pb.LeftOut]:
+    return [pb.LeftOut(reason=one.reason, count=one.count, paths=[_text(path) for path in one.paths]) for one in found]
 
 
 def _phases(generation: Generation) -> list[pb.CommitPhaseDuration]:

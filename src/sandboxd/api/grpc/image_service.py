@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_image import encode_image, encode_sbom, image_number
+from sandboxd.api.grpc.codec_image import encode_image, encode_plan, encode_sbom, image_number
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
@@ -20,11 +20,17 @@ from sandboxd.manager.image_views import ShownImage
 from sandboxd.manager.images import Images
 from sandboxd.model.caller import Request
 from sandboxd.model.ids import RequestId
+from sandboxd.model.replay import ReplayPolicy
 from sandboxd.v1 import image_pb2 as pb
 from sandboxd.v1 import image_pb2_grpc
 
 MAX_CANCEL: Final = timedelta(minutes=1)
 """Longest wait for the end of a commit that was cancelled; its wish stands in any case."""
+
+MAX_UPGRADE: Final = timedelta(hours=1)
+"""Longest wait for an upgrade's end; it goes on in any case."""
+MAX_PLAN: Final = timedelta(minutes=10)
+"""Longest wait for what a registry has to tell of base images."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """Any: only WatchCommit touches the context's own request and response types."""
@@ -108,13 +114,37 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
                 async for piece in content:
                     await write(context, pb.GetImageSbomResponse(chunk=piece), within=self._write_within)
 
+    @override
+    async def UpgradeImage(self, request: pb.UpgradeImageRequest, context: Context) -> pb.UpgradeImageResponse:
+        """Make what is installed again on the present base."""
+        skip = request.policy == pb.REPLAY_POLICY_SKIP
+        shown = await self._images.upgrade(
+            _request(request),
+            sandbox_id(request.sandbox),
+            ReplayPolicy.SKIP if skip else ReplayPolicy.FAIL,
+            wait=not request.start_only,
+            timeout=current_rpc().remaining(at_most=MAX_UPGRADE),
+        )
+        return pb.UpgradeImageResponse(image=encode_image(shown))
+
+    @override
+    async def PlanImageUpgrade(
+        self, request: pb.PlanImageUpgradeRequest, context: Context
+    ) -> pb.PlanImageUpgradeResponse:
+        """Say what an upgrade of the base would do."""
+        rpc = current_rpc()
+        plan = await self._images.plan_upgrade(
+            rpc.caller, sandbox_id(request.sandbox), timeout=rpc.remaining(at_most=MAX_PLAN)
+        )
+        return encode_plan(plan)
+
     async def _send(self, changes: AsyncIterator[ShownImage], context: Context) -> None:
         async with closed_at_end(changes):
             async for shown in changes:
                 await write(context, pb.WatchCommitResponse(image=encode_image(shown)), within=self._write_within)
 
 
-def _request(message: pb.CancelCommitRequest | pb.RollbackImageRequest) -> Request:
+def _request(message: pb.CancelCommitRequest | pb.RollbackImageRequest | pb.UpgradeImageRequest) -> Request:
     rpc = current_rpc()
     return Request(
         caller=rpc.caller,

@@ -152,6 +152,8 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_BACKUPS}/WatchBackup": reads(Scope.OWN),
     f"{_BACKUPS}/CancelBackup": changes(Scope.OWN),
     f"{_BACKUPS}/DeleteBackup": changes(Scope.OWN),
+    f"{_IMAGES}/UpgradeImage": changes(Scope.OWN),
+    f"{_IMAGES}/PlanImageUpgrade": reads(Scope.OWN),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/VerifyAudit": reads(Scope.PLATFORM, AUDITORS),
     f"{_AUDIT}/ExportAudit": reads(Scope.PLATFORM, AUDITORS),

@@ -97,7 +97,12 @@ class KubernetesBackend(Backend):
             removal=self._removal,
             instance=installation.instance,
         )
-        self.images = KubernetesImages(objects=self._objects, mirror=self._mirror)
+        self.images = KubernetesImages(
+            objects=self._objects,
+            mirror=self._mirror,
+            template=installation.template,
+            base=lambda: self._recipe.image,
+        )
         """Which images its sandboxes run from, and are to run from."""
         self.probe = KubernetesProbe(
             api,

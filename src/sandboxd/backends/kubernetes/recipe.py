@@ -27,13 +27,17 @@ class Recipe:
         self._premium_gpus = premium_gpus
         self.text = ""
         """Empty while the template is not known, or where there is none."""
+        self.image = ""
+        """What the template names as the image of sandboxes; empty likewise."""
 
     async def run(self) -> None:
         """Follow it until cancelled."""
         await self._reflector.run()
 
     def _take(self, _: Key, obj: Json | None) -> None:
-        self.text = "" if obj is None else recipe_of(obj.get("spec") or {}, premium_gpus=self._premium_gpus)
+        template = {} if obj is None else obj.get("spec") or {}
+        self.text = "" if obj is None else recipe_of(template, premium_gpus=self._premium_gpus)
+        self.image = str(template.get("image", ""))
 
 
 def recipe_of(template: Mapping[str, Any], *, premium_gpus: int = 0) -> str:  # Any: JSON

@@ -7,6 +7,7 @@ runtime, of a configuration with another, and of a third image where two have th
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -30,9 +31,37 @@ PAUSE_SECONDS: Final = 0.1
 class KubernetesImages(RunningImages):
     """Images of sandboxes that are `Sandbox` resources."""
 
-    def __init__(self, *, objects: SandboxObjects, mirror: Mirror) -> None:
+    def __init__(self, *, objects: SandboxObjects, mirror: Mirror, template: str, base: Callable[[], str]) -> None:
+        """Take the parts.
+
+        Args:
+            objects: The requests.
+            mirror: What is known of sandboxes.
+            template: The name of the template that sandboxes are made from.
+            base: What it names as their image now; empty while that is not known.
+        """
         self._objects = objects
         self._mirror = mirror
+        self._template = template
+        self._base = base
+
+    @override
+    async def base(self) -> ImageReference:
+        name = self._base()
+        if not name:
+            raise UnavailableError(
+                f"The image of template {self._template} is not known: there is no such template, or the cluster has "
+                "not told of it yet. Try again.",
+                template=self._template,
+            )
+        try:
+            return ImageReference.parse(name)
+        except ValueError as error:
+            raise ImageUnnamedError(
+                f"Template {self._template} names its image {name}, which is a tag and no digest. Name it by digest.",
+                image=name,
+                template=self._template,
+            ) from error
 
     @override
     async def image(self, sandbox: SandboxId, incarnation: IncarnationId, *, timeout: timedelta) -> ImageReference:

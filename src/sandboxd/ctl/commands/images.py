@@ -23,6 +23,7 @@ from sandboxd.model.image import number_of, tag_of
 from sandboxd.v1 import image_pb2 as pb
 
 _DOES = {
+    pb.COMMIT_PHASE_REPLAY: "installing packages on the new base",
     pb.COMMIT_PHASE_CAPTURE: "capturing",
     pb.COMMIT_PHASE_PUSH: "pushing",
     pb.COMMIT_PHASE_VERIFY: "asking the registry for it",
@@ -35,11 +36,16 @@ async def commit(shell: Shell, said: str, *, dry_run: bool, request_id: str) -> 
     """Commit a sandbox and follow it to its end."""
     name = await find_sandbox(shell.client, said)
     image = await shell.client.images.begin(name, dry_run=dry_run, request_id=request_id)
-    image = await _followed(shell, image)
+    image = await followed(shell, image)
     if shell.json:
         shell.emit(image)
     else:
-        _tell(shell, image)
+        tell(shell, image)
+    return exit_of(image)
+
+
+def exit_of(image: pb.Image) -> Exit:
+    """Say by the exit what a commit came to."""
     if image.status == pb.IMAGE_STATUS_FAILED or (image.status == pb.IMAGE_STATUS_SUPERSEDED and image.failure.reason):
         return Exit.INTERRUPTED if image.failure.reason == "COMMIT_CANCELLED" else Exit.FAILED
     return Exit.OK
@@ -125,7 +131,7 @@ def image_table(images: Iterable[pb.Image], console: Console, *, everything: boo
     return filled(console, columns, rows, spare=("ON NODES", "BY"))
 
 
-async def _followed(shell: Shell, image: pb.Image) -> pb.Image:
+async def followed(shell: Shell, image: pb.Image) -> pb.Image:
     """Follow a commit; Ctrl-C cancels it, and what that came to is what is answered."""
     cancels = list[asyncio.Task[pb.Image]]()
     following = asyncio.create_task(_follow(shell, image), name="follow")
@@ -177,11 +183,14 @@ def _far(progress: pb.CommitProgress) -> str:
     return ""
 
 
-def _tell(shell: Shell, image: pb.Image) -> None:
+def tell(shell: Shell, image: pb.Image) -> None:
+    """Tell what a commit came to."""
     if image.failure.reason:
         shell.err.print(Text(f"✗ {bare(image.name)}: {clean_line(image.failure.message)}", style="red"))
         return
-    if image.unchanged:
+    if image.unchanged and image.trigger == pb.COMMIT_TRIGGER_UPGRADE:
+        shell.say("✓ nothing had to be installed: the next start takes the base", "green")
+    elif image.unchanged:
         shell.say("✓ nothing has changed: there is no new image", "green")
     elif image.dry_run:
         shell.say("✓ this would be kept; nothing was pushed", "green")

@@ -9,6 +9,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sandboxd.model.image import CommitPhase, CommitTrigger, GenerationStatus
+from sandboxd.model.replay import ReplayPolicy
 from sandboxd.persistence.tables.base import Base, Moment, SafeJson, one_of
 
 IN_FLIGHT: Final = "status IN ('building', 'pushed', 'verified')"
@@ -26,6 +27,7 @@ class ImageGenerationRow(Base):
     number: Mapped[int]
     incarnation: Mapped[str]
     trigger: Mapped[str]
+    replay_policy: Mapped[str | None]
     dry_run: Mapped[bool]
     request_id: Mapped[str | None]
     registry_host: Mapped[str]
@@ -68,6 +70,7 @@ class ImageGenerationRow(Base):
     __table_args__ = (
         ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
         one_of("trigger", CommitTrigger),
+        one_of("replay_policy", ReplayPolicy, optional=True),
         one_of("status", GenerationStatus),
         one_of("phase", CommitPhase),
         CheckConstraint("number BETWEEN 1 AND 999999", name="number"),
