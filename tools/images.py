@@ -39,6 +39,8 @@ class Image:
     dockerfile: str
     inputs: tuple[str, ...]
     """Files and directories that decide what it holds."""
+    program: str = ""
+    """Module of ours that builds a program and prints where; its image has that and is only made when it is named."""
 
 
 AGENT_SOURCES = (
@@ -53,7 +55,14 @@ IMAGES = {
         inputs=(*SHARED, "Dockerfile", "requirements-server.lock", "pyproject.toml", "alembic", "alembic.ini", "src"),
     ),
     "postgres": Image(dockerfile="images/postgres/Dockerfile", inputs=("images/postgres",)),
+    "kaniko": Image(
+        dockerfile="images/kaniko/Dockerfile",
+        inputs=("images/kaniko", "tools/kaniko.py"),
+        program="tools.kaniko",
+    ),
 }
+
+DEFAULT = ", ".join(name for name, image in IMAGES.items() if not image.program)
 
 
 class ImagesError(Exception):
@@ -68,7 +77,7 @@ def say(text: str) -> None:
 def main() -> None:
     """Build what has changed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMAGES)}; all when none is named")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(IMAGES)}; {DEFAULT} if none")
     parser.add_argument("--registry", default="127.0.0.1:5000", help="where to push")
     parser.add_argument("--pull-registry", help="the same registry as nodes name it; 127.0.0.1 becomes localhost")
     parser.add_argument("--base", help="a public base, like debian:trixie-slim, in place of one made by mmdebstrap")
@@ -80,7 +89,7 @@ def main() -> None:
     local = options.registry.startswith(("127.", "localhost"))
     registry = Registry(options.registry, tls=not (options.insecure or local))
     pull = options.pull_registry or options.registry.replace("127.0.0.1", "localhost")
-    given = {name: IMAGES[name] for name in options.names or IMAGES}
+    given = {name: IMAGES[name] for name in options.names or DEFAULT.split(", ")}
     chosen = {name: image for name, image in given.items() if (REPOSITORY / image.dockerfile).is_file()}
     began = time.monotonic()
     base = options.base or base_reference(registry)
@@ -140,12 +149,30 @@ def make_image(name: str, image: Image, *, base: str, own_base: bool, registry: 
         arguments = ["--layers", "--build-arg", f"BASE={base}"]
         if AUTHORITIES.is_file():  # only used while building; for networks that look into TLS
             arguments += ["--secret", f"id=certificates,src={AUTHORITIES}"]
-        build(name, image.dockerfile, REPOSITORY, reference, arguments)
+        with context_of(name, image) as context:
+            build(name, image.dockerfile, context, reference, arguments)
         registry.push(name, reference, f"{registry.name}/sandboxd/{name}:dev")
         found = found_image(name, image, base=base, registry=registry)
         if found is None:
             raise ImagesError(f"{reference} was built and pushed, and what goes into it has changed meanwhile: repeat")
         return found
+
+
+@contextmanager
+def context_of(name: str, image: Image) -> Iterator[Path]:
+    """Give the directory that an image is built from: the checkout, or one with nothing but its program."""
+    if not image.program:
+        yield REPOSITORY
+        return
+    say(f"{name} gets its program from {image.program}: 3 minutes the first time, then from {CACHE.parent}/tools")
+    command = [str(REPOSITORY / ".venv" / "bin" / "python"), "-m", image.program]
+    made = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
+    if made.returncode != 0:
+        raise ImagesError(f"{image.program} could not build it")
+    program = Path(made.stdout.strip())
+    with tempfile.TemporaryDirectory(dir=CACHE) as context:
+        shutil.copy(program, Path(context) / program.name)
+        yield Path(context)
 
 
 def build(name: str, dockerfile: str, context: Path, reference: str, arguments: list[str]) -> None:
