@@ -15,6 +15,7 @@ from typing_extensions import override
 from sandboxd.images.baseline_file import read_records
 from sandboxd.images.baselines import RegistryBaselines
 from sandboxd.images.building import BuildRules, RegistryImageBuilder
+from sandboxd.images.kaniko import KanikoBuilds, KanikoImageBuilder
 from sandboxd.images.ports import BuildOrder, BuildProgress, BuiltImage, ImageLimits, ImageReference, LayerWriter
 from sandboxd.images.registry import Manifest, Registry, Sent
 from sandboxd.images.spool import Spool
@@ -127,8 +128,9 @@ class BuildWorld:
         writer: LayerWriter | None = None,
         architecture: str = "amd64",
         zstd: bool = True,
+        builds: KanikoBuilds | None = None,
     ) -> BuildWorld:
-        """Push a base, and let a sandbox have what is in it."""
+        """Push a base, and let a sandbox have what is in it; with `builds`, images are made by those."""
         pushed = await (image or an_image(LOWER, UPPER)).push(registry, "base/sandbox")
         wrapped = Interfering(registry)
         baselines = RegistryBaselines(
@@ -137,14 +139,22 @@ class BuildWorld:
         capture = FakeRootfsCapture(incarnation=INCARNATION)
         spool = Spool(directory=directory / "spool", size_bytes=1 << 30, least_free_bytes=0, watch_seconds=0.05)
         rules = BuildRules(registry="registry.test", architecture=architecture, zstd=zstd)
+        chosen = writer or FakeLayerWriter()
         builder = RegistryImageBuilder(
-            registry=wrapped,
-            baselines=baselines,
-            capture=capture,
-            writer=writer or FakeLayerWriter(),
-            spool=spool,
-            rules=rules,
+            registry=wrapped, baselines=baselines, capture=capture, writer=chosen, spool=spool, rules=rules
         )
+        if builds is not None:
+            builder = KanikoImageBuilder(
+                registry=wrapped,
+                baselines=baselines,
+                capture=capture,
+                writer=chosen,
+                spool=spool,
+                rules=rules,
+                builds=builds,
+                python=("/kaniko/agent/python",),
+                build_registry="builds.test",
+            )
         world = cls(
             registry=wrapped,
             base=base or pushed,

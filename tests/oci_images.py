@@ -131,6 +131,7 @@ def an_image(
     media_types: Sequence[str] = (),
     architecture: str = "amd64",
     docker: bool = False,
+    user: str = "",
     diff_ids: Sequence[str] = (),
     blobs: Sequence[bytes] = (),
 ) -> Image:
@@ -141,6 +142,7 @@ def an_image(
         media_types: Of each; gzip where there are none.
         architecture: What the configuration says.
         docker: With Docker's media types, not OCI's.
+        user: Whom it runs as.
         diff_ids: In place of the tars' own.
         blobs: In place of the compressed tars.
     """
@@ -150,7 +152,8 @@ def an_image(
         "architecture": architecture,
         "os": "linux",
         "created": "2026-01-01T00:00:00Z",
-        "config": {"Env": ["PATH=/usr/bin"], "Cmd": ["/bin/sh"], "Labels": {"of": "base"}},
+        "config": {"Env": ["PATH=/usr/bin"], "Cmd": ["/bin/sh"], "Labels": {"of": "base"}}
+        | ({"User": user} if user else {}),
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids) or [digest_of(layer) for layer in layers]},
         "history": [{"created_by": "test"} for _ in layers],
     }

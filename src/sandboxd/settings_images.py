@@ -42,6 +42,23 @@ class ImageSettings(BaseSettings):
     images_repository_prefix: str = Field(default="", pattern=_PREFIX, max_length=200)
     """What repositories of kept images begin with, for example a project of Harbor: `sandboxes` gives
     `sandboxes/<client>/gemini-cli-user-<freelancer>`."""
+    images_builder: Literal["registry", "kaniko"] = "registry"
+    """How an image is made of base and difference: `registry` appends one layer on the registry, `kaniko` applies the
+    difference in a Job in the cluster, which pushes what it finds. docs/images-kept.md says what that costs."""
+    images_kaniko_namespace: str = Field(default="", max_length=63)
+    """Namespace of the Jobs of kaniko, where nothing else is."""
+    images_kaniko_image: str = Field(default="", max_length=512)
+    """Image with kaniko's executor, as `make images IMAGES_ARGS=kaniko` makes it."""
+    images_kaniko_agent_image: str = Field(default="", max_length=512)
+    """Image of the agent, whose interpreter applies the difference in those Jobs."""
+    images_kaniko_secret: str = Field(default="", max_length=253)
+    """Secret of that namespace, of the type `kubernetes.io/dockerconfigjson`, whose account pulls bases and pushes
+    images; with an entry `ca.crt` where `images_registry_authority_file` is set. None if empty."""
+    images_kaniko_registry: str = Field(default="", pattern=_REGISTRY, max_length=253)
+    """How pods reach the registry, where that is another address than for nodes; `images_registry` if empty."""
+    images_kaniko_host_users: bool = False
+    """Run those Jobs without a user namespace, for nodes that have none: root in them is then root of the node, but
+    for its capabilities."""
     images_architecture: Literal["amd64", "arm64"] = "amd64"
     """Of the nodes for sandboxes: which image of an index is their base."""
     images_compression: Literal["zstd", "gzip"] = "zstd"

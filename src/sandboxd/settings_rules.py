@@ -180,6 +180,18 @@ def _image_problems(given: Given) -> list[str]:
     plain = str(given.get("images_registry_plain")).lower() in {"1", "true", "t", "yes", "y", "on"}
     if plain and password and not is_loopback(f"{reached.partition(':')[0]}:1"):
         problems.append(f"{name}_PLAIN: the password would go to {reached} without TLS; only loopback is accepted")
+    return problems + _kaniko_problems(given)
+
+
+def _kaniko_problems(given: Given) -> list[str]:
+    if str(given.get("images_builder")) != "kaniko":
+        return []
+    needing = ("registry", "kaniko_namespace", "kaniko_image", "kaniko_agent_image")
+    problems = [
+        f"{PREFIX}IMAGES_{one.upper()}: builds by kaniko need it" for one in needing if not given.get(f"images_{one}")
+    ]
+    if str(given.get("backend")) != "kubernetes":
+        problems.append(f"{PREFIX}IMAGES_BUILDER: kaniko runs in a cluster; set {PREFIX}BACKEND to kubernetes")
     return problems
 
 

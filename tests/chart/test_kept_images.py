@@ -10,6 +10,7 @@ import pytest
 
 from sandboxd.settings import load_settings, unknown_variables
 from tests.chart.helm import NO_HELM, TRIAL, Object, find_helm, makers_of_pods, of_kind, pod_of, refusal, render
+from tests.chart.rights import lines_of
 
 pytestmark = pytest.mark.skipif(find_helm() is None, reason=NO_HELM)
 KEPT: Mapping[str, Any] = {
@@ -106,3 +107,52 @@ def test_serve_and_the_sweep_may_reach_the_registry(changes: Mapping[str, str], 
 )
 def test_what_cannot_be_meant_is_refused(values: Mapping[str, Any], word: str) -> None:
     assert word in refusal({**TRIAL, "keptImages": values})
+
+
+KANIKO: Mapping[str, Any] = {
+    **KEPT,
+    "builder": "kaniko",
+    "kaniko": {"image": "registry.test:5000/kaniko", "agentImage": "registry.test:5000/agent", "secret": "robot"},
+}
+
+
+def test_builds_by_kaniko_get_a_namespace_where_serve_may_make_jobs_and_nothing_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    objects = render({**TRIAL, "keptImages": KANIKO})
+
+    place = next(one for one in of_kind(objects, "Namespace") if component(one) == "kaniko")["metadata"]
+    own = [one for one in objects if one["metadata"].get("namespace") == "sys-images"]
+    assert place["name"] == "sys-images"
+    assert place["labels"]["pod-security.kubernetes.io/enforce"] == "baseline"
+    assert {one["kind"] for one in own} == {"Role", "RoleBinding", "ResourceQuota", "NetworkPolicy"}
+    assert lines_of(next(one for one in own if one["kind"] == "Role")["rules"]) == {
+        "create jobs.batch",
+        "get jobs.batch",
+        "delete jobs.batch",
+        "list pods",
+    }
+    policy = next(one for one in own if one["kind"] == "NetworkPolicy")["spec"]
+    assert (policy["ingress"], policy["egress"][-1]) == ([], {"ports": [{"port": 5000, "protocol": "TCP"}]})
+    told = {one["name"]: one.get("value") for one in pods_of(objects)["serve"]["containers"][0]["env"]}
+    kaniko = {name: value for name, value in told.items() if "IMAGES_KANIKO" in name or name.endswith("IMAGES_BUILDER")}
+    assert unknown_variables(kaniko) == []
+    for name, value in {**kaniko, "SANDBOXD_BACKEND": "kubernetes", "SANDBOXD_IMAGES_REGISTRY": "r.test"}.items():
+        monkeypatch.setenv(name, str(value))
+    settings = load_settings()
+    assert (settings.images_builder, settings.images_kaniko_namespace) == ("kaniko", "sys-images")
+    assert (settings.images_kaniko_secret, settings.images_kaniko_host_users) == ("robot", False)
+
+
+def test_without_kaniko_there_is_no_namespace_of_it() -> None:
+    objects = render({**TRIAL, "keptImages": {**KEPT, "kaniko": KANIKO["kaniko"]}})
+
+    assert [one for one in objects if one["metadata"].get("namespace") == "sys-images"] == []
+    assert "kaniko" not in {component(one) for one in of_kind(objects, "Namespace")}
+
+
+@pytest.mark.parametrize("missing", ["image", "agentImage"])
+def test_kaniko_without_an_image_is_refused(missing: str) -> None:
+    values = {**KANIKO, "kaniko": {**KANIKO["kaniko"], missing: ""}}
+
+    assert f"keptImages.kaniko.{missing}" in refusal({**TRIAL, "keptImages": values})

@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import pytest
+
 from sandboxd.bootstrap.images import image_room
 from sandboxd.images.building import RegistryImageBuilder
+from sandboxd.images.kaniko import KanikoImageBuilder
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId
-from sandboxd.settings import load_settings
+from sandboxd.settings import SettingsError, load_settings
+from tests.fakes.kube import FakeKube
 from tests.fakes.rootfs import FakeRootfsCapture
 
 CAPTURE = FakeRootfsCapture(incarnation=IncarnationId("inc-1"))
@@ -33,3 +37,29 @@ async def test_with_a_registry_images_are_built(tmp_path: Path) -> None:
     assert room.repository_of(ClientId("a"), FreelancerId("b")) == "sandboxes/a/gemini-cli-user-b"
     assert not list(tmp_path.iterdir()), "nothing is made before it is needed"
     await room.close()
+
+
+async def test_with_kaniko_images_are_built_in_the_cluster(tmp_path: Path) -> None:
+    settings = load_settings(
+        data_dir=tmp_path,
+        backend="kubernetes",
+        images_registry="registry.test:5000",
+        images_builder="kaniko",
+        images_kaniko_namespace="builds",
+        images_kaniko_image="registry.test:5000/kaniko",
+        images_kaniko_agent_image="registry.test:5000/agent",
+    )
+
+    room = image_room(settings, capture=CAPTURE, cluster=FakeKube())
+
+    assert room is not None
+    assert isinstance(room.builder, KanikoImageBuilder)
+    await room.close()
+
+
+def test_kaniko_without_what_it_needs_is_refused() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(images_builder="kaniko", images_registry="registry.test")
+
+    for name in ("KANIKO_NAMESPACE", "KANIKO_IMAGE", "KANIKO_AGENT_IMAGE", "BUILDER"):
+        assert f"SANDBOXD_IMAGES_{name}" in str(caught.value)

@@ -51,6 +51,11 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Where builds by kaniko run. */}}
+{{- define "sandboxd.kanikoNamespace" -}}
+{{- default (printf "%s-images" .Release.Namespace | trunc 63 | trimSuffix "-") .Values.keptImages.kaniko.namespace -}}
+{{- end -}}
+
 {{- define "sandboxd.image" -}}
 {{- if .Values.image.digest -}}
 {{- printf "%s@%s" .Values.image.repository .Values.image.digest -}}
@@ -186,6 +191,22 @@ capabilities: {drop: [ALL]}
   value: /var/lib/sandboxd-images/bases
 - name: SANDBOXD_IMAGES_CACHE_BYTES
   value: {{ mul .cacheGibibytes 1073741824 | quote }}
+{{- if eq .builder "kaniko" }}
+- name: SANDBOXD_IMAGES_BUILDER
+  value: kaniko
+- name: SANDBOXD_IMAGES_KANIKO_NAMESPACE
+  value: {{ include "sandboxd.kanikoNamespace" $ }}
+- name: SANDBOXD_IMAGES_KANIKO_IMAGE
+  value: {{ required "keptImages.kaniko.image must name an image with kaniko's executor" .kaniko.image | quote }}
+- name: SANDBOXD_IMAGES_KANIKO_AGENT_IMAGE
+  value: {{ required "keptImages.kaniko.agentImage must name the agent's image" .kaniko.agentImage | quote }}
+- name: SANDBOXD_IMAGES_KANIKO_SECRET
+  value: {{ .kaniko.secret | quote }}
+- name: SANDBOXD_IMAGES_KANIKO_REGISTRY
+  value: {{ .kaniko.registry | quote }}
+- name: SANDBOXD_IMAGES_KANIKO_HOST_USERS
+  value: {{ .kaniko.hostUsers | quote }}
+{{- end }}
 {{- end }}{{ end }}
 - name: SANDBOXD_REGISTRATION
   value: {{ .Values.callers.registration }}

@@ -7,20 +7,24 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
+from sandboxd.backends.kubernetes.kaniko_builds import AGENT_ROOT, BuildPlace, KubernetesKanikoBuilds
 from sandboxd.backends.registry.access import RegistryAccount
 from sandboxd.backends.registry.client import OciRegistry
 from sandboxd.bootstrap.places import Placement
 from sandboxd.images.baselines import RegistryBaselines
 from sandboxd.images.building import BuildRules, RegistryImageBuilder
+from sandboxd.images.kaniko import KanikoImageBuilder
 from sandboxd.images.layer_process import WorkerLayerWriter
 from sandboxd.images.ports import Baselines, ImageBuilder, ImageLimits, RootfsCapture, SecretPolicy
 from sandboxd.images.registry import Registry
 from sandboxd.images.spool import Spool
+from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.image_names import user_repository
 from sandboxd.model.sandbox import Tier
-from sandboxd.settings import Settings
+from sandboxd.operator.pod_shape import agent_python
+from sandboxd.settings import Settings, SettingsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +43,16 @@ class ImageRoom:
     """Gives up the registry's connections."""
 
 
-def image_room(settings: Settings, *, capture: RootfsCapture) -> ImageRoom | None:
+def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi | None = None) -> ImageRoom | None:
     """Make what builds images; None where the settings name no registry. Nothing connects yet.
 
     Args:
         settings: Read.
         capture: Of the sandboxes of this installation's backend.
+        cluster: Its API server, where they are placed in one.
+
+    Raises:
+        SettingsError: They name kaniko, and there is no cluster.
     """
     if not settings.images_registry:
         return None
@@ -55,22 +63,7 @@ def image_room(settings: Settings, *, capture: RootfsCapture) -> ImageRoom | Non
         size_bytes=settings.images_cache_bytes,
         architecture=settings.images_architecture,
     )
-    builder = RegistryImageBuilder(
-        registry=registry,
-        baselines=baselines,
-        capture=capture,
-        writer=WorkerLayerWriter(workers=settings.images_workers),
-        spool=Spool(
-            directory=settings.images_spool_dir or settings.home / "images" / "spool",
-            size_bytes=settings.images_spool_bytes,
-            least_free_bytes=settings.images_spool_free_bytes,
-        ),
-        rules=BuildRules(
-            registry=settings.images_registry,
-            architecture=settings.images_architecture,
-            zstd=settings.images_compression == "zstd",
-        ),
-    )
+    builder = _make_builder(settings, cluster, registry=registry, baselines=baselines, capture=capture)
     return ImageRoom(
         registry=registry,
         baselines=baselines,
@@ -81,6 +74,53 @@ def image_room(settings: Settings, *, capture: RootfsCapture) -> ImageRoom | Non
         build_timeout=settings.image_build_timeout,
         probe_timeout=settings.image_probe_timeout,
         close=registry.close,
+    )
+
+
+def _make_builder(
+    settings: Settings, cluster: KubeApi | None, *, registry: Registry, baselines: Baselines, capture: RootfsCapture
+) -> ImageBuilder:
+    writer = WorkerLayerWriter(workers=settings.images_workers)
+    spool = Spool(
+        directory=settings.images_spool_dir or settings.home / "images" / "spool",
+        size_bytes=settings.images_spool_bytes,
+        least_free_bytes=settings.images_spool_free_bytes,
+    )
+    rules = BuildRules(
+        registry=settings.images_registry,
+        architecture=settings.images_architecture,
+        zstd=settings.images_compression == "zstd",
+    )
+    if settings.images_builder == "registry":
+        return RegistryImageBuilder(
+            registry=registry, baselines=baselines, capture=capture, writer=writer, spool=spool, rules=rules
+        )
+    if cluster is None:
+        raise SettingsError("The settings cannot be used:\n  SANDBOXD_IMAGES_BUILDER: kaniko needs a cluster")
+    reached = settings.images_kaniko_registry or settings.images_registry
+    place = BuildPlace(
+        namespace=settings.images_kaniko_namespace,
+        instance=settings.kubernetes_instance,
+        image=settings.images_kaniko_image,
+        agent_image=settings.images_kaniko_agent_image,
+        secret=settings.images_kaniko_secret,
+        registry=reached,
+        plain=settings.images_registry_plain,
+        authority=settings.images_registry_authority_file is not None,
+        host_users=settings.images_kaniko_host_users,
+        zstd=rules.zstd,
+        architecture=rules.architecture,
+    )
+    return KanikoImageBuilder(
+        registry=registry,
+        baselines=baselines,
+        capture=capture,
+        writer=writer,
+        spool=spool,
+        rules=rules,
+        builds=KubernetesKanikoBuilds(cluster, place=place),
+        python=agent_python(AGENT_ROOT),
+        build_registry=reached,
     )
 
 

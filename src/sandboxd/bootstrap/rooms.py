@@ -109,7 +109,8 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     signing_key, key_id = ensure_token_keys(
         private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
     )
-    kept = image_room(settings, capture=GrpcRootfsCapture(backend=placement.backend, connector=connector))
+    capture = GrpcRootfsCapture(backend=placement.backend, connector=connector)
+    kept = image_room(settings, capture=capture, cluster=placement.cluster)
     journal = PostgresJournal(database)
     sessions = PostgresSessions(database)
     ledger = PostgresUsageLedger(database)

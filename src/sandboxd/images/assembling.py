@@ -28,6 +28,8 @@ _LAYERS: Final = {
 }
 """Layers that can be kept, as OCI calls them. Foreign ones, which a registry must not pass on, are none."""
 _LABEL: Final = "dev.sandboxd."
+LAYER_DIFF_ID: Final = f"{_LABEL}layer-diff-id"
+"""Label that says which difference an image has, as our writer's layer of it; empty where it has none."""
 _CREATED_BY: Final = "sandboxd commit"
 
 
@@ -77,7 +79,7 @@ def assemble(
     own = {
         f"{_LABEL}generation": str(generation),
         f"{_LABEL}base": base.digest,
-        f"{_LABEL}layer-diff-id": "" if layer is None else layer.diff_id,
+        LAYER_DIFF_ID: "" if layer is None else layer.diff_id,
     }
     made = _configured(config, layer, {**labels, **own})
     layers = tuple(_as_oci(one, image) for one in image.layers)

@@ -1,5 +1,7 @@
 """`ImageBuilder` on a registry: captured, written as one layer on the base, pushed under its tag, verified.
 
+How an image is made of base and layer is a step of its own, which `images/kaniko.py` does in another way.
+
 Nothing becomes active here. A build that is repeated finds what an earlier one has pushed, and ends in the same
 digest; one that fails or is cancelled leaves no upload open and nothing in the spool directory.
 """
@@ -18,7 +20,7 @@ from typing import Any, Final
 
 from typing_extensions import override
 
-from sandboxd.images.assembling import assemble, user_layers
+from sandboxd.images.assembling import Assembled, assemble, user_layers
 from sandboxd.images.baseline_file import read_records
 from sandboxd.images.manifests import ImageManifest, find_image, read_config, read_manifest
 from sandboxd.images.ports import (
@@ -63,24 +65,39 @@ class BuildRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Base:
+class BaseImage:
+    """What is built on, for the nodes' architecture."""
+
     reference: ImageReference
     image: ImageManifest
     config: Mapping[str, Any]  # Any: JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptImage:
+    """An image that the registry has."""
+
+    digest: str
+    size: int
+    """Bytes of all layers, compressed, and the configuration."""
+    layers: int
+    layer_digest: str
+    """Of the layer above the base, as the next three; empty and 0 where there is none."""
+    diff_id: str
+    compressed_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Previous:
     reference: ImageReference
-    diff_ids: tuple[str, ...]
-    """Of what it has above the base."""
+    difference: tuple[str, ...]
+    """What it has above the base, as `diff_id`s of our own layers."""
     paths: Sequence[bytes]
-    size: int
-    layers: int
+    kept: KeptImage
 
 
 @dataclass(slots=True)
-class _Clock:
+class BuildClock:
     """What is left of a build's time, and how long each phase took."""
 
     end: float
@@ -88,10 +105,12 @@ class _Clock:
 
     @property
     def left(self) -> timedelta:
+        """What there is yet, never nothing at all."""
         return timedelta(seconds=max(self.end - time.monotonic(), 0.001))
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
+        """Count the block's time as this phase's."""
         began = time.monotonic()
         try:
             yield
@@ -121,7 +140,7 @@ class RegistryImageBuilder(ImageBuilder):
 
     @override
     async def build(self, order: BuildOrder, *, timeout: timedelta, progress: Progress) -> BuiltImage:
-        clock = _Clock(time.monotonic() + timeout.total_seconds())
+        clock = BuildClock(time.monotonic() + timeout.total_seconds())
         if order.base.registry != self._rules.registry:
             raise WrongStateError(
                 f"The sandbox's base image is in the registry {order.base.registry}, and images are kept in "
@@ -141,7 +160,7 @@ class RegistryImageBuilder(ImageBuilder):
                 sandbox=order.sandbox,
             ) from error
 
-    async def _build(self, order: BuildOrder, directory: Path, clock: _Clock, progress: Progress) -> BuiltImage:
+    async def _build(self, order: BuildOrder, directory: Path, clock: BuildClock, progress: Progress) -> BuiltImage:
         progress(BuildProgress(phase="capture"))
         with clock.phase("baseline"):
             base = await self._base(order.base, clock)
@@ -149,8 +168,8 @@ class RegistryImageBuilder(ImageBuilder):
         with clock.phase("capture"):
             layer = await self._layer(order, previous, directory, clock, progress)
         kept = layer if layer.entries else None
-        if previous is not None and previous.diff_ids == (() if kept is None else (kept.diff_id,)):
-            return _told(order, layer, clock, image=previous.reference, size=previous.size, layers=previous.layers)
+        if previous is not None and previous.difference == (() if kept is None else (kept.diff_id,)):
+            return _told(order, layer, clock, image=previous.reference, kept=previous.kept)
         made = assemble(
             base=order.base,
             image=base.image,
@@ -159,33 +178,70 @@ class RegistryImageBuilder(ImageBuilder):
             labels=order.labels,
             generation=order.generation,
         )
-        if order.previous is None and kept is None:  # the base has all of it
-            return _told(order, layer, clock, image=order.base, size=made.size, layers=len(made.layers))
-        if not order.dry_run:
-            pushing = ImagePush(
-                registry=self._registry,
-                repository=order.repository,
-                tag=tag_of(order.generation),
-                left=lambda: clock.left,
-            )
-            with clock.phase("push"):
-                source, layers = order.base.repository, base.image.layers
-                await pushing.push(made, kept, base=layers, source=source, progress=progress)
-            with clock.phase("verify"):
-                progress(BuildProgress(phase="verify"))
-                await pushing.verify(made)
-        image = ImageReference(registry=self._rules.registry, repository=order.repository, digest=made.manifest.digest)
-        return _told(
-            order,
-            layer,
-            clock,
-            image=image,
+        told = KeptImage(
+            digest=made.manifest.digest,
             size=made.size,
             layers=len(made.layers),
-            unchanged=False,
+            layer_digest=layer.digest,
+            diff_id=layer.diff_id,
+            compressed_bytes=layer.compressed_bytes,
         )
+        if order.previous is None and kept is None:  # the base has all of it
+            return _told(order, layer, clock, image=order.base, kept=told)
+        if not order.dry_run:
+            if kept is None:
+                await self._push(order, base, made, None, clock, progress)
+            else:
+                told = await self._keep(order, base, made, kept, told, directory, clock, progress)
+        image = ImageReference(registry=self._rules.registry, repository=order.repository, digest=told.digest)
+        return _told(order, layer, clock, image=image, kept=told, unchanged=False)
 
-    async def _base(self, reference: ImageReference, clock: _Clock) -> _Base:
+    async def _keep(
+        self,
+        order: BuildOrder,
+        base: BaseImage,
+        made: Assembled,
+        layer: WrittenLayer,
+        told: KeptImage,
+        directory: Path,  # noqa: ARG002 - of the build, for builders that write more than the layer
+        clock: BuildClock,
+        progress: Progress,
+    ) -> KeptImage:
+        """Let the registry have the base with the layer on it; say what that became."""
+        await self._push(order, base, made, layer, clock, progress)
+        return told
+
+    def _difference(
+        self,
+        config: Mapping[str, Any],  # noqa: ARG002 - where a builder writes down what its own layers do not say
+        diff_ids: tuple[str, ...],
+    ) -> tuple[str, ...]:
+        """Say what an image has above its base, as `diff_id`s of layers that our writer made."""
+        return diff_ids
+
+    async def _push(
+        self,
+        order: BuildOrder,
+        base: BaseImage,
+        made: Assembled,
+        layer: WrittenLayer | None,
+        clock: BuildClock,
+        progress: Progress,
+    ) -> None:
+        pushing = ImagePush(
+            registry=self._registry,
+            repository=order.repository,
+            tag=tag_of(order.generation),
+            left=lambda: clock.left,
+        )
+        with clock.phase("push"):
+            source, layers = order.base.repository, base.image.layers
+            await pushing.push(made, layer, base=layers, source=source, progress=progress)
+        with clock.phase("verify"):
+            progress(BuildProgress(phase="verify"))
+            await pushing.verify(made)
+
+    async def _base(self, reference: ImageReference, clock: BuildClock) -> BaseImage:
         image = await find_image(
             self._registry,
             reference.repository,
@@ -194,9 +250,9 @@ class RegistryImageBuilder(ImageBuilder):
             timeout=clock.left,
         )
         config = await read_config(self._registry, reference.repository, image, timeout=clock.left)
-        return _Base(reference=reference, image=image, config=config)
+        return BaseImage(reference=reference, image=image, config=config)
 
-    async def _previous(self, order: BuildOrder, base: _Base, clock: _Clock) -> _Previous | None:
+    async def _previous(self, order: BuildOrder, base: BaseImage, clock: BuildClock) -> _Previous | None:
         """Read the active generation; None where there is none on this base, or the registry has lost it."""
         reference = order.previous
         if reference is None:
@@ -212,16 +268,23 @@ class RegistryImageBuilder(ImageBuilder):
             paths = await self._baselines.layer_paths(reference, base=order.base, timeout=clock.left)
         except NotFoundError:
             return None
+        above = found.layers[-1] if diff_ids else None
         return _Previous(
             reference=reference,
-            diff_ids=diff_ids,
+            difference=self._difference(config, diff_ids),
             paths=paths,
-            size=found.size,
-            layers=len(found.layers),
+            kept=KeptImage(
+                digest=reference.digest,
+                size=found.size,
+                layers=len(found.layers),
+                layer_digest=above.digest if above else "",
+                diff_id=diff_ids[-1] if diff_ids else "",
+                compressed_bytes=above.size if above else 0,
+            ),
         )
 
     async def _layer(
-        self, order: BuildOrder, previous: _Previous | None, directory: Path, clock: _Clock, progress: Progress
+        self, order: BuildOrder, previous: _Previous | None, directory: Path, clock: BuildClock, progress: Progress
     ) -> WrittenLayer:
         for attempt in (1, 2):
             with clock.phase("baseline"):
@@ -239,7 +302,7 @@ class RegistryImageBuilder(ImageBuilder):
         baseline: Baseline,
         previous: _Previous | None,
         directory: Path,
-        clock: _Clock,
+        clock: BuildClock,
         progress: Progress,
     ) -> WrittenLayer:
         frames = self._capture.capture(
@@ -263,22 +326,21 @@ class RegistryImageBuilder(ImageBuilder):
 def _told(
     order: BuildOrder,
     layer: WrittenLayer,
-    clock: _Clock,
+    clock: BuildClock,
     *,
     image: ImageReference,
-    size: int,
-    layers: int,
+    kept: KeptImage,
     unchanged: bool = True,
 ) -> BuiltImage:
     return BuiltImage(
         image=None if order.dry_run else image,
         unchanged=unchanged,
-        layer_digest=layer.digest,
-        diff_id=layer.diff_id,
+        layer_digest=kept.layer_digest or layer.digest,
+        diff_id=kept.diff_id or layer.diff_id,
         raw_bytes=layer.raw_bytes,
-        compressed_bytes=layer.compressed_bytes,
-        image_bytes=size,
-        layers=layers,
+        compressed_bytes=kept.compressed_bytes,
+        image_bytes=kept.size,
+        layers=kept.layers,
         entries=layer.entries,
         largest=layer.largest,
         left_out=layer.left_out,
