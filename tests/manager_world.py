@@ -122,7 +122,7 @@ class ManagerWorld:
         return core, SandboxManager(core=core, conversations=self.conversations)
 
     def backup_tools(self) -> BackupTools:
-        return BackupTools(volumes=self.volumes, retention=self.retention)
+        return BackupTools(volumes=self.volumes, retention=self.retention, every=timedelta(days=1))
 
     async def given_active(self, caller: Caller | None = None, wish: NewSandbox | None = None) -> Sandbox:
         return await self.manager.create(a_request(caller), wish or NewSandbox(), timeout=SOON)

@@ -32,6 +32,14 @@ class BackupSettings(BaseSettings):
     """KiB a second that each restore reads at most; 0 is no bound."""
     backups_seconds: float = Field(default=21_600, gt=0, le=604_800)
     """Longest time of a backup, of a restore and of a deletion."""
+    backups_every_seconds: float = Field(default=86_400, ge=0, le=31_536_000)
+    """How old the newest backup of a sandbox that is used may become; 0 backs nothing up by schedule."""
+    backups_after_terminate: bool = True
+    """Back up what terminated sandboxes leave. Their volumes are kept all the same."""
+    backups_at_once: int = Field(default=2, ge=1, le=100)
+    """Backups that policy lets a replica make at the same time; those that somebody asks for come beside them."""
+    backups_look_seconds: float = Field(default=60, ge=0, le=86_400)
+    """How often one replica looks what is to be backed up and which backups are kept no more; 0 is never."""
     backups_keep_last: int = Field(default=3, ge=0, le=10_000)
     """Of each sandbox so many newest backups are kept; the newest complete one always."""
     backups_keep_daily: int = Field(default=7, ge=0, le=10_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -13,17 +14,23 @@ from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFou
 from sandboxd.model.backup import (
     BackupSet,
     BackupSetId,
+    BackupSetProgress,
     BackupSetStatus,
     Consistency,
     DeletionProof,
+    RestoreId,
+    Restoring,
     SnapshotId,
     Volume,
     VolumeSnapshot,
 )
 from sandboxd.model.backup_errors import BackupStorageFullError
+from sandboxd.model.client import AccountState
 from sandboxd.model.errors import ConflictError, InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id
-from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.persistence.erasures import ERASED_MARK
+from sandboxd.volumes.ports import VolumesNotFoundError
 from tests.contract.units_world import NOON, UnitsWorld, an_id, given_sandbox
 
 ACME, OTHER = ClientId("acme"), ClientId("other")
@@ -246,3 +253,140 @@ async def test_only_rows_of_what_is_long_deleted_are_forgotten(world: UnitsWorld
         with pytest.raises(BackupSetNotFoundError):
             await get(world, one)
     assert [await get(world, one) for one in kept] == kept
+
+
+async def test_progress_and_a_wish_for_the_end_are_written_apart_and_only_while_it_is_made(world: UnitsWorld) -> None:
+    backup = await begin(world, a_set(await given_sandbox(world)))
+    progress = BackupSetProgress(volume=Volume.HOME, files=1, total_files=2, bytes=3, total_bytes=1 << 40)
+
+    async def note() -> None:
+        async with world.units.begin() as work:
+            await work.backup_sets.note_progress(backup.id, progress, at=minutes(1))
+            await work.backup_sets.cancel(backup.id)
+            await work.commit()
+
+    await note()
+    noted = await get(world, backup)
+    assert (noted.progress, noted.cancelled, noted.version) == (progress, True, backup.version)
+
+    ended = await save(world, backup.fail(BackupStorageFullError("No room."), at=minutes(2)))
+    await note()
+    found = await get(world, ended)
+    assert (found.progress, found.cancelled, found.update_time) == (None, True, minutes(2))
+    assert (found.failure_kind, found.failure_message) == (BackupStorageFullError.kind, "No room.")
+
+
+async def test_what_is_being_deleted_and_whose_sets_there_are_is_found_by_their_owner(world: UnitsWorld) -> None:
+    ours, bobs = await given_sandbox(world), await given_sandbox(world, freelancer=FreelancerId("bob"))
+    theirs = await given_sandbox(world, client=OTHER)
+    deleting = [await made(world, one, S.DELETING) for one in (ours, bobs, theirs)]
+    complete = await made(world, ours, S.COMPLETE)
+    await made(world, ours, S.DELETED)
+
+    async with world.units.begin() as work:
+        sets = work.backup_sets
+        assert await sets.deleting(ACME, limit=10) == sorted(deleting[:2], key=lambda one: one.id)
+        assert len(await sets.deleting(ACME, limit=1)) == 1
+        everybody = await sets.of_owner(ACME, None, limit=10)
+        assert {one.id for one in everybody} == {deleting[0].id, deleting[1].id, complete.id}
+        assert [one.id for one in await sets.of_owner(ACME, FreelancerId("bob"), limit=10)] == [deleting[1].id]
+        assert await sets.of_owner(ACME, None, limit=10, after=everybody[1].id) == [everybody[2]]
+        assert await sets.sandboxes(limit=10) == [ours.id]
+        assert await sets.sandboxes(limit=10, after=ours.id) == []
+
+
+async def in_state(
+    world: UnitsWorld, state: SandboxState, *, used: datetime = NOON, ended: datetime | None = None, reason: str = ""
+) -> Sandbox:
+    sandbox = await given_sandbox(world)
+    changed = replace(
+        sandbox, state=state, last_use_time=used, terminate_time=ended, state_reason=reason, version=sandbox.version + 1
+    )
+    async with world.units.begin() as work:
+        await work.sandboxes.save(changed)
+        await work.commit()
+    return changed
+
+
+async def test_who_is_due_was_used_since_its_newest_set_and_that_is_old(world: UnitsWorld) -> None:
+    now = minutes(1000)
+    never = await in_state(world, SandboxState.ACTIVE)
+    again = await in_state(world, SandboxState.PAUSED, used=minutes(20))
+    await made(world, again, S.COMPLETE, at=minutes(10))
+    idle = await in_state(world, SandboxState.STOPPED, used=minutes(5))
+    await made(world, idle, S.COMPLETE, at=minutes(10))
+    fresh = await in_state(world, SandboxState.ACTIVE, used=minutes(999))
+    await made(world, fresh, S.COMPLETE, at=minutes(950))
+    making = await in_state(world, SandboxState.HIBERNATED)
+    await made(world, making, S.CREATING)
+    failed = await in_state(world, SandboxState.ACTIVE)
+    await made(world, failed, S.FAILED, at=minutes(990))
+    await in_state(world, SandboxState.TERMINATED, ended=minutes(1))
+
+    async def due(*, after: SandboxId | None = None, limit: int = 10, retry: int = 980) -> Sequence[SandboxId]:
+        async with world.units.begin() as work:
+            return await work.backup_sets.due(
+                before=now - timedelta(minutes=100), retry_before=minutes(retry), limit=limit, after=after
+            )
+
+    assert await due() == [never.id, again.id]
+    assert await due(limit=1) == [never.id]
+    assert await due(after=never.id) == [again.id]
+    assert await due(retry=995) == [never.id, again.id, failed.id]
+
+
+async def test_what_ended_and_nobody_has_begun_a_set_of_is_found_until_somebody_has(world: UnitsWorld) -> None:
+    fresh = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    before = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    await made(world, before, S.COMPLETE, at=minutes(9))
+    for status in (S.COMPLETE, S.CREATING, S.DELETED):
+        done = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+        await made(world, done, status, at=minutes(11))
+    failed = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    await made(world, failed, S.FAILED, at=minutes(11))
+    empty = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    nothing = await begin(world, a_set(empty, at=minutes(11)))
+    await save(world, nothing.fail(VolumesNotFoundError(empty.id), at=minutes(11)))
+    await in_state(world, SandboxState.TERMINATED, ended=minutes(10), reason=ERASED_MARK)
+    await in_state(world, SandboxState.ACTIVE)
+
+    async def ended(retry: int) -> Sequence[SandboxId]:
+        async with world.units.begin() as work:
+            return await work.backup_sets.ended(retry_before=minutes(retry), limit=10)
+
+    assert await ended(11) == [fresh.id, before.id]
+    assert await ended(12) == [fresh.id, before.id, failed.id]
+
+
+async def test_those_of_clients_that_are_being_deleted_are_left_to_the_erasure(world: UnitsWorld) -> None:
+    await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    await in_state(world, SandboxState.ACTIVE)
+    async with world.units.begin() as work:
+        client = await work.clients.get(ACME, for_update=True)
+        await work.clients.save(client.enter(AccountState.DELETING, at=minutes(20)))
+        await work.commit()
+
+    async with world.units.begin() as work:
+        assert await work.backup_sets.ended(retry_before=minutes(99), limit=10) == []
+        assert await work.backup_sets.due(before=minutes(99), retry_before=minutes(99), limit=10) == []
+
+
+async def test_what_a_sandbox_gets_back_is_kept_word_for_word_while_it_does(world: UnitsWorld) -> None:
+    sandbox = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    restoring = Restoring(
+        id=RestoreId(an_id("rst")),
+        backup=BackupSetId(an_id("bak")),
+        paths={Volume.HOME: (b"a\xff\0b", b"c")},
+        came_from="TERMINATED",
+        still_since=minutes(10),
+    )
+    entered = replace(sandbox.enter(SandboxState.RESTORING, at=minutes(11)), restoring=restoring)
+
+    async with world.units.begin() as work:
+        await work.sandboxes.save(entered)
+        await work.commit()
+    async with world.units.begin() as work:
+        found = await work.sandboxes.get(sandbox.id)
+
+    assert (found.state, found.restoring) == (SandboxState.RESTORING, restoring)
+    assert found.enter(SandboxState.ACTIVE, at=minutes(12)).restoring is None

@@ -18,7 +18,11 @@ from tests.e2e.stack import Transcript
 async def test_a_terminated_sandbox_comes_back_byte_for_byte_with_its_sessions_after_a_kill_in_the_middle(
     postgres_url: str, make_stack: StackMaker, restic: Path, tmp_path: Path
 ) -> None:
-    settings = {"SANDBOXD_BACKUPS_LOCATION": str(tmp_path / "backups"), "SANDBOXD_BACKUPS_RESTIC": str(restic)}
+    settings = {
+        "SANDBOXD_BACKUPS_LOCATION": str(tmp_path / "backups"),
+        "SANDBOXD_BACKUPS_RESTIC": str(restic),
+        "SANDBOXD_BACKUPS_LOOK_SECONDS": "0",  # nothing but what is asked for
+    }
     async with make_stack(postgres_url, settings=settings) as stack, stack.client() as client:
         sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
         box = sandbox.name.removeprefix("sandboxes/")

@@ -11,16 +11,23 @@ from typing_extensions import override
 
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, BackupSetStatus
+from sandboxd.model.client import AccountState, Client
 from sandboxd.model.errors import ConflictError
-from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
+from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.persistence.paging import make_token, read_token
 
 _S = BackupSetStatus
+_LEAVING = {AccountState.DELETING, AccountState.DELETED}
+_RESTING = {SandboxState.ACTIVE, SandboxState.HIBERNATED, SandboxState.STOPPED, SandboxState.PAUSED}
 
 
 class _Rows(Protocol):
     backup_sets: dict[BackupSetId, BackupSet]
+    sandboxes: dict[SandboxId, Sandbox]
+    clients: dict[ClientId, Client]
 
 
 class _Work(Protocol):
@@ -112,6 +119,69 @@ class FakeBackupSetRepository(BackupSetRepository):
         for one in found:
             first[one.image] = min(one.id, first.get(one.image, one.id))
         return sorted(first.items())[:limit]
+
+    @override
+    async def due(
+        self, *, before: datetime, retry_before: datetime, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
+        rows = await self.work.read()
+
+        def wanted(sandbox: Sandbox) -> bool:
+            own = [one for one in rows.backup_sets.values() if one.sandbox == sandbox.id]
+            return (
+                sandbox.state in _RESTING
+                and sandbox.create_time < before
+                and not any(one.status is _S.CREATING or one.create_time >= retry_before for one in own)
+                and not any(
+                    one.status is _S.COMPLETE and one.take_time >= min(before, sandbox.last_use_time) for one in own
+                )
+            )
+
+        return self._ids(rows, wanted, after)[:limit]
+
+    @override
+    async def ended(self, *, retry_before: datetime, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+        rows = await self.work.read()
+
+        def wanted(sandbox: Sandbox) -> bool:
+            ended = sandbox.terminate_time
+            own = [one for one in rows.backup_sets.values() if one.sandbox == sandbox.id]
+            return (
+                sandbox.state is SandboxState.TERMINATED
+                and ended is not None
+                and sandbox.state_reason != ERASED_MARK
+                and not any(
+                    one.create_time >= ended
+                    and (one.failure in {"", "VOLUMES_NOT_FOUND"} or one.create_time >= retry_before)
+                    for one in own
+                )
+            )
+
+        return self._ids(rows, wanted, after)[:limit]
+
+    @staticmethod
+    def _ids(rows: _Rows, wanted: Callable[[Sandbox], bool], after: SandboxId | None) -> Sequence[SandboxId]:
+        leaving = {name for name, one in rows.clients.items() if one.state in _LEAVING}
+        return sorted(
+            one.id
+            for one in rows.sandboxes.values()
+            if one.id > (after or "") and one.client not in leaving and wanted(one)
+        )
+
+    @override
+    async def sandboxes(self, *, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+        found = await self._where(lambda one: one.status in {_S.COMPLETE, _S.FAILED} and one.sandbox > (after or ""))
+        return sorted({one.sandbox for one in found})[:limit]
+
+    @override
+    async def of_owner(
+        self, client: ClientId, freelancer: FreelancerId | None, *, limit: int, after: BackupSetId | None = None
+    ) -> Sequence[BackupSet]:
+        def wanted(one: BackupSet) -> bool:
+            ours = one.client == client and freelancer in {None, one.freelancer}
+            return ours and one.status is not _S.DELETED and one.id > (after or "")
+
+        return sorted(await self._where(wanted), key=lambda one: one.id)[:limit]
 
     @override
     async def forget(self, *, before: datetime, limit: int) -> int:

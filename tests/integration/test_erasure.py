@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.images.registry import OCI_MANIFEST, Manifest
+from sandboxd.manager.backing_up import BackupTools, volumes_of
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
@@ -29,6 +30,7 @@ from sandboxd.manager.tenancy import Tenancy, make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.manager.tools import ManagerTools
 from sandboxd.model.backup import BackupSet, BackupSetId
+from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.client import AccountState, ClientPolicy
 from sandboxd.model.client_errors import (
@@ -60,6 +62,7 @@ from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeWakeups
 from tests.fakes.packages import FakePackageSource
 from tests.fakes.registry import FakeRegistry
+from tests.fakes.volume_backups import FakeVolumeBackups
 
 ACME, OTHER = ClientId("acme_1%"), ClientId("acmeX1y")
 """The first would match the second where it is taken for a pattern."""
@@ -86,6 +89,7 @@ class ErasureWorld:
             baselines=FakeBaselines(),
             repository_of=user_repository,
         )
+        self.volumes = FakeVolumeBackups()
         self.key_store = FakeKeyStore()
         self.key = Ed25519PrivateKey.generate()
         self.lives = 0
@@ -108,6 +112,7 @@ class ErasureWorld:
             replica=f"life-{self.lives}",
             duties=FakeDuties({}, replica=f"life-{self.lives}"),
             images=self.images,
+            backups=BackupTools(volumes=self.volumes),
             lifecycle_metrics=LifecycleMetrics(CollectorRegistry()),
             packages=FakePackageSource(),
         )
@@ -199,7 +204,10 @@ class ErasureWorld:
         async with self.units.begin() as work:
             await work.generations.begin(generation)
             await work.backup_sets.begin(backup)
+            await work.backup_sets.save(backup.fail(BackupStorageFullError("There was no room."), at=self.clock.now()))
             await work.commit()
+        self.volumes.given(sandbox.id, home={b"secret": b"1"}, workspace={})
+        await self.volumes.take(backup.id, volumes_of(sandbox), timeout=SOON, progress=lambda _: None)
         await self.execute(
             "UPDATE sandboxes SET image_generation = '1', image_number = 1, image_reference = :secret WHERE id = :id",
             secret=SECRET,
@@ -262,6 +270,7 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert found["sessions"] == found["turns"] == found["events"] == found["image_generations"] == (2, 2, 0)
     assert found["backup_sets"] == (2, 2, 0)
     assert found["images"] == (2, 2, 0)
+    assert (world.volumes.destroyed, {one.client for one in world.volumes.kept.values()}) == ({ACME}, {OTHER})
     assert {name for name, there in world.registry.manifests.items() if there} == {user_repository(OTHER, ADA)}
     assert found["freelancer_names"] == (2, 2, 0)
     assert found["api_keys"] == (1, 1, 0)
@@ -327,6 +336,7 @@ async def test_a_deleted_freelancer_takes_nothing_of_its_colleagues_along(world:
     assert freelancer.state is AccountState.DELETED
     assert items(erasure)["sessions"] == (1, 1, 0)
     assert world.backend.files == {bobs.id}
+    assert ({one.sandbox for one in world.volumes.kept.values()}, world.volumes.destroyed) == ({bobs.id}, set())
     assert await world.number("sessions", freelancer=BOB) == await world.number("sessions") == 1
     assert await world.number("request_ids", subject=ADA) == 0
     assert await world.number("request_ids", subject=BOB) == 1

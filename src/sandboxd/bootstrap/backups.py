@@ -25,6 +25,10 @@ def backup_tools(settings: Settings, placement: Placement) -> BackupTools | None
         take_timeout=longest,
         restore_timeout=longest,
         delete_timeout=longest,
+        every=timedelta(seconds=settings.backups_every_seconds),
+        after_terminate=settings.backups_after_terminate,
+        at_once=settings.backups_at_once,
+        pause=timedelta(seconds=settings.backups_look_seconds),
     )
 
 

@@ -66,6 +66,14 @@ class BackupTools:
     take_timeout: timedelta = timedelta(hours=6)
     restore_timeout: timedelta = timedelta(hours=6)
     delete_timeout: timedelta = timedelta(hours=6)
+    every: timedelta = timedelta(0)
+    """How old the newest set of a sandbox that is used may become; zero: nothing by schedule."""
+    after_terminate: bool = True
+    """Back up what terminated sandboxes leave."""
+    at_once: int = 2
+    """Sets that policy lets this replica make at the same time."""
+    pause: timedelta = timedelta(minutes=1)
+    """Between two looks at what policy wants; zero: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

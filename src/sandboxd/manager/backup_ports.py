@@ -11,7 +11,7 @@ from typing import Protocol
 
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress
 from sandboxd.model.errors import ConflictError, NotFoundError
-from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 
 
@@ -100,6 +100,35 @@ class BackupSetRepository(Protocol):
 
     async def pinned(self, *, limit: int, after: str = "") -> Sequence[tuple[str, BackupSetId]]:
         """Images that a set needs which is CREATING or COMPLETE, each once with one of its sets, after an image."""
+        ...
+
+    async def due(
+        self, *, before: datetime, retry_before: datetime, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
+        """Sandboxes that policy wants backed up again, by id, after an id.
+
+        ACTIVE, hibernated, stopped and paused ones that were made, and whose newest COMPLETE set is, from before
+        `before`; that were used since that set; with no set in the making, and none begun since `retry_before`. Not
+        those of clients that are being deleted.
+        """
+        ...
+
+    async def ended(self, *, retry_before: datetime, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+        """Terminated sandboxes of whose kept volumes nobody has begun a set since they ended, by id, after an id.
+
+        A set that FAILED before `retry_before` does not count, unless there were no volumes. Not those of clients that
+        are being deleted, and none that was erased.
+        """
+        ...
+
+    async def sandboxes(self, *, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+        """Those that have COMPLETE or FAILED sets, by id, after an id."""
+        ...
+
+    async def of_owner(
+        self, client: ClientId, freelancer: FreelancerId | None, *, limit: int, after: BackupSetId | None = None
+    ) -> Sequence[BackupSet]:
+        """A client's, or one freelancer's, that are not DELETED, by id, after an id."""
         ...
 
     async def forget(self, *, before: datetime, limit: int) -> int:

@@ -13,6 +13,7 @@ import structlog
 from sandboxd.manager.access import require_visible
 from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_deletions import BackupDeletions
+from sandboxd.manager.backup_keeping import BackupKeeping
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.outcome import restore_error
@@ -54,12 +55,14 @@ class BackupRoom:
     units: UnitsOfWork
     making: BackingUp
     deletions: BackupDeletions
+    keeping: BackupKeeping
 
     async def run(self) -> None:
         """Keep leases, and repair what crashes left, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.making.tasks.run(), name="backup-leases")
             group.create_task(self._recover(), name="backup-recovery")
+            group.create_task(self.keeping.run(), name="backup-keeping")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let work end within the grace; the rest is for the recovery of whoever comes next."""

@@ -6,6 +6,7 @@ from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.announcing import Announcements
 from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_deletions import BackupDeletions
+from sandboxd.manager.backup_keeping import BackupKeeping
 from sandboxd.manager.backups import BackupRoom
 from sandboxd.manager.base_building import BaseBuilding
 from sandboxd.manager.changes import Changes
@@ -129,25 +130,24 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     if tools.backups is None:
         return None
     tasks = LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease)
-    return BackupRoom(
+    making = BackingUp(
         units=tools.units,
-        making=BackingUp(
-            units=tools.units,
-            tools=tools.backups,
-            tasks=tasks,
-            changes=changes,
-            clock=tools.clock,
-            ids=tools.ids,
-            metrics=tools.backup_metrics,
-            deeds=tools.deeds,
-        ),
-        deletions=BackupDeletions(
-            units=tools.units,
-            tools=tools.backups,
-            tasks=tasks,
-            changes=changes,
-            clock=tools.clock,
-            metrics=tools.backup_metrics,
-            deeds=tools.deeds,
-        ),
+        tools=tools.backups,
+        tasks=tasks,
+        changes=changes,
+        clock=tools.clock,
+        ids=tools.ids,
+        metrics=tools.backup_metrics,
+        deeds=tools.deeds,
     )
+    deletions = BackupDeletions(
+        units=tools.units,
+        tools=tools.backups,
+        tasks=tasks,
+        changes=changes,
+        clock=tools.clock,
+        metrics=tools.backup_metrics,
+        deeds=tools.deeds,
+    )
+    keeping = BackupKeeping(units=tools.units, making=making, deletions=deletions, duties=tools.duties)
+    return BackupRoom(units=tools.units, making=making, deletions=deletions, keeping=keeping)

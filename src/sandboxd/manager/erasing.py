@@ -60,6 +60,8 @@ RemoveKeys = Callable[[ClientId], Awaitable[int]]
 """Removes the keys of a client from where they are kept; answers how many there were."""
 RemoveImages = Callable[[ClientId, FreelancerId], Awaitable[int]]
 """Removes what a freelancer's root file systems were kept as; answers how many images there were."""
+RemoveBackups = Callable[[ClientId, FreelancerId | None], Awaitable[int]]
+"""Destroys the backups of a person or a client; answers how many there were."""
 RemoveTexts = Callable[[ClientId, FreelancerId | None], Awaitable[int]]
 """Removes what the audit keeps of a person's texts; answers how many there were."""
 
@@ -83,6 +85,7 @@ class Eraser:
         remove_keys: RemoveKeys | None = None,
         remove_texts: RemoveTexts | None = None,
         remove_images: RemoveImages | None = None,
+        remove_backups: RemoveBackups | None = None,
     ) -> None:
         self._units = units
         self._accounts = accounts
@@ -97,6 +100,7 @@ class Eraser:
         self._remove_keys = remove_keys
         self._remove_texts = remove_texts
         self._remove_images = remove_images
+        self._remove_backups = remove_backups
         self._asked = asyncio.Event()
         self._patience = Patience[str](clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
 
@@ -152,6 +156,7 @@ class Eraser:
             await self._end_sandboxes(erasure)
             await self._erase_files(erasure)
             await self._erase_texts(erasure)
+            await self._erase_backups(erasure)
             await self._erase_rows(erasure)
             failpoint("erasure.before_keys")
             if erasure.freelancer is None and self._remove_keys is not None:
@@ -232,6 +237,11 @@ class Eraser:
             return
         removed = await self._remove_texts(erasure.client, erasure.freelancer)
         await self._record(erasure, lambda now: now.add("audit_texts", erased=removed))
+
+    async def _erase_backups(self, erasure: Erasure) -> None:
+        """Before the rows, which say what there is; they are counted with the rows."""
+        if self._remove_backups is not None:
+            await self._remove_backups(erasure.client, erasure.freelancer)
 
     async def _erase_rows(self, erasure: Erasure) -> None:
         async with self._units.begin() as work:

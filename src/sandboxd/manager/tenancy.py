@@ -61,6 +61,7 @@ def make_tenancy(
         remove_keys=keys.erase,
         remove_texts=remove_texts,
         remove_images=None if tools.images is None else ImageErasing(images=tools.images).erase,
+        remove_backups=None if core.backups is None else core.backups.keeping.erase,
     )
     return Tenancy(
         accounts=accounts,

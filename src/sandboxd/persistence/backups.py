@@ -28,15 +28,18 @@ from sandboxd.model.backup import (
 from sandboxd.model.errors import ConflictError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
+from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import Row, Values
 from sandboxd.persistence.tables import BackupSetRow
 from sandboxd.persistence.tables.base import table
+from sandboxd.volumes.ports import VolumesNotFoundError
 
 _BACKUPS: Final = table(BackupSetRow)
 _DELETED: Final = BackupSetStatus.DELETED.value
 _UNFINISHED: Final = (BackupSetStatus.CREATING.value, BackupSetStatus.DELETING.value)
+_RETAINED: Final = (BackupSetStatus.COMPLETE.value, BackupSetStatus.FAILED.value)
 _PINNING: Final = (BackupSetStatus.CREATING.value, BackupSetStatus.COMPLETE.value)
 
 
@@ -143,6 +146,70 @@ class PostgresBackupSetRepository(BackupSetRepository):
         with translated():
             rows = (await self._connection.execute(statement.group_by(c.image).order_by(image).limit(limit))).all()
         return [(row[0], BackupSetId(row[1])) for row in rows]
+
+    @override
+    async def due(
+        self, *, before: datetime, retry_before: datetime, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
+        return await self._sandboxes(
+            """
+            s.state IN ('ACTIVE', 'HIBERNATED', 'STOPPED', 'PAUSED') AND s.create_time < :before
+            AND NOT EXISTS (
+                SELECT FROM backup_sets b WHERE b.sandbox = s.id
+                AND (b.status = 'creating' OR b.create_time >= :retry_before
+                    OR (b.status = 'complete' AND (b.take_time >= :before OR b.take_time >= s.last_use_time))))
+            """,
+            limit=limit,
+            after=after,
+            before=before,
+            retry_before=retry_before,
+        )
+
+    @override
+    async def ended(self, *, retry_before: datetime, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+        return await self._sandboxes(
+            """
+            s.state = 'TERMINATED' AND s.state_reason <> :erased AND s.terminate_time IS NOT NULL
+            AND NOT EXISTS (
+                SELECT FROM backup_sets b WHERE b.sandbox = s.id AND b.create_time >= s.terminate_time
+                AND (b.failure = '' OR b.failure = :nothing OR b.create_time >= :retry_before))
+            """,
+            limit=limit,
+            after=after,
+            erased=ERASED_MARK,
+            nothing=VolumesNotFoundError.reason,
+            retry_before=retry_before,
+        )
+
+    async def _sandboxes(
+        self, condition: str, *, limit: int, after: SandboxId | None, **values: str | datetime
+    ) -> Sequence[SandboxId]:
+        statement = f"""
+            SELECT s.id FROM sandboxes s JOIN clients c ON c.id = s.client
+            WHERE s.id > :after AND c.state NOT IN ('DELETING', 'DELETED') AND {condition}
+            ORDER BY s.id LIMIT :limit
+        """  # noqa: S608  constant text
+        with translated():
+            found = await self._connection.execute(text(statement), {"limit": limit, "after": after or "", **values})
+        return [SandboxId(one) for one in found.scalars()]
+
+    @override
+    async def sandboxes(self, *, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+        c = _BACKUPS.c
+        statement = select(c.sandbox).where(c.sandbox > (after or ""), c.status.in_(_RETAINED))
+        with translated():
+            found = await self._connection.execute(statement.distinct().order_by(c.sandbox).limit(limit))
+        return [SandboxId(one) for one in found.scalars()]
+
+    @override
+    async def of_owner(
+        self, client: ClientId, freelancer: FreelancerId | None, *, limit: int, after: BackupSetId | None = None
+    ) -> Sequence[BackupSet]:
+        c = _BACKUPS.c
+        statement = select(_BACKUPS).where(c.client == client, c.status != _DELETED, c.id > (after or ""))
+        if freelancer is not None:
+            statement = statement.where(c.freelancer == freelancer)
+        return await self._many(statement.order_by(c.id).limit(limit))
 
     @override
     async def forget(self, *, before: datetime, limit: int) -> int:

@@ -1,0 +1,183 @@
+"""What policy wants of backups: sandboxes that are used backed up from time to time, what ended once, old sets let go.
+
+By the replica that has the duty. Each step is safe to repeat, and two at once do no harm: a sandbox has one set in the
+making, and the rows decide what is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import structlog
+
+from sandboxd.manager.backing_up import BackingUp
+from sandboxd.manager.backup_deletions import BackupDeletions
+from sandboxd.manager.backup_ports import BackupInProgressError
+from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.model.backup import BackupSetLockedError, BackupSetStatus, BackupTrigger
+from sandboxd.model.backup_errors import NothingToBackUpError
+from sandboxd.model.backup_retention import let_go
+from sandboxd.model.errors import NotFoundError, SandboxdError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+
+DUTY: Final = "backups"
+SHORTEST_LEASE: Final = timedelta(minutes=10)
+RETRY: Final = timedelta(hours=1)
+"""How long after a set that failed policy begins another one."""
+FAILED_KEPT_FOR: Final = timedelta(days=1)
+"""How long a failed set can be read."""
+PAGE: Final = 200
+MOST_SETS: Final = 10_000
+"""Of one sandbox: more than any policy keeps."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepingReport:
+    """What a pass did."""
+
+    begun: int = 0
+    let_go: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class BackupKeeping:
+    """One pass after the other."""
+
+    units: UnitsOfWork
+    making: BackingUp
+    deletions: BackupDeletions
+    duties: Duties
+
+    async def run(self) -> None:
+        """Pass again and again where this replica has the duty, until cancelled."""
+        pause = self.making.tools.pause
+        while pause:
+            try:
+                if await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * pause)) is not None:
+                    await self.keep()
+            except SandboxdError as error:
+                log.warning("backup.keeping_failed", error=error.message, reason=error.reason)
+            except Exception:  # a loop: one bad pass must not end all that follow
+                log.exception("backup.keeping_broken")
+            await asyncio.sleep(pause.total_seconds())
+
+    async def keep(self) -> KeepingReport:
+        """Pass once."""
+        gone = await self._let_go()
+        begun = await self._begin_ended() + await self._begin_due()
+        if begun or gone:
+            log.info("backup.kept", begun=begun, let_go=gone)
+        return KeepingReport(begun=begun, let_go=gone)
+
+    async def _begin_ended(self) -> int:
+        """Back up what terminated sandboxes leave: first, as nothing else has it."""
+        if not self.making.tools.after_terminate:
+            return 0
+        retry_before = self.making.clock.now() - RETRY
+
+        async def page(after: SandboxId | None) -> Sequence[SandboxId]:
+            async with self.units.begin() as work:
+                return await work.backup_sets.ended(retry_before=retry_before, limit=PAGE, after=after)
+
+        return await self._begin(page, BackupTrigger.TERMINATE)
+
+    async def _begin_due(self) -> int:
+        every, now = self.making.tools.every, self.making.clock.now()
+        if not every:
+            return 0
+
+        async def page(after: SandboxId | None) -> Sequence[SandboxId]:
+            async with self.units.begin() as work:
+                return await work.backup_sets.due(
+                    before=now - every, retry_before=now - min(every, RETRY), limit=PAGE, after=after
+                )
+
+        return await self._begin(page, BackupTrigger.SCHEDULE)
+
+    async def _begin(
+        self, page: Callable[[SandboxId | None], Awaitable[Sequence[SandboxId]]], trigger: BackupTrigger
+    ) -> int:
+        """Begin as many as this replica makes at once; the rest waits for the next pass."""
+        begun, after = 0, None
+        while self.making.tasks.count < self.making.tools.at_once and (found := await page(after)):
+            for sandbox in found:
+                if self.making.tasks.count >= self.making.tools.at_once:
+                    break
+                try:
+                    await self.making.begin(sandbox, trigger=trigger)
+                    begun += 1
+                except (BackupInProgressError, NothingToBackUpError, NotFoundError):
+                    continue  # somebody was faster, or it is another thing by now
+            after = found[-1]
+        return begun
+
+    async def _let_go(self) -> int:
+        """Mark what the retention keeps no more; who deletes takes it from there."""
+        gone, after = 0, None
+        while True:
+            async with self.units.begin() as work:
+                found = await work.backup_sets.sandboxes(limit=PAGE, after=after)
+            if not found:
+                return gone
+            for sandbox in found:
+                gone += await self._let_go_of(sandbox)
+            after = found[-1]
+
+    async def _let_go_of(self, sandbox: SandboxId) -> int:
+        now, clients = self.making.clock.now(), set[ClientId]()
+        async with self.units.begin() as work:
+            sets = await work.backup_sets.of_sandbox(sandbox, limit=MOST_SETS)
+            old = [
+                one
+                for one in let_go(sets, self.making.tools.retention, at=now)
+                if one.status is not BackupSetStatus.FAILED or one.update_time <= now - FAILED_KEPT_FOR
+            ]
+            for one in old:
+                try:
+                    clients.add((await self.deletions.mark(work, one.id)).client)
+                except (NotFoundError, BackupSetLockedError):
+                    continue
+            if clients:
+                await work.commit()
+        for client in clients:
+            await self.deletions.begin(client, patient=True)
+        return len(old)
+
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
+        """Destroy all backups of a freelancer, or of a client with its repository; answers how many sets there were.
+
+        Windows of immutability do not hold it up. Safe to repeat.
+
+        Raises:
+            BackupInProgressError: One of them is being made; its end was asked for.
+            UnavailableError, DeadlineError: The repository does not answer, or is busy.
+        """
+        tools, count, after = self.making.tools, 0, None
+        while True:
+            async with self.units.begin() as work:
+                page = await work.backup_sets.of_owner(client, freelancer, limit=PAGE, after=after)
+                making = [one for one in page if one.status is BackupSetStatus.CREATING]
+                for one in making:
+                    await work.backup_sets.cancel(one.id)
+                await work.commit()
+            if making:
+                raise BackupInProgressError(making[0].sandbox)
+            if not page:
+                break
+            if freelancer is not None:
+                await tools.volumes.forget(
+                    client, [one.id for one in page], prune=len(page) < PAGE, timeout=tools.delete_timeout
+                )
+            count, after = count + len(page), page[-1].id
+        if freelancer is None:
+            await tools.volumes.destroy(client, timeout=tools.delete_timeout)
+        if count:
+            log.info("backup.erased", client=client, sets=count)
+        return count
