@@ -80,6 +80,9 @@ class ImageSettings(BaseSettings):
     """Longest time from the beginning of a capture until the registry has the image."""
     images_probe_seconds: float = Field(default=120, gt=0, le=3600)
     """Longest time for a new image's first boot."""
+    images_install_seconds: float = Field(default=180, ge=0, le=86_400)
+    """How long after an install a sandbox is committed that nobody has used since, while it goes on; 0 leaves that to
+    its next rest."""
     images_spool_dir: Path | None = None
     """Where layers are written before they are pushed; `images/spool` in the data directory if empty."""
     images_spool_bytes: int = Field(default=20 * _GIB, ge=1 << 20)
@@ -130,6 +133,11 @@ class ImageSettings(BaseSettings):
     def image_build_timeout(self) -> timedelta:
         """Longest time of a build."""
         return timedelta(seconds=self.images_build_seconds)
+
+    @property
+    def image_install_quiet(self) -> timedelta | None:
+        """How long after an install a sandbox is committed; None if never."""
+        return timedelta(seconds=self.images_install_seconds) if self.images_install_seconds else None
 
     @property
     def image_probe_timeout(self) -> timedelta:

@@ -112,6 +112,8 @@ async def a_keeping_stack(
             "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
             "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
             "SANDBOXD_IMAGES_REPOSITORY_PREFIX": prefix,
+            # One for all installations of a run: reading the base takes longer than most commits.
+            "SANDBOXD_IMAGES_CACHE_DIR": str(installation.home.parent / "bases"),
         }
         await made.start("gateway")
         await made.start("serve")

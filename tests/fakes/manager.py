@@ -615,6 +615,8 @@ class FakeBackend(Backend):
         """What does not boot."""
         self.on_start: Callable[[SandboxSpec, AgentEndpoint, FakeAgent], None] = lambda _spec, _endpoint, _agent: None
         """Called with each agent that starts."""
+        self.observed: Callable[[], None] = lambda: None
+        """Called when somebody asks what is there of one."""
         self._ports = count(10_001)
 
     @override
@@ -707,6 +709,7 @@ class FakeBackend(Backend):
 
     @override
     async def observe(self, sandbox: SandboxId) -> Observation:
+        self.observed()
         running = [RunningIncarnation(incarnation=i, endpoint=e) for i, e in self.running.get(sandbox, {}).items()]
         return Observation(
             sandbox=sandbox,

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.agent.rootfs_client import GrpcRootfsCapture
 from sandboxd.model.processes import OutputChunk, OutputExited, OutputStream, ProcessId, ProcessSpec, Root
+from sandboxd.model.rootfs import BaselineEntry
 from sandboxd.model.usage import CallError, UsageState
 from sandboxd.stream.agent_port import Agent, DiskFullError
 from tests.contract.agent_process import AgentProcess, start_agent
+from tests.contract.test_rootfs_capture import INCARNATION, SANDBOX, Running
 from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
 from tests.gateway_world import CANARY, GatewayWorld, config_for
 from tests.integration.test_agent_copies import _file, _tar
+from tests.rootfs_trees import baseline_of, read
 from tests.small_disk import SmallDisk, small_disk
 
 OUT = OutputStream.STDOUT
@@ -111,6 +115,31 @@ async def test_a_full_workspace_is_told_to_whoever_writes_and_works_again_with_r
     assert refused == 7
     assert (said, done) == (b"written\n", 0)
     assert (disk.path / "workspace" / "copied.bin").stat().st_size == 1_000_000
+
+
+async def test_a_root_file_system_without_a_free_byte_is_captured_whole(tmp_path: Path, disk: SmallDisk) -> None:
+    root = disk.path / "root"
+    root.mkdir()
+    (root / "old").write_bytes(b"old")
+    baseline = baseline_of(root)
+    running = await start_agent(tmp_path / "agent", capture_root=str(root), spool_directory=str(disk.path / "spools"))
+    (root / "new").write_bytes(b"new" * 1000)
+    disk.fill()
+
+    async def base() -> AsyncIterator[BaselineEntry]:
+        for entry in baseline:
+            yield entry
+
+    capture = GrpcRootfsCapture(backend=Running(running.endpoint), connector=running.connector)
+    frames = capture.capture(SANDBOX, INCARNATION, base(), previous=(), exclude=(), timeout=timedelta(seconds=30))
+    try:
+        found = read([frame async for frame in frames])
+    finally:
+        await running.end()
+
+    assert disk.free == 0
+    assert found.contents == {b"new": b"new" * 1000}
+    assert found.deleted == []
 
 
 async def test_a_settlement_that_the_gateways_disk_does_not_take_is_kept_until_the_ledger_does(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from sandboxd.manager.captured_lives import LIFE_LOOKS
 from sandboxd.manager.image_ports import CommitInProgressError, ImageNotFoundError
 from sandboxd.manager.image_views import raise_failure
 from sandboxd.manager.images import Images
@@ -24,6 +25,7 @@ from sandboxd.model.commit_errors import (
     ImageUnusableError,
 )
 from sandboxd.model.errors import (
+    AgentUnavailableError,
     DeadlineError,
     RequestIdReusedError,
     SandboxNotFoundError,
@@ -330,6 +332,43 @@ async def test_a_life_that_ends_meanwhile_fails_its_commit(world: ManagerWorld) 
     with pytest.raises(CommitOvertakenError):
         raise_failure(rows(world)[0])
     assert begun.incarnation != other
+
+
+async def test_a_life_that_is_lost_under_the_capture_fails_its_commit_and_what_is_lost_is_told(
+    world: ManagerWorld,
+) -> None:
+    sandbox = await world.given_active()
+    life = sandbox.incarnation
+    assert life is not None
+    looks = list[int]()
+
+    def look() -> None:  # the backend hears of it some seconds after the agent has gone
+        looks.append(1)
+        if len(looks) == LIFE_LOOKS - 1:
+            world.backend.kill(sandbox.id, life)
+
+    def goes() -> None:
+        world.builder.error = AgentUnavailableError("The agent has gone.")
+        world.backend.observed = look
+
+    world.builder.looked = goes
+
+    with pytest.raises(CommitOvertakenError, match=r"What was installed or changed outside home .* is lost"):
+        await commit(world, sandbox, "with ripgrep")
+
+    assert [row.status for row in rows(world)] == [G.FAILED]
+    assert "is lost" in world.row(sandbox.id).state_reason
+
+
+async def test_an_agent_that_is_away_while_its_life_goes_on_is_told_as_that(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+    world.builder.error = AgentUnavailableError("The agent does not answer.")
+
+    with pytest.raises(AgentUnavailableError):
+        await commit(world, sandbox, "with ripgrep")
+
+    world.builder.error = None
+    assert (await commit(world, sandbox, "with ripgrep")).status is G.ACTIVE
 
 
 @pytest.mark.parametrize("step", STEPS)

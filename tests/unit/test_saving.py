@@ -8,8 +8,9 @@ from datetime import timedelta
 
 import pytest
 
+from sandboxd.manager.image_ports import QUIET
 from sandboxd.manager.lifecycle_ports import Root
-from sandboxd.manager.saving import FIRST_DELAY, QUIET
+from sandboxd.manager.saving import FIRST_DELAY
 from sandboxd.model.commit_errors import RootNotSavedError
 from sandboxd.model.errors import DeadlineError, OpenTurnsError, SandboxdError, UnavailableError
 from sandboxd.model.failpoints import FailpointError, arming
@@ -250,6 +251,21 @@ async def test_what_was_installed_is_committed_some_minutes_later_while_it_is_id
 
     assert [(row.status, row.trigger) for row in rows(world)] == [(G.ACTIVE, CommitTrigger.INSTALL)]
     assert world.row(sandbox.id).state is S.ACTIVE
+
+
+async def test_an_installation_decides_how_soon_an_install_is_committed_or_never() -> None:
+    soon, never = ManagerWorld(keeps_root=False, commits=True), ManagerWorld(keeps_root=False, commits=True)
+    for world, quiet in ((soon, timedelta(seconds=10)), (never, None)):
+        world.image_tools = replace(world.image_tools, install_quiet=quiet)
+        world.core, world.manager = world.replica("first")
+        sandbox = await given(world)
+        world.units.rows.sandboxes[sandbox.id] = replace(world.row(sandbox.id), dirty_since=world.clock.now())
+        world.clock.advance(300 if quiet is None else 20)
+
+        await _sweeps(world, 2)
+
+    assert [row.trigger for row in rows(soon)] == [CommitTrigger.INSTALL]
+    assert rows(never) == []
 
 
 async def test_an_install_that_cannot_be_committed_is_tried_again_after_a_while(world: ManagerWorld) -> None:

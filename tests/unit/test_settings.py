@@ -260,6 +260,7 @@ def test_a_registrys_password_goes_nowhere_in_the_clear(plain: object) -> None:
         ("images_architecture", "riscv64"),
         ("images_spool_bytes", 0),
         ("images_workers", 0),
+        ("images_install_seconds", -1),
     ],
 )
 def test_what_images_are_kept_by_is_checked(name: str, value: object) -> None:

@@ -36,6 +36,9 @@ from sandboxd.model.rootfs import BaselineEntry, CaptureEnd, CaptureFrame, order
 
 IDLE_TIMEOUT: Final = timedelta(seconds=30)
 """An agent says something every second; one that is silent for so long is cut off."""
+FIRST_ATTEMPTS: Final = 3
+"""How often a capture is asked for until the agent has answered: grpc.aio loses a refusal that meets the first write,
+and says INTERNAL instead. Nothing was sent by then but the request itself."""
 PACKAGE_WAIT: Final = timedelta(seconds=60)
 """How long an installation that runs is waited for, at most; and at most a quarter of the time there is."""
 
@@ -91,16 +94,21 @@ class GrpcRootfsCapture(RootfsCapture):
         )
         agent = await self._connector.connect(life.endpoint)
         try:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise _too_late()
-            call = agent.stub.Capture(outgoing.messages(start), timeout=left)
-            try:
-                async with contextlib.aclosing(self._frames(call, outgoing, deadline)) as frames:
-                    async for frame in frames:
-                        yield frame
-            finally:
-                call.cancel()
+            for attempt in range(1, FIRST_ATTEMPTS + 1):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise _too_late()
+                call = agent.stub.Capture(outgoing.messages(start), timeout=left)
+                try:
+                    async with contextlib.aclosing(self._frames(call, outgoing, deadline)) as frames:
+                        async for frame in frames:
+                            yield frame
+                    return
+                except AgentUnavailableError:
+                    if attempt == FIRST_ATTEMPTS or outgoing.accepted.is_set():
+                        raise
+                finally:
+                    call.cancel()
         finally:
             await agent.close()
 

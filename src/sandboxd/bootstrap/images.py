@@ -39,6 +39,7 @@ class ImageRoom:
     secrets: SecretPolicy
     build_timeout: timedelta
     probe_timeout: timedelta
+    install_quiet: timedelta | None
     close: Callable[[], Awaitable[None]]
     """Gives up the registry's connections."""
 
@@ -73,6 +74,7 @@ def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi |
         secrets=settings.images_secrets,
         build_timeout=settings.image_build_timeout,
         probe_timeout=settings.image_probe_timeout,
+        install_quiet=settings.image_install_quiet,
         close=registry.close,
     )
 
@@ -139,6 +141,7 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
         secrets=room.secrets,
         build_timeout=room.build_timeout,
         probe_timeout=room.probe_timeout,
+        install_quiet=room.install_quiet,
     )
 
 

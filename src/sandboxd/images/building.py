@@ -165,8 +165,7 @@ class RegistryImageBuilder(ImageBuilder):
         with clock.phase("baseline"):
             base = await self._base(order.base, clock)
             previous = await self._previous(order, base, clock)
-        with clock.phase("capture"):
-            layer = await self._layer(order, previous, directory, clock, progress)
+        layer = await self._layer(order, previous, directory, clock, progress)
         kept = layer if layer.entries else None
         if previous is not None and previous.difference == (() if kept is None else (kept.diff_id,)):
             return _told(order, layer, clock, image=previous.reference, kept=previous.kept)
@@ -290,7 +289,8 @@ class RegistryImageBuilder(ImageBuilder):
             with clock.phase("baseline"):
                 baseline = await self._baselines.baseline(order.base, timeout=clock.left)
             try:
-                return await self._write(order, baseline, previous, directory, clock, progress)
+                with clock.phase("capture"):
+                    return await self._write(order, baseline, previous, directory, clock, progress)
             except BaselineDamagedError:  # the cache let go of it in between
                 if attempt == 2:
                     raise

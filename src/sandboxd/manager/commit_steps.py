@@ -27,6 +27,7 @@ from sandboxd.images.ports import (
     SecretPolicy,
 )
 from sandboxd.images.registry import Registry
+from sandboxd.manager.captured_lives import CapturedLives
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_rules import (
     PHASES,
@@ -37,10 +38,12 @@ from sandboxd.manager.commit_rules import (
     seconds_of,
     started_from,
 )
+from sandboxd.manager.image_ports import QUIET
+from sandboxd.manager.losses import Losses
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.ports import OperationId, UnitOfWork, UnitsOfWork
 from sandboxd.model.commit_errors import CommitOvertakenError
-from sandboxd.model.errors import InternalError, StaleOwnerError
+from sandboxd.model.errors import InternalError, StaleOwnerError, UnavailableError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.image import (
@@ -95,6 +98,9 @@ class ImageTools:
     probe_timeout: timedelta = timedelta(minutes=2)
     capture_pause: timedelta = timedelta(seconds=3)
     """Between attempts at a capture while the agent still reads for another one."""
+    install_quiet: timedelta | None = QUIET
+    """How long nothing was installed, and nobody has used the sandbox, before what was installed is committed; None is
+    never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,11 +142,13 @@ class CommitSteps:
         units: UnitsOfWork,
         images: ImageTools,
         changes: Changes,
+        losses: Losses,
         packages: PackageKeeping | None = None,
         bases: BaseBuilding | None = None,
         clock: Clock,
         tracer: Tracer = NO_TRACES,
     ) -> None:
+        self._lives = CapturedLives(units=units, losses=losses, pause=images.capture_pause)
         self._packages = packages
         self._bases = bases
         self._units = units
@@ -168,9 +176,13 @@ class CommitSteps:
         return held.generation
 
     async def _build(self, held: Held, note: ProgressNote) -> Held:
-        held, order, sbom = await self._order(held)
-        with self._tracer.step("commit.build"):
-            built = await self._built(order, note)
+        try:
+            held, order, sbom = await self._order(held)
+            with self._tracer.step("commit.build"):
+                built = await self._built(order, note)
+        except UnavailableError as error:
+            await self._lives.require(held.generation, error)
+            raise
         failpoint("commit.after_build")
         generation = held.generation
         done = replace(

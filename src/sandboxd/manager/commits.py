@@ -22,6 +22,7 @@ from sandboxd.manager.draining import drain
 from sandboxd.manager.image_ports import ATTEMPTS_KEPT_FOR
 from sandboxd.manager.image_telling import ImageTelling
 from sandboxd.manager.intents import LEASE, POLL_SECONDS
+from sandboxd.manager.losses import Losses
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.packages import SandboxNotRunningError
@@ -68,6 +69,7 @@ class Commits:
     units: UnitsOfWork
     images: ImageTools
     changes: Changes
+    losses: Losses
     clock: Clock
     ids: IdSource
     replica: str
@@ -95,6 +97,7 @@ class Commits:
             units=self.units,
             images=self.images,
             changes=self.changes,
+            losses=self.losses,
             packages=self.packages,
             bases=self.bases,
             clock=self.clock,

@@ -92,6 +92,7 @@ class ManagerCore:
                 units=units,
                 images=tools.images,
                 changes=self.changes,
+                losses=self.losses,
                 clock=clock,
                 ids=tools.ids,
                 replica=tools.replica,

@@ -15,6 +15,8 @@ from sandboxd.model.image import CommitProgress, Generation, GenerationId, tag_o
 from sandboxd.model.image_sbom import ImageSbom
 from sandboxd.model.paging import Page
 
+QUIET: Final = timedelta(minutes=3)
+"""How long after an install, and without a use since, what was installed is committed, where nobody says otherwise."""
 ATTEMPTS_KEPT_FOR: Final = timedelta(days=30)
 """How long a commit that left no image is remembered."""
 

@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.commits import WITH_ROOT, Commits
-from sandboxd.manager.image_ports import CommitInProgressError
+from sandboxd.manager.image_ports import QUIET, CommitInProgressError
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.model.commit_errors import ImageNotRunningError, RootNotSavedError
 from sandboxd.model.errors import SandboxdError
@@ -25,8 +25,6 @@ from sandboxd.model.sources import Clock, IdSource
 
 GIVEN_UP: Final = frozenset({ImageNotRunningError.reason})
 """Failures that say that the root file system is not wanted: it was rolled back."""
-QUIET: Final = timedelta(minutes=3)
-"""How long nothing was installed, and nobody has used it, before what was installed is committed."""
 RETRY_INSTALL: Final = timedelta(minutes=30)
 FIRST_DELAY: Final = timedelta(seconds=30)
 LONGEST_DELAY: Final = timedelta(hours=1)
@@ -135,10 +133,10 @@ class RootSaving:
 
     def install_time(self, sandbox: Sandbox) -> datetime | None:
         """When what was installed is to be committed unless somebody uses it before; None where nothing is to be."""
-        dirty = sandbox.dirty_since
-        if not self.active or sandbox.state is not SandboxState.ACTIVE or dirty is None:
+        if self.commits is None or self.keeps_root or sandbox.state is not SandboxState.ACTIVE:
             return None
-        return max(dirty, sandbox.last_use_time) + QUIET
+        quiet, dirty = self.commits.images.install_quiet, sandbox.dirty_since
+        return None if quiet is None or dirty is None else max(dirty, sandbox.last_use_time) + quiet
 
     async def commit_installs(self, sandbox: Sandbox, *, at: datetime) -> datetime | None:
         """Begin a commit where something was installed and the sandbox has been idle since.
