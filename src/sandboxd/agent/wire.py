@@ -118,7 +118,12 @@ def from_rpc_error(error: Exception) -> SandboxdError:
     match error.code():
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineError("The agent did not answer in time.")
-        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.UNKNOWN:
+        case (
+            grpc.StatusCode.UNAVAILABLE
+            | grpc.StatusCode.CANCELLED
+            | grpc.StatusCode.UNKNOWN
+            | grpc.StatusCode.INTERNAL  # gRPC's own ("Internal error from Core"): the agent's says its reason
+        ):
             return AgentUnavailableError(f"The agent does not answer: {text}", retry_after=timedelta(seconds=1))
         case code if code in _BY_CODE:
             return _BY_CODE[code](text)
