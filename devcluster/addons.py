@@ -1,5 +1,6 @@
-"""What lives in the cluster from its start: the storage class and the DNS, and the images that need no hub."""
+"""What lives in the cluster from its start: storage class, DNS, the way to the metrics, and images that need no hub."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from devcluster.components import PAUSE_IMAGE
-from devcluster.places import DNS_SERVICE, REGISTRY, Places
+from devcluster.places import DNS_SERVICE, METRICS_PORT, NODE_ADDRESS, REGISTRY, Places
 from devcluster.trouble import ClusterError, say
 
 SYSTEM = "kube-system"
@@ -25,6 +26,7 @@ COREFILE = """.:53 {
   loop
 }
 """
+METRICS_API = "v1beta1.metrics.k8s.io"
 Json = dict[str, Any]
 """An object of the API. Any: JSON."""
 
@@ -62,22 +64,66 @@ def _push(program: Path, image: str) -> None:
 
 
 def apply(places: Places) -> None:
-    """Make the storage class and the DNS, or make them so.
+    """Make the storage class, the DNS and the way to the metrics, or make them so.
 
     Raises:
         ClusterError: The API server refused them.
     """
-    items = {"apiVersion": "v1", "kind": "List", "items": [_storage(), *_dns(_dns_image(places))]}
+    items = {"apiVersion": "v1", "kind": "List", "items": [_storage(), *_dns(_dns_image(places)), *_metrics(places)]}
     command = [str(places.bin / "kubectl"), f"--kubeconfig={places.kubeconfig}", "apply", "-f", "-"]
     done = subprocess.run(command, input=json.dumps(items).encode(), capture_output=True, check=False, timeout=60)
     if done.returncode != 0:
-        raise ClusterError(f"the API server did not take the DNS:\n{done.stderr.decode(errors='replace')}")
+        raise ClusterError(
+            f"the API server did not take storage class, DNS and metrics:\n{done.stderr.decode(errors='replace')}"
+        )
 
 
 def _storage() -> Json:
     metadata = {"name": "standard", "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
     provisioner = {"provisioner": "kubernetes.io/host-path"}
     return {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": metadata, **provisioner}
+
+
+def _metrics(places: Places) -> list[Json]:
+    """The API of what pods use. Its server is a process of the node, so its Service selects nothing."""
+    name = {"name": "metrics-server", "namespace": SYSTEM}
+    port = {"name": "https", "port": METRICS_PORT, "protocol": "TCP"}
+    authority = base64.b64encode((places.pki / "ca.crt").read_bytes()).decode()
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": name,
+            "spec": {"ports": [{**port, "port": 443, "targetPort": METRICS_PORT}]},
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                **name,
+                "labels": {
+                    "kubernetes.io/service-name": "metrics-server",
+                    "endpointslice.kubernetes.io/managed-by": "devcluster",
+                },
+            },
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [NODE_ADDRESS], "conditions": {"ready": True}}],
+            "ports": [port],
+        },
+        {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": METRICS_API},
+            "spec": {
+                "group": "metrics.k8s.io",
+                "version": "v1beta1",
+                "service": name,
+                "caBundle": authority,
+                "groupPriorityMinimum": 100,
+                "versionPriority": 100,
+            },
+        },
+    ]
 
 
 def _dns(image: str) -> list[Json]:

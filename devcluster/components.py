@@ -4,13 +4,14 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
-from devcluster.pki import write
+from devcluster.pki import FRONT_PROXY, write
 from devcluster.places import (
     API_PORT,
     BRIDGE,
     DNS_SERVICE,
     ETCD_PORTS,
     KUBELET_PORT,
+    METRICS_PORT,
     NODE,
     NODE_ADDRESS,
     NODE_RUN,
@@ -45,7 +46,7 @@ class Component:
 def components(places: Places) -> list[Component]:
     """Write their configuration and return them. The programs are named by their build: another build is a change."""
     made = [_etcd(places), _apiserver(places), *_controllers(places), _registry(places), _containerd(places)]
-    return [*made, _kubelet(places), *_network(places)]
+    return [*made, _kubelet(places), *_network(places), _metrics(places)]
 
 
 def _kubelab(places: Places, component: str, *flags: str) -> tuple[str, ...]:
@@ -79,6 +80,15 @@ def _apiserver(places: Places) -> Component:
         "authorization-mode": "Node,RBAC",
         "allow-privileged": "true",
         "enable-admission-plugins": "NodeRestriction",
+        # What it needs to pass requests on to other API servers, such as that of metrics.
+        "requestheader-client-ca-file": pki / "front-proxy-ca.crt",
+        "requestheader-allowed-names": FRONT_PROXY,
+        "requestheader-username-headers": "X-Remote-User",
+        "requestheader-group-headers": "X-Remote-Group",
+        "requestheader-extra-headers-prefix": "X-Remote-Extra-",
+        "proxy-client-cert-file": pki / f"{FRONT_PROXY}.crt",
+        "proxy-client-key-file": pki / f"{FRONT_PROXY}.key",
+        "enable-aggregator-routing": "true",  # to the endpoint itself: they may be asked for before kube-proxy runs
     }
     command = _kubelab(places, "kube-apiserver", *(f"--{name}={value}" for name, value in flags.items()))
     return Component(name="kube-apiserver", command=command, ports=(API_PORT,), files=(_authority(places),))
@@ -95,6 +105,7 @@ def _controllers(places: Places) -> list[Component]:
     manager += ["--enable-hostpath-provisioner"]
     # A claim that missed its event is looked at again after 15 s, and 20 requests a second are the default's bound.
     manager += ["--pvclaimbinder-sync-period", "1s", "--kube-api-qps", "300", "--kube-api-burst", "600"]
+    manager += ["--horizontal-pod-autoscaler-sync-period", "5s"]  # tests wait for it; 15 s by default
     scheduler = ["--kubeconfig", str(places.etc / "scheduler.kubeconfig"), "--leader-elect=false"]
     flags = {"kube-controller-manager": (10257, manager), "kube-scheduler": (10259, scheduler)}
     return [
@@ -220,3 +231,25 @@ def _network(places: Places) -> list[Component]:
         Component(name=name, command=_kubelab(places, name, *given), ports=ports, files=(_authority(places),))
         for name, (ports, given) in flags.items()
     ]
+
+
+def _metrics(places: Places) -> Component:
+    """What autoscalers ask how much pods use. It looks at this node alone: made-up ones have no kubelet."""
+    flags = {
+        "kubeconfig": places.kubeconfig,
+        "authentication-kubeconfig": places.kubeconfig,
+        "authorization-kubeconfig": places.kubeconfig,
+        "bind-address": NODE_ADDRESS,
+        "secure-port": str(METRICS_PORT),
+        "tls-cert-file": places.pki / "metrics-server.crt",
+        "tls-private-key-file": places.pki / "metrics-server.key",
+        "kubelet-certificate-authority": places.pki / "ca.crt",
+        "kubelet-client-certificate": places.pki / "admin.crt",
+        "kubelet-client-key": places.pki / "admin.key",
+        "kubelet-preferred-address-types": "InternalIP",
+        "node-selector": f"kubernetes.io/hostname={NODE}",
+        "metric-resolution": "10s",  # the least that it takes; a request must be quicker
+        "kubelet-request-timeout": "5s",
+    }
+    command = _kubelab(places, "metrics-server", *(f"--{name}={value}" for name, value in flags.items()))
+    return Component(name="metrics-server", command=command, ports=(METRICS_PORT,), files=(_authority(places),))

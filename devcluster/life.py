@@ -47,6 +47,7 @@ def up(places: Places) -> None:
         changed = _start_all(places)
         addons.apply(places)
         _await("the DNS", lambda: _dns_is_ready(places), places.log)
+        _await("the API of metrics", lambda: _metrics_are_served(places), places.log)
     say(f"{'up' if changed else 'was up already'}; {time.monotonic() - began:.0f} s")
     say(f"export KUBECONFIG={places.kubeconfig} PATH={places.bin}:$PATH")
 
@@ -58,7 +59,7 @@ def down(places: Places, *, everything: bool = False) -> None:
     places.home.mkdir(parents=True, exist_ok=True)
     with _alone(places):
         living = {name_of(found): found for found in ours(places)}
-        order = ["kubelet", "netpol", "kube-proxy", "kube-scheduler", "kube-controller-manager"]
+        order = ["metrics-server", "kubelet", "netpol", "kube-proxy", "kube-scheduler", "kube-controller-manager"]
         for name in [*order, "kube-apiserver", "registry", "containerd", "etcd"]:
             if name in living:
                 stop([living[name]])
@@ -73,12 +74,13 @@ def status(places: Places) -> bool:
     """Print what runs; tells whether all of it does."""
     living = {name_of(found): found for found in ours(places)}
     names = ["etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "registry", "containerd", "kubelet"]
-    for name in [*names, "kube-proxy", "netpol"]:
+    names += ["kube-proxy", "netpol", "metrics-server"]
+    for name in names:
         print(f"{name:24} {f'pid {living[name].pid}' if name in living else 'does not run'}")
     ready = _node_is_ready(places)
     print(f"{'node':24} {'Ready' if ready else 'not ready'}")
     print(f"export KUBECONFIG={places.kubeconfig}")
-    return ready and all(name in living for name in [*names, "kube-proxy", "netpol"])
+    return ready and all(name in living for name in names)
 
 
 @contextmanager
@@ -223,6 +225,13 @@ def _node_is_ready(places: Places) -> bool:
 def _dns_is_ready(places: Places) -> bool:
     told = _api(places, f"/apis/apps/v1/namespaces/{addons.SYSTEM}/deployments/coredns")
     return bool(told and json.loads(told)["status"].get("readyReplicas"))
+
+
+def _metrics_are_served(places: Places) -> bool:
+    """Tell whether the API is there; what pods use is known a quarter of a minute later."""
+    told = _api(places, f"/apis/apiregistration.k8s.io/v1/apiservices/{addons.METRICS_API}")
+    conditions = json.loads(told)["status"].get("conditions", []) if told else []
+    return any(one["type"] == "Available" and one["status"] == "True" for one in conditions)
 
 
 def _containerd_answers(places: Places) -> bool:

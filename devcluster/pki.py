@@ -11,12 +11,19 @@ from devcluster.places import API_PORT, API_SERVICE, NODE, NODE_ADDRESS, Places
 from devcluster.trouble import ClusterError, say
 
 DAYS = "3650"
+METRICS_NAME = "metrics-server.kube-system.svc"
 SERVER_NAMES = (
     f"IP:127.0.0.1,IP:{API_SERVICE},IP:{NODE_ADDRESS},DNS:localhost,DNS:kubernetes,DNS:kubernetes.default,"
     "DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local"
 )
+AUTHORITIES = {"ca": "sandboxd-devcluster", "front-proxy-ca": "sandboxd-devcluster-front-proxy"}
+"""The second one vouches for the API server alone, where it passes on whose request it forwards: what the first one
+signed must never be taken for that."""
+FRONT_PROXY = "front-proxy-client"
 CERTIFICATES = {
     "apiserver": ("/CN=kube-apiserver", SERVER_NAMES),
+    FRONT_PROXY: (f"/CN={FRONT_PROXY}", ""),
+    "metrics-server": ("/CN=metrics-server", f"DNS:{METRICS_NAME}"),
     "admin": ("/O=system:masters/CN=admin", ""),
     "controller-manager": ("/CN=system:kube-controller-manager", ""),
     "scheduler": ("/CN=system:kube-scheduler", ""),
@@ -48,16 +55,14 @@ def ensure_pki(places: Places) -> bool:
 
 def _is_whole(pki: Path) -> bool:
     try:
-        authority = (pki / "ca.crt").read_text()
-        keys = [
-            (pki / name).read_bytes() for name in ("ca.key", "sa.key", "sa.pub", *(f"{u}.key" for u in CERTIFICATES))
-        ]
+        names = [*(f"{name}.crt" for name in AUTHORITIES), "sa.key", "sa.pub"]
+        names += [f"{name}.key" for name in (*AUTHORITIES, *CERTIFICATES)]
+        if not all((pki / name).read_bytes() for name in names):
+            return False
     except OSError:
         return False
-    if not authority or not all(keys):
-        return False
     for name in CERTIFICATES:
-        verify = ["openssl", "verify", "-CAfile", str(pki / "ca.crt"), str(pki / f"{name}.crt")]
+        verify = ["openssl", "verify", "-CAfile", str(pki / f"{_authority_of(name)}.crt"), str(pki / f"{name}.crt")]
         alive = ["openssl", "x509", "-noout", "-checkend", "86400", "-in", str(pki / f"{name}.crt")]
         if any(subprocess.run(one, capture_output=True, check=False).returncode for one in (verify, alive)):
             return False
@@ -67,8 +72,9 @@ def _is_whole(pki: Path) -> bool:
 def _make(pki: Path) -> None:
     before = os.umask(0o077)
     try:
-        authority = ["-keyout", "ca.key", "-out", "ca.crt", "-days", DAYS, "-subj", "/CN=sandboxd-devcluster"]
-        _openssl(pki, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *authority)
+        for name, common in AUTHORITIES.items():
+            given = ["-keyout", f"{name}.key", "-out", f"{name}.crt", "-days", DAYS, "-subj", f"/CN={common}"]
+            _openssl(pki, "req", "-x509", "-newkey", "rsa:2048", "-nodes", *given)
         _openssl(pki, "genrsa", "-out", "sa.key", "2048")
         _openssl(pki, "rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
         for name, (subject, names) in CERTIFICATES.items():
@@ -76,12 +82,17 @@ def _make(pki: Path) -> None:
             _openssl(pki, "req", "-newkey", "rsa:2048", "-nodes", *keys)
             rules = "basicConstraints=CA:FALSE\nextendedKeyUsage=clientAuth,serverAuth\n"
             (pki / f"{name}.ext").write_text(rules + (f"subjectAltName={names}\n" if names else ""))
-            signing = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", DAYS]
+            authority = _authority_of(name)
+            signing = ["-CA", f"{authority}.crt", "-CAkey", f"{authority}.key", "-CAcreateserial", "-days", DAYS]
             _openssl(
                 pki, "x509", "-req", "-in", f"{name}.csr", *signing, "-extfile", f"{name}.ext", "-out", f"{name}.crt"
             )
     finally:
         os.umask(before)
+
+
+def _authority_of(certificate: str) -> str:
+    return "front-proxy-ca" if certificate == FRONT_PROXY else "ca"
 
 
 def _openssl(folder: Path, *arguments: str) -> None:

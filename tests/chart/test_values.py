@@ -90,6 +90,11 @@ def test_the_chart_passes_lint_without_a_warning() -> None:
         ({**TRIAL, "serve": {"replicas": 0}}, "replicas"),
         ({**TRIAL, "image": {"digest": "latest"}}, "digest"),
         ({**TRIAL, "callers": {"jwksUrl": "http://issuer.example"}}, "jwksUrl"),
+        ({**TRIAL, "serve": {"autoscaling": {"enabled": True, "minReplicas": 7}}}, "minReplicas"),
+        (
+            {**TRIAL, "serve": {"autoscaling": {"enabled": True}, "resources": {"requests": {"cpu": None}}}},
+            "serve.resources.requests.cpu",
+        ),
         ({**TRIAL, "serve": {"settings": {"SANDBOXD_MAX_STREAMS": "5"}}}, "SANDBOXD_MAX_STREAMS"),
     ],
 )

@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from sandboxd.v1 import key_pb2, key_pb2_grpc
 from tests.chart.helm import NO_HELM, find_helm
 from tests.cluster.images import push_variant
 from tests.cluster.release import API_KEY, Release, read_images, settled
+from tests.cluster.scaling import let_go_first, load, need_metrics, owner_of, ready, said
 from tests.eventually import eventually
 from tests.installation import free_port
 from tests.kube import Cluster
@@ -58,6 +59,8 @@ class Talk:
     """A conversation that notes what it hears, until it is told to stop."""
 
     stream: SessionStream
+    rest: float = 0.0
+    """Seconds between two turns: somebody who reads before asking again, and leaves the machine alone meanwhile."""
     heard: list[int] = field(default_factory=list)
     turns: int = 0
     failures: list[str] = field(default_factory=list)
@@ -80,6 +83,9 @@ class Talk:
         """Turn after turn."""
         while not stop.is_set():
             await self.say(f"Turn {self.turns}")
+            if self.rest:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), self.rest)
 
 
 @asynccontextmanager
@@ -219,6 +225,49 @@ async def test_the_commands_of_the_notes_work_as_they_are_copied(
     assert f"deployment.apps/{release.full}-serve" in ran.stdout, ran.stdout
 
 
+async def test_load_brings_a_replica_and_rest_takes_one_whose_conversation_goes_on(release: Release) -> None:
+    await need_metrics(release.cluster)
+    soon = {"stabilizationSeconds": 5, "periodSeconds": 5}
+    # Of 10m that are requested: a pod that works uses more than 0.2 of a processor, two that rest use less together.
+    scaling = {"enabled": True, "minReplicas": 1, "maxReplicas": 2, "cpuPercent": 2000, "scaleDown": soon}
+
+    async def are(number: int) -> bool:
+        return len(await release.pods("serve")) == len(await ready(release)) == number
+
+    async with release.client("acme") as caller:
+        sandbox = await caller.create(display_name="scaled", freelancer="ada", approval_mode="yolo")
+        async with caller.stream(sandbox.name) as stream:
+            talk = Talk(stream=stream, rest=1.0)
+            await talk.say("Before")
+            async with talking(talk):
+                # A field that is left out is its default: one replica, until the autoscaler says otherwise.
+                await release.upgrade(serve={"autoscaling": scaling})
+                try:
+                    await eventually(lambda: are(1), within=90, every=0.5)
+                    async with load(release, "acme", sandbox.name):
+                        await eventually(lambda: are(2), within=240, every=0.5)
+                        owner = await eventually(lambda: owner_of(release, sandbox.name), within=60, every=0.5)
+                        await let_go_first(release, owner)
+                        log = asyncio.create_task(_log_of(release, owner), name="log")
+                    await eventually(lambda: are(1), within=300, every=0.5)
+                except AssertionError as error:
+                    error.add_note(await said(release))
+                    raise
+                last_words = await log
+                assert await ready(release) != [owner]
+            session = stream.session
+
+    assert '"role.stopped"' in last_words, last_words[-3000:]
+    assert "role.drain_step_failed" not in last_words, last_words[-3000:]
+    await once_and_in_order(talk, release, "acme", session)
+    await release.upgrade(serve={})
+
+
+async def _log_of(release: Release, pod: str) -> str:
+    """What it writes until it has ended."""
+    return await release.cluster.kubectl("logs", "-f", "--tail=1", pod, "-n", release.namespace, within=360)
+
+
 async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keeps_what_is_peoples(
     release: Release,
 ) -> None:
@@ -241,7 +290,7 @@ async def test_upgrades_rollbacks_and_crashes_lose_nothing_and_uninstalling_keep
             async with talking(talk):
                 await _kill_the_leading_operator(release)
             async with talking(talk):
-                await _kill_the_owner(release)
+                await _kill_the_owner(release, sandbox.name)
             session = stream.session
 
         await once_and_in_order(talk, release, "acme", session)
@@ -284,25 +333,17 @@ async def _kill_the_leading_operator(release: Release) -> None:
     await eventually(moved, within=60, every=0.3)
 
 
-async def _kill_the_owner(release: Release) -> None:
+async def _kill_the_owner(release: Release, sandbox: str) -> None:
     """The replica that owns the conversation, as the database has it."""
     pods = {pod["metadata"]["name"] for pod in await release.pods("serve")}
-    query = "SELECT owner FROM conversations WHERE owner IS NOT NULL"
-    shell = f'$(ls -d /usr/lib/postgresql/*/bin | tail -1)/psql -h /tmp -U postgres -At sandboxd -c "{query}"'
-    owners = await release.cluster.run_in(release.namespace, f"{release.full}-postgresql-0", "sh", "-c", shell)
-    owner = next(pod for pod in pods for line in owners.splitlines() if line.startswith(pod))
+    owner = await eventually(lambda: owner_of(release, sandbox), within=60, every=0.5)
     await release.cluster.kubectl(
         "delete", "pod", owner, "-n", release.namespace, "--grace-period=0", "--force", "--wait=false"
     )
 
     async def replaced() -> bool:
-        now = await release.pods("serve")
-        ready = [
-            pod
-            for pod in now
-            if all(one["ready"] for one in pod["status"].get("containerStatuses") or [{"ready": False}])
-        ]
-        return owner not in {pod["metadata"]["name"] for pod in now} and len(ready) == len(pods)
+        now = {pod["metadata"]["name"] for pod in await release.pods("serve")}
+        return owner not in now and len(await ready(release)) == len(pods)
 
     await eventually(replaced, within=120, every=0.5)
 
