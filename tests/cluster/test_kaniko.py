@@ -27,7 +27,7 @@ from sandboxd.model.errors import UnavailableError
 from sandboxd.operator.pod_shape import agent_python
 from tests.chart.helm import TRIAL, render
 from tests.cluster.capturing import INCARNATION, LONG, SANDBOX, capture_of
-from tests.cluster.pod_world import PodWorld, a_pod, image
+from tests.cluster.pod_world import DIGESTS, PodWorld, a_pod, image
 from tests.cluster.test_built_images import INSTALL, LOOK
 from tests.eventually import eventually
 from tests.kube import Cluster
@@ -123,6 +123,8 @@ async def as_serve(cluster: Cluster, instance: str, namespace: str, kubeconfig: 
 async def yard(cluster: Cluster, instance: str, tmp_path: Path) -> AsyncIterator[Yard]:
     if cluster.places is None:
         pytest.skip("pods reach the registry of the development cluster alone")
+    if "kaniko" not in json.loads(DIGESTS.read_text())["images"]:
+        pytest.skip("needs kaniko's image: make images IMAGES_ARGS=kaniko")
     namespace = f"{instance}-images"
     kubeconfig = await as_serve(cluster, instance, namespace, tmp_path / "serve.kubeconfig")
     async with OciRegistry(cluster.registry, plain=True) as registry, KubeClient(kubeconfig) as api:
