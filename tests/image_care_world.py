@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from prometheus_client import CollectorRegistry
 
+from sandboxd.images.signing import SignaturePolicy
 from sandboxd.manager.backup_uses import BackupImageUses
 from sandboxd.manager.image_care import ImageCare
 from sandboxd.manager.image_care_metrics import ImageCareMetrics
@@ -26,8 +27,8 @@ DAY = timedelta(days=1).total_seconds()
 class ImageCareWorld(ManagerWorld):
     """Sandboxes that are committed, and whoever cares for their images."""
 
-    def __init__(self, *, previous: int = 1) -> None:
-        super().__init__(keeps_root=False, commits=True)
+    def __init__(self, *, previous: int = 1, signing: bool = False, policy: SignaturePolicy | None = None) -> None:
+        super().__init__(keeps_root=False, commits=True, signing=signing, signatures=policy)
         self.uses = FakeImageUses()
         self.sightings = FakeImageSightings()
         self.figures = CollectorRegistry()
@@ -59,6 +60,7 @@ class ImageCareWorld(ManagerWorld):
                 metrics=self.metrics,
                 clock=self.clock,
             ),
+            signatures=self.image_tools.signatures,
             deeds=deeds,
             metrics=self.metrics,
             clock=self.clock,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 
 from prometheus_client import CollectorRegistry
 
+from sandboxd.images.signing import SignaturePolicy
 from sandboxd.manager.backing_up import BackupTools
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
@@ -24,6 +26,7 @@ from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.sandbox import Incarnation, Sandbox
 from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.baselines import FakeBaselines
+from tests.fakes.image_keys import new_signatures
 from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
@@ -59,6 +62,8 @@ class ManagerWorld:
         keeps_root: bool = True,
         commits: bool = False,
         backups: bool = False,
+        signing: bool = False,
+        signatures: SignaturePolicy | None = None,
         retention: BackupRetention | None = None,
     ) -> None:
         self.lifecycle = lifecycle or LifecyclePolicy()
@@ -86,7 +91,10 @@ class ManagerWorld:
             baselines=self.baselines,
             repository_of=user_repository,
             capture_pause=timedelta(0),
+            signature_policy=signatures or SignaturePolicy.NEVER,
         )
+        if signing:
+            self.image_tools = replace(self.image_tools, signatures=new_signatures(self.registry))
         self.commits = commits
         self.volumes = FakeVolumeBackups(
             now=self.clock.now, runs=lambda sandbox: bool(self.backend.running.get(sandbox))

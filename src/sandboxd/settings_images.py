@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sandboxd.images.ports import ImageLimits, SecretPolicy
+from sandboxd.images.signing import SignaturePolicy
 from sandboxd.model.image_keeping import KeepingPolicy
 from sandboxd.model.replay import ReplayPolicy
 from sandboxd.model.sandbox import Tier
@@ -94,6 +95,15 @@ class ImageSettings(BaseSettings):
     empty. Several replicas may share it."""
     images_cache_bytes: int = Field(default=_GIB, ge=0)
     """Most of them together; those go that were not used for longest."""
+
+    images_signing_key_file: Path | None = None
+    """PEM file with the private key that signs images, ECDSA on P-256 or Ed25519 and without a password, the same for
+    all replicas; nothing is signed if empty."""
+    images_signing_trust_dir: Path | None = None
+    """Directory of further public keys whose signatures count, `*.pem` each: a former key of ours, for example."""
+    images_signatures: SignaturePolicy = SignaturePolicy.NEVER
+    """What a start does about the signature of a sandbox's own image: `never` does nothing, `warn` logs and counts what
+    it finds, `require` starts none that no trusted key has signed; then a commit whose image cannot be signed fails."""
 
     images_care_seconds: float = Field(default=3600, ge=0, le=604_800)
     """How often images that are needed no more are removed, by one replica; 0 leaves that to `sandboxctl admin sweep

@@ -176,6 +176,7 @@ def _image_problems(given: Given) -> list[str]:
         problems.append(f"{name}_USER and {name}_PASSWORD belong together: set both or none")
     if authority and not Path(authority).is_file():
         problems.append(f"{name}_AUTHORITY_FILE: the file {authority} does not exist")
+    problems += _signing_problems(given, registry)
     reached = address or registry
     plain = str(given.get("images_registry_plain")).lower() in {"1", "true", "t", "yes", "y", "on"}
     if plain and password and not is_loopback(f"{reached.partition(':')[0]}:1"):
@@ -192,6 +193,23 @@ def _kaniko_problems(given: Given) -> list[str]:
     ]
     if str(given.get("backend")) != "kubernetes":
         problems.append(f"{PREFIX}IMAGES_BUILDER: kaniko runs in a cluster; set {PREFIX}BACKEND to kubernetes")
+    return problems
+
+
+def _signing_problems(given: Given, registry: str) -> list[str]:
+    key, trust = given.get("images_signing_key_file"), given.get("images_signing_trust_dir")
+    wanted = str(given.get("images_signatures") or "never") != "never"
+    problems = []
+    for name, path, there in (("KEY_FILE", key, Path.is_file), ("TRUST_DIR", trust, Path.is_dir)):
+        if path and not registry:
+            problems.append(f"{PREFIX}IMAGES_SIGNING_{name}: it is for {PREFIX}IMAGES_REGISTRY, which is not set")
+        elif path and not there(Path(path)):
+            problems.append(f"{PREFIX}IMAGES_SIGNING_{name}: {path} does not exist")
+    if wanted and registry and not key and not trust:
+        problems.append(
+            f"{PREFIX}IMAGES_SIGNATURES: no key is trusted; set {PREFIX}IMAGES_SIGNING_KEY_FILE or "
+            f"{PREFIX}IMAGES_SIGNING_TRUST_DIR"
+        )
     return problems
 
 

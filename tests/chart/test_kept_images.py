@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sandboxd.images.signing import SignaturePolicy
 from sandboxd.settings import load_settings, unknown_variables
 from tests.chart.helm import NO_HELM, TRIAL, Object, find_helm, makers_of_pods, of_kind, pod_of, refusal, render
 from tests.chart.rights import lines_of
@@ -19,6 +20,7 @@ KEPT: Mapping[str, Any] = {
     "repositoryPrefix": "sandboxes",
     "credentials": {"existingSecret": "robot"},
     "authority": {"existingSecret": "ca"},
+    "signing": {"existingSecret": "signing", "trustSecret": "trust", "policy": "require"},
     "spoolGibibytes": 7,
     "cacheGibibytes": 2,
 }
@@ -45,11 +47,15 @@ def test_serve_and_the_sweep_get_settings_that_are_taken(tmp_path: Path, monkeyp
         for name, file in (("AUTHORITY_FILE", "ca.crt"), ("PASSWORD_FILE", "password")):
             (tmp_path / file).write_text("x")
             environment[f"SANDBOXD_IMAGES_REGISTRY_{name}"] = str(tmp_path / file)
+        (tmp_path / "signing.pem").write_text("x")
+        environment["SANDBOXD_IMAGES_SIGNING_KEY_FILE"] = str(tmp_path / "signing.pem")
+        environment["SANDBOXD_IMAGES_SIGNING_TRUST_DIR"] = str(tmp_path)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
         settings = load_settings()
         assert (settings.images_registry, settings.images_registry_address) == (KEPT["registry"], KEPT["address"])
         assert (settings.images_registry_user, settings.images_repository_prefix) == ("robot", "sandboxes")
+        assert settings.images_signatures is SignaturePolicy.REQUIRE
         assert (settings.images_spool_bytes, settings.images_cache_bytes) == (7 << 30, 2 << 30)
     assert not any("IMAGES" in one["name"] for one in pods["gateway"]["containers"][0]["env"])
 
@@ -62,6 +68,10 @@ def test_the_volume_has_more_room_than_what_is_put_there_and_secrets_are_mounted
     assert volumes["images"] == {"name": "images", "emptyDir": {"sizeLimit": "13Gi"}}
     assert volumes["images-registry"]["secret"]["items"] == [{"key": "password", "path": "password"}]
     assert volumes["images-authority"]["secret"]["secretName"] == "ca"
+    assert volumes["images-signing"]["secret"]["items"] == [{"key": "signing.pem", "path": "signing.pem"}]
+    assert volumes["images-trust"]["secret"]["secretName"] == "trust"
+    assert mounts["images-signing"]["readOnly"]
+    assert mounts["images-trust"]["readOnly"]
     assert [mounts[name].get("readOnly", False) for name in ("images", "images-registry", "images-authority")] == [
         False,
         True,

@@ -24,6 +24,8 @@ class FakeRegistry(Registry):
         """By digest and by tag."""
         self.error: SandboxdError | None = None
         """What attaching fails with."""
+        self.unreadable: SandboxdError | None = None
+        """What a look at what is attached fails with."""
         self.attaching: Callable[[], None] = lambda: None
         """Called before something is attached."""
 
@@ -93,6 +95,8 @@ class FakeRegistry(Registry):
 
     @override
     async def attached(self, repository: str, subject: str, *, timeout: timedelta) -> Sequence[Manifest]:
+        if self.unreadable is not None:
+            raise self.unreadable
         found = {
             one.digest: one
             for name, one in self.manifests[repository].items()

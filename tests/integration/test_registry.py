@@ -19,8 +19,10 @@ from sandboxd.images.attaching import attach_sbom
 from sandboxd.images.ports import ImageReference
 from sandboxd.images.referrers import Referrer, describe, make_index, tag_of_subject
 from sandboxd.images.registry import OCI_INDEX, OCI_MANIFEST, Manifest, choose_platform, digest_of
+from sandboxd.images.signing import Verdict
 from sandboxd.model.errors import DeadlineError, ExhaustedError, NotFoundError, UnavailableError
 from tests.eventually import eventually
+from tests.fakes.image_keys import new_signatures
 from tests.registry_front import Front, RealRegistry, a_front, a_registry
 
 pytestmark = pytest.mark.skipif(
@@ -111,6 +113,27 @@ async def test_a_list_that_is_none_is_no_empty_one(real: RealRegistry) -> None:
         # An image where the list should be: it lists nothing, and is not deleted with what is attached to it.
         assert await registry.detach("a/b", image.digest, timeout=SOON) == 0
         assert await registry.manifest("a/b", "g000001", timeout=SOON) == image
+
+
+async def test_signatures_of_two_keys_are_found_on_a_real_registry_and_go_with_their_image(real: RealRegistry) -> None:
+    async with at(real.address) as registry:
+        image = await given_image(registry, "g000001")
+        await attach_sbom(registry, named(image), b"{}", timeout=SOON)
+        first, second = new_signatures(registry), new_signatures(registry)
+
+        assert await first.look(named(image)) is Verdict.MISSING
+        assert await first.sign(named(image))
+        assert await second.look(named(image)) is Verdict.BAD
+        assert await second.sign(named(image))
+
+        assert [await one.look(named(image)) for one in (first, second)] == [Verdict.GOOD, Verdict.GOOD]
+        assert not await first.sign(named(image))
+        assert set(await registry.tags("a/b", timeout=SOON)) == {
+            "g000001",
+            *(tag_of_subject(image.digest, kind) for kind in ("", "sbom", "sig")),
+        }
+        await registry.detach("a/b", image.digest, timeout=SOON)
+        assert await registry.tags("a/b", timeout=SOON) == ["g000001"]
 
 
 async def test_a_password_lets_in_where_it_is_asked_for(tmp_path: Path) -> None:

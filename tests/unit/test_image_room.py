@@ -63,3 +63,11 @@ def test_kaniko_without_what_it_needs_is_refused() -> None:
 
     for name in ("KANIKO_NAMESPACE", "KANIKO_IMAGE", "KANIKO_AGENT_IMAGE", "BUILDER"):
         assert f"SANDBOXD_IMAGES_{name}" in str(caught.value)
+
+
+def test_a_file_that_holds_no_key_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "key.pem").write_text("no key")
+    settings = load_settings(images_registry="registry.test:5000", images_signing_key_file=tmp_path / "key.pem")
+
+    with pytest.raises(SettingsError, match=r"key\.pem must hold an ECDSA key on P-256"):
+        image_room(settings, capture=CAPTURE)

@@ -235,6 +235,16 @@ def test_what_belongs_to_a_registry_needs_one(tmp_path: Path, monkeypatch: pytes
     ]
 
 
+def test_signatures_need_a_key_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"SIGNATURES: no key is trusted; set SANDBOXD_IMAGES_SIGNING_KEY_FILE or"):
+        load_settings(images_registry="registry.test:5000", images_signatures="require")
+    with pytest.raises(SettingsError, match=r"SIGNING_KEY_FILE: it is for SANDBOXD_IMAGES_REGISTRY, which is not set"):
+        load_settings(images_signing_key_file=tmp_path / "key.pem")
+    with pytest.raises(SettingsError, match=r"SIGNING_TRUST_DIR: .* does not exist"):
+        load_settings(images_registry="registry.test:5000", images_signing_trust_dir=tmp_path / "none")
+    load_settings(images_registry="registry.test:5000", images_signatures="require", images_signing_trust_dir=tmp_path)
+
+
 @pytest.mark.parametrize("plain", [True, "on"])
 def test_a_registrys_password_goes_nowhere_in_the_clear(plain: object) -> None:
     given = {"images_registry_user": "u", "images_registry_password": "canary", "images_registry_plain": plain}

@@ -183,6 +183,16 @@ capabilities: {drop: [ALL]}
   value: {{ .architecture }}
 - name: SANDBOXD_IMAGES_SECRETS
   value: {{ .secrets }}
+{{- if .signing.existingSecret }}
+- name: SANDBOXD_IMAGES_SIGNING_KEY_FILE
+  value: /etc/sandboxd/images-signing/signing.pem
+{{- end }}
+{{- if .signing.trustSecret }}
+- name: SANDBOXD_IMAGES_SIGNING_TRUST_DIR
+  value: /etc/sandboxd/images-trust
+{{- end }}
+- name: SANDBOXD_IMAGES_SIGNATURES
+  value: {{ .signing.policy }}
 - name: SANDBOXD_IMAGES_SPOOL_DIR
   value: /var/lib/sandboxd-images/spool
 - name: SANDBOXD_IMAGES_SPOOL_BYTES
@@ -244,6 +254,12 @@ capabilities: {drop: [ALL]}
 {{- if .authority.existingSecret }}
 - {name: images-authority, mountPath: /etc/sandboxd/images-authority, readOnly: true}
 {{- end }}
+{{- if .signing.existingSecret }}
+- {name: images-signing, mountPath: /etc/sandboxd/images-signing, readOnly: true}
+{{- end }}
+{{- if .signing.trustSecret }}
+- {name: images-trust, mountPath: /etc/sandboxd/images-trust, readOnly: true}
+{{- end }}
 {{- end }}{{ end }}
 {{- if not .Values.callers.jwksUrl }}
 - {name: callers, mountPath: /etc/sandboxd/callers, readOnly: true}
@@ -286,6 +302,17 @@ capabilities: {drop: [ALL]}
   secret:
     secretName: {{ .authority.existingSecret }}
     items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- if .signing.existingSecret }}
+- name: images-signing
+  secret:
+    secretName: {{ .signing.existingSecret }}
+    defaultMode: 0440
+    items: [{key: signing.pem, path: signing.pem}]
+{{- end }}
+{{- if .signing.trustSecret }}
+- name: images-trust
+  secret: {secretName: {{ .signing.trustSecret }}, defaultMode: 0440}
 {{- end }}
 {{- end }}{{ end }}
 {{- if not .Values.callers.jwksUrl }}

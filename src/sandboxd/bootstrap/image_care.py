@@ -75,6 +75,7 @@ def make_image_care(
             metrics=seen.image_care,
             clock=tools.clock,
         ),
+        signatures=images.signatures,
         deeds=tools.deeds,
         metrics=seen.image_care,
         clock=tools.clock,
@@ -91,7 +92,7 @@ async def sweep_images(room: ImageCareRoom | None, *, dry_run: bool = False) -> 
     if dry_run:
         return Swept(images=_plans(found))
     return Swept(
-        done=report.reaped + report.orphans + report.retagged + report.lost,
+        done=report.reaped + report.orphans + report.retagged + report.lost + report.signed,
         names=[f"image_lost {one.repository}:{one.tag}" for one in found.lost],
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
+from sandboxd.backends.image_keys import KeyFileError, PemSigningKey, PemTrustedKeys
 from sandboxd.backends.kubernetes.kaniko_builds import AGENT_ROOT, BuildPlace, KubernetesKanikoBuilds
 from sandboxd.backends.registry.access import RegistryAccount
 from sandboxd.backends.registry.client import OciRegistry
@@ -17,6 +18,7 @@ from sandboxd.images.kaniko import KanikoImageBuilder
 from sandboxd.images.layer_process import WorkerLayerWriter
 from sandboxd.images.ports import Baselines, ImageBuilder, ImageLimits, RootfsCapture, SecretPolicy
 from sandboxd.images.registry import Registry
+from sandboxd.images.signing import ImageSignatures, SignaturePolicy
 from sandboxd.images.spool import Spool
 from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.manager.commit_steps import ImageTools
@@ -37,6 +39,9 @@ class ImageRoom:
     repository_of: Callable[[ClientId, FreelancerId], str]
     limits: Mapping[Tier, ImageLimits]
     secrets: SecretPolicy
+    signatures: ImageSignatures | None
+    """What signs images and verifies that; None where neither is done."""
+    signature_policy: SignaturePolicy
     build_timeout: timedelta
     probe_timeout: timedelta
     install_quiet: timedelta | None
@@ -53,7 +58,7 @@ def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi |
         cluster: Its API server, where they are placed in one.
 
     Raises:
-        SettingsError: They name kaniko, and there is no cluster.
+        SettingsError: They name kaniko, and there is no cluster, or a file of keys that holds none.
     """
     if not settings.images_registry:
         return None
@@ -72,6 +77,8 @@ def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi |
         repository_of=partial(user_repository, prefix=settings.images_repository_prefix),
         limits=settings.image_limits,
         secrets=settings.images_secrets,
+        signatures=_signatures(settings, registry),
+        signature_policy=settings.images_signatures,
         build_timeout=settings.image_build_timeout,
         probe_timeout=settings.image_probe_timeout,
         install_quiet=settings.image_install_quiet,
@@ -139,6 +146,8 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
         repository_of=room.repository_of,
         limits=room.limits,
         secrets=room.secrets,
+        signatures=room.signatures,
+        signature_policy=room.signature_policy,
         build_timeout=room.build_timeout,
         probe_timeout=room.probe_timeout,
         install_quiet=room.install_quiet,
@@ -157,3 +166,14 @@ def make_registry(settings: Settings) -> OciRegistry:
         authority=settings.images_registry_authority_file,
         account=account,
     )
+
+
+def _signatures(settings: Settings, registry: Registry) -> ImageSignatures | None:
+    file, directory = settings.images_signing_key_file, settings.images_signing_trust_dir
+    if file is None and directory is None:
+        return None
+    try:
+        key = None if file is None else PemSigningKey.read(file)
+        return ImageSignatures(registry=registry, trusted=PemTrustedKeys.read(directory, own=key), key=key)
+    except KeyFileError as error:
+        raise SettingsError(f"The settings cannot be used:\n  SANDBOXD_IMAGES_SIGNING_…: {error}") from error

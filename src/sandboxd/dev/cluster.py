@@ -50,6 +50,8 @@ class DevCluster:
     key: Path
     registry: str = ""
     """This machine's registry that the sandbox image is in, as nodes pull from it: what is installed is kept there."""
+    signing_key: Path | None = None
+    """Signs images that are kept; stays from one run to the next, as they do."""
 
     def variables(self, settings: Settings, *, gateway_port: int, operator_port: int) -> dict[str, str]:
         """Settings of the roles."""
@@ -79,7 +81,11 @@ class DevCluster:
             "SANDBOXD_IMAGES_REGISTRY": self.registry,
             "SANDBOXD_IMAGES_REGISTRY_ADDRESS": _own(self.registry),
             "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
+            **(self._signing() if self.signing_key else {}),
         }
+
+    def _signing(self) -> dict[str, str]:
+        return {"SANDBOXD_IMAGES_SIGNING_KEY_FILE": str(self.signing_key), "SANDBOXD_IMAGES_SIGNATURES": "warn"}
 
 
 async def prepare_cluster(
@@ -106,7 +112,12 @@ async def prepare_cluster(
     certificate, key = directory / "gateway.pem", directory / "gateway.key"
     make_certificate(certificate, key, host)
     registry = image.partition("/")[0] if "@" in image and image.startswith(_LOCAL) else ""
-    return DevCluster(host=host, template=template, certificate=certificate, key=key, registry=registry)
+    signing_key = directory / "image-signing.pem" if registry else None
+    if signing_key is not None and not signing_key.exists():
+        write_private(signing_key, _private_pem(ec.generate_private_key(ec.SECP256R1())))
+    return DevCluster(
+        host=host, template=template, certificate=certificate, key=key, registry=registry, signing_key=signing_key
+    )
 
 
 async def by_digest(image: str) -> str:
@@ -208,8 +219,11 @@ def make_certificate(certificate: Path, key: Path, host: str) -> None:
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
         .sign(made, hashes.SHA256())
     )
-    pem = made.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    write_private(key, pem.decode())
+    write_private(key, _private_pem(made))
     write_private(certificate, signed.public_bytes(serialization.Encoding.PEM).decode())
+
+
+def _private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()

@@ -45,8 +45,13 @@ async def attach_sbom(registry: Registry, image: ImageReference, document: bytes
         subject=Descriptor(media_type=subject.media_type, digest=subject.digest, size=len(subject.content)),
     )
     for blob in (document, EMPTY):
-        digest = digest_of(blob)
-        if not await registry.has_blob(image.repository, digest, timeout=timeout):
-            await registry.upload(image.repository, blob, digest=digest, timeout=timeout)
+        await upload_missing(registry, image.repository, blob, timeout=timeout)
     await registry.attach(image.repository, tag_of_subject(image.digest, SBOM_TAG), manifest, timeout=timeout)
     return Attached(manifest=manifest, document=described)
+
+
+async def upload_missing(registry: Registry, repository: str, blob: bytes, *, timeout: timedelta) -> None:
+    """Upload a blob where the repository does not have it. Raises as `Registry`."""
+    digest = digest_of(blob)
+    if not await registry.has_blob(repository, digest, timeout=timeout):
+        await registry.upload(repository, blob, digest=digest, timeout=timeout)

@@ -12,6 +12,8 @@ from sandboxd.model.image import CommitPhase, CommitTrigger, Generation, Generat
 CommitOutcome = Literal["active", "unchanged", "dry_run", "superseded", "failed", "cancelled"]
 FallbackTarget = Literal["previous", "base"]
 SbomOutcome = Literal["attached", "failed"]
+SigningOutcome = Literal["signed", "failed"]
+SignatureSeen = Literal["good", "missing", "bad", "unknown"]
 
 _G = GenerationStatus
 _SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 900.0)
@@ -81,6 +83,19 @@ class CommitMetrics:
             "Kept images whose list of packages the registry does not have yet, at the last look.",
             registry=registry,
         )
+        self._signed = Counter(
+            "sandboxd_image_signings_total",
+            "Attempts to sign an image, by outcome (signed, failed).",
+            ("outcome",),
+            registry=registry,
+        )
+        self._signatures = Counter(
+            "sandboxd_image_signatures_seen_total",
+            "Looks at the signature of an image before a start, by what was found (good, missing, bad: of no trusted "
+            "key for this image, unknown: the registry did not answer).",
+            ("signature",),
+            registry=registry,
+        )
         # From the beginning, so that the first one of each is seen as an increase.
         for trigger in CommitTrigger:
             for outcome in get_args(CommitOutcome):
@@ -89,6 +104,10 @@ class CommitMetrics:
             self._fallbacks.labels(target)
         for tried in get_args(SbomOutcome):
             self._sboms.labels(tried)
+        for ended in get_args(SigningOutcome):
+            self._signed.labels(ended)
+        for seen in get_args(SignatureSeen):
+            self._signatures.labels(seen)
 
     def kept_here(self, kept: bool) -> None:
         """Note whether this installation commits at all."""
@@ -131,6 +150,14 @@ class CommitMetrics:
     def sboms_waiting(self, number: int) -> None:
         """Note how many lists are not attached."""
         self._sboms_waiting.set(number)
+
+    def signed(self, outcome: SigningOutcome) -> None:
+        """Note an attempt to sign an image."""
+        self._signed.labels(outcome).inc()
+
+    def signature_seen(self, found: SignatureSeen) -> None:
+        """Note what a start found of its image's signature."""
+        self._signatures.labels(found).inc()
 
 
 def outcome_of(generation: Generation) -> CommitOutcome:

@@ -27,8 +27,10 @@ from sandboxd.images.ports import (
     SecretPolicy,
 )
 from sandboxd.images.registry import Registry
+from sandboxd.images.signing import ImageSignatures, SignaturePolicy
 from sandboxd.manager.captured_lives import CapturedLives
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_rules import (
     PHASES,
     as_begun,
@@ -39,6 +41,7 @@ from sandboxd.manager.commit_rules import (
     started_from,
 )
 from sandboxd.manager.image_ports import QUIET
+from sandboxd.manager.image_trust import sign_proven
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.ports import OperationId, UnitOfWork, UnitsOfWork
@@ -94,6 +97,10 @@ class ImageTools:
     limits: Mapping[Tier, ImageLimits] = field(default_factory=lambda: STORAGE_LIMITS)
     """How large the layer of a sandbox may be."""
     secrets: SecretPolicy = SecretPolicy.STRIP
+    signatures: ImageSignatures | None = None
+    """What signs images and verifies that; None where neither is done."""
+    signature_policy: SignaturePolicy = SignaturePolicy.NEVER
+    """What a start, and a commit, demands of them."""
     build_timeout: timedelta = timedelta(minutes=30)
     probe_timeout: timedelta = timedelta(minutes=2)
     capture_pause: timedelta = timedelta(seconds=3)
@@ -143,6 +150,7 @@ class CommitSteps:
         images: ImageTools,
         changes: Changes,
         losses: Losses,
+        metrics: CommitMetrics,
         packages: PackageKeeping | None = None,
         bases: BaseBuilding | None = None,
         clock: Clock,
@@ -154,6 +162,7 @@ class CommitSteps:
         self._units = units
         self._images = images
         self._changes = changes
+        self._metrics = metrics
         self._clock = clock
         self._tracer = tracer
 
@@ -172,6 +181,8 @@ class CommitSteps:
             held = await self._probe(held, note)
         if held.generation.status is _G.VERIFIED:
             failpoint("commit.after_verify")
+            images = self._images
+            await sign_proven(images.signatures, held.generation, policy=images.signature_policy, metrics=self._metrics)
             held = await self._activate(held, note)
         return held.generation
 

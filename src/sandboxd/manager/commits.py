@@ -90,14 +90,14 @@ class Commits:
         self.telling = ImageTelling(
             units=self.units, images=self.images, changes=self.changes, metrics=self.metrics, clock=self.clock
         )
-        self.sboms = SbomAttaching(
-            units=self.units, registry=self.images.registry, metrics=self.metrics, clock=self.clock
-        )
+        units, clock = self.units, self.clock
+        self.sboms = SbomAttaching(units=units, registry=self.images.registry, metrics=self.metrics, clock=clock)
         self._steps = CommitSteps(
             units=self.units,
             images=self.images,
             changes=self.changes,
             losses=self.losses,
+            metrics=self.metrics,
             packages=self.packages,
             bases=self.bases,
             clock=self.clock,

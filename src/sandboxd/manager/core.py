@@ -13,6 +13,7 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.image_fallback import ImageFallback
+from sandboxd.manager.image_trust import ImageTrust
 from sandboxd.manager.intents import Intents
 from sandboxd.manager.leased_tasks import LeasedTasks
 from sandboxd.manager.lifecycle_ports import BackendDirtiness
@@ -71,6 +72,7 @@ class ManagerCore:
             clock=clock,
             ids=tools.ids,
             fallback=ImageFallback(intents=self.intents, metrics=tools.commit_metrics, clock=clock, deeds=tools.deeds),
+            trust=_trust(tools),
             tracer=tools.tracer,
         )
         self.freezing = Freezing(
@@ -152,3 +154,10 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     )
     keeping = BackupKeeping(units=tools.units, making=making, deletions=deletions, duties=tools.duties)
     return BackupRoom(units=tools.units, making=making, deletions=deletions, keeping=keeping)
+
+
+def _trust(tools: ManagerTools) -> ImageTrust | None:
+    images = tools.images
+    if images is None or images.signatures is None:
+        return None
+    return ImageTrust(signatures=images.signatures, policy=images.signature_policy, metrics=tools.commit_metrics)

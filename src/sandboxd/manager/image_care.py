@@ -16,7 +16,9 @@ from typing import Final
 
 import structlog
 
+from sandboxd.images.ports import ImageReference
 from sandboxd.images.registry import Registry
+from sandboxd.images.signing import ImageSignatures
 from sandboxd.manager.image_care_metrics import CareOutcome, ImageCareMetrics
 from sandboxd.manager.image_care_ports import ImageSightings, ImageUses
 from sandboxd.manager.image_losses import ImageLosses
@@ -54,8 +56,10 @@ class CareReport:
     retagged: int = 0
     lost: int = 0
     """Marked as lost."""
+    signed: int = 0
+    """Images that were signed now."""
     failed: int = 0
-    """Deletions that failed; they are tried again by the next pass."""
+    """Deletions and signatures that failed; they are tried again by the next pass."""
 
 
 class ImageCare:
@@ -70,6 +74,7 @@ class ImageCare:
         uses: Sequence[ImageUses],
         sightings: ImageSightings,
         losses: ImageLosses,
+        signatures: ImageSignatures | None = None,
         deeds: OwnDeeds,
         metrics: ImageCareMetrics,
         clock: Clock,
@@ -81,6 +86,7 @@ class ImageCare:
         self._uses = uses
         self._sightings = sightings
         self._losses = losses
+        self._signatures = signatures
         self._deeds = deeds
         self._metrics = metrics
         self._clock = clock
@@ -133,6 +139,9 @@ class ImageCare:
             )
         for one in found.untagged:
             report.retagged += await self._retag(one)
+        if self._signatures is not None and self._signatures.key is not None:
+            for one in found.unsigned:
+                report.signed += await self._tried(report, partial(self._sign, self._signatures, one))
         # Older ones first: what an active one falls back to must not be a lost one.
         for one in sorted(found.lost, key=lambda one: one.status is _G.ACTIVE):
             report.lost += await self._losses.mark(one)
@@ -146,6 +155,7 @@ class ImageCare:
             orphans=report.orphans,
             lost=report.lost,
             retagged=report.retagged,
+            signed=report.signed,
             failed=report.failed,
             waiting=found.waiting,
         )
@@ -172,6 +182,12 @@ class ImageCare:
         await self._registry.push(one.repository, one.tag, manifest, timeout=ASK_TIMEOUT)
         log.info("image.tagged_again", sandbox=one.sandbox, image=one.tag)
         return True
+
+    async def _sign(self, signatures: ImageSignatures, one: Generation) -> bool:
+        """Sign what has no signature: it was made before there was a key, or the registry took none."""
+        done = await signatures.sign(ImageReference.parse(one.reference))
+        log.info("image.signed_later", sandbox=one.sandbox, image=one.tag)
+        return done
 
     async def _remove_all(self, report: CareReport) -> None:
         marked = [done for one in report.findings.going if (done := await self._mark(one.generation)) is not None]

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from sandboxd.images.referrers import subject_of_tag
+from sandboxd.images.referrers import subject_of_tag, tag_of_subject
 from sandboxd.images.registry import Registry
+from sandboxd.images.signatures import SIGNATURE_TAG
 from sandboxd.manager.image_care_ports import ImageSightings
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.errors import NotFoundError
@@ -66,6 +67,8 @@ class ImageFindings:
     """Started from or rolled back to, and the registry has them no more."""
     untagged: list[Generation] = field(default_factory=list)
     """The registry has them without their tag: its garbage collection would take them."""
+    unsigned: list[Generation] = field(default_factory=list)
+    """Images that stay and were booted, and that nobody has signed; as many as wanted."""
     left_over: list[tuple[str, str]] = field(default_factory=list)
     """Repository and digest of images that are gone, and to which something is still attached; as many as wanted."""
     checked: int = 0
@@ -152,6 +155,7 @@ class ImageSurvey:
                 found.kept += 1
                 if len(found.staying) < LISTED:
                     found.staying.append(verdict)
+        _note_unsigned(verdicts, frozenset(tags), found, limit=limit)
         await self._missing(repository, verdicts, tags, found)
         held = {subject for row in rows if has_image(row) and (subject := digest_of(row))}
         others = [tag for tag in tags if subject_of_tag(tag) not in held]
@@ -252,3 +256,11 @@ def _named_by_rows(sandboxes: Sequence[Sandbox]) -> Mapping[str, str]:
         if sandbox.image is not None:
             named[sandbox.image.reference.rpartition("@")[2]] = f"sandbox {sandbox.id}"
     return named
+
+
+def _note_unsigned(verdicts: Sequence[Verdict], tags: frozenset[str], found: ImageFindings, *, limit: int) -> None:
+    for verdict in verdicts:
+        one = verdict.generation
+        stays = verdict.stay not in (None, Stay.ELSEWHERE) and one.bootable and one.tag in tags
+        if stays and tag_of_subject(digest_of(one), SIGNATURE_TAG) not in tags and len(found.unsigned) < limit:
+            found.unsigned.append(one)

@@ -10,6 +10,7 @@ import structlog
 
 from sandboxd.manager.backend_port import Backend, SandboxSpec
 from sandboxd.manager.image_fallback import ImageFallback
+from sandboxd.manager.image_trust import ImageTrust
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.ports import UnitOfWork
@@ -60,6 +61,7 @@ class Startup:
         clock: Clock,
         ids: IdSource,
         fallback: ImageFallback,
+        trust: ImageTrust | None = None,
         timeout: timedelta = START_TIMEOUT,
         tracer: Tracer = NO_TRACES,
     ) -> None:
@@ -69,6 +71,7 @@ class Startup:
         self._clock = clock
         self._ids = ids
         self._fallback = fallback
+        self._trust = trust
         self._timeout = timeout
         self._tracer = tracer
 
@@ -139,6 +142,8 @@ class Startup:
         fallen = False
         while True:
             try:
+                if self._trust is not None:
+                    await self._trust.check(intent.sandbox)
                 spec = spec_of(intent.sandbox)
                 return intent, await self._backend.start(spec, incarnation, timeout=self._timeout)
             except ImageBrokenError as error:

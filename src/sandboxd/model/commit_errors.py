@@ -77,3 +77,9 @@ class ReplayIncompleteError(WrongStateError):
     """Something of the image cannot be made again on the new base, and was not to be left out; the message names it."""
 
     reason = "REPLAY_INCOMPLETE"
+
+
+class ImageUntrustedError(WrongStateError):
+    """No trusted key has signed the image, and policy demands that; nothing was started, and nothing else is taken."""
+
+    reason = "IMAGE_UNTRUSTED"
