@@ -26,6 +26,7 @@ ACME, ADA = ClientId("acme"), FreelancerId("ada")
 POLICY = ClientPolicy(
     text=TextPolicy.REDACTED,
     text_lifetime=timedelta(days=30),
+    backup_every=timedelta(hours=6),
     lifecycle=LifecycleOverrides(terminate_after=NEVER, terminate_paused_after=Limit(after=timedelta(days=90))),
     models=("gemini-2.5-*",),
     quotas=Quotas(sandboxes=3, tiers=frozenset({Tier.BASIC, Tier.PREMIUM}), storage_bytes=10**12),

@@ -323,16 +323,35 @@ async def test_who_is_due_was_used_since_its_newest_set_and_that_is_old(world: U
     await made(world, failed, S.FAILED, at=minutes(990))
     await in_state(world, SandboxState.TERMINATED, ended=minutes(1))
 
-    async def due(*, after: SandboxId | None = None, limit: int = 10, retry: int = 980) -> Sequence[SandboxId]:
+    async def due(
+        *,
+        after: SandboxId | None = None,
+        limit: int = 10,
+        retry: int = 980,
+        every: timedelta = timedelta(minutes=100),
+    ) -> Sequence[SandboxId]:
         async with world.units.begin() as work:
             return await work.backup_sets.due(
-                before=now - timedelta(minutes=100), retry_before=minutes(retry), limit=limit, after=after
+                at=now, every=every, retry_before=minutes(retry), limit=limit, after=after
             )
 
     assert await due() == [never.id, again.id]
     assert await due(limit=1) == [never.id]
     assert await due(after=never.id) == [again.id]
     assert await due(retry=995) == [never.id, again.id, failed.id]
+    assert await due(every=timedelta(0)) == []
+
+    async def wished(every: timedelta | None) -> None:
+        async with world.units.begin() as work:
+            client = await work.clients.get(ACME, for_update=True)
+            policy = replace(client.policy, backup_every=every)
+            await work.clients.save(replace(client, policy=policy, version=client.version + 1))
+            await work.commit()
+
+    await wished(timedelta(minutes=30))
+    assert await due(every=timedelta(0)) == [never.id, again.id, fresh.id]
+    await wished(timedelta(0))
+    assert await due() == []
 
 
 async def test_what_ended_and_nobody_has_begun_a_set_of_is_found_until_somebody_has(world: UnitsWorld) -> None:
@@ -368,7 +387,10 @@ async def test_those_of_clients_that_are_being_deleted_are_left_to_the_erasure(w
 
     async with world.units.begin() as work:
         assert await work.backup_sets.ended(retry_before=minutes(99), limit=10) == []
-        assert await work.backup_sets.due(before=minutes(99), retry_before=minutes(99), limit=10) == []
+        assert (
+            await work.backup_sets.due(at=minutes(99), every=timedelta(minutes=1), retry_before=minutes(99), limit=10)
+            == []
+        )
 
 
 async def test_what_a_sandbox_gets_back_is_kept_word_for_word_while_it_does(world: UnitsWorld) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from typing_extensions import override
@@ -122,16 +122,23 @@ class FakeBackupSetRepository(BackupSetRepository):
 
     @override
     async def due(
-        self, *, before: datetime, retry_before: datetime, limit: int, after: SandboxId | None = None
+        self, *, at: datetime, every: timedelta, retry_before: datetime, limit: int, after: SandboxId | None = None
     ) -> Sequence[SandboxId]:
         rows = await self.work.read()
 
         def wanted(sandbox: Sandbox) -> bool:
+            client = rows.clients.get(sandbox.client)
+            own_every = None if client is None else client.policy.backup_every
+            span = every if own_every is None else own_every
+            before = at - span
             own = [one for one in rows.backup_sets.values() if one.sandbox == sandbox.id]
             return (
                 sandbox.state in _RESTING
+                and bool(span)
                 and sandbox.create_time < before
-                and not any(one.status is _S.CREATING or one.create_time >= retry_before for one in own)
+                and not any(
+                    one.status is _S.CREATING or (one.failure and one.create_time >= retry_before) for one in own
+                )
                 and not any(
                     one.status is _S.COMPLETE and one.take_time >= min(before, sandbox.last_use_time) for one in own
                 )

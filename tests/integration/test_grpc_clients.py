@@ -42,6 +42,7 @@ def a_policy() -> pb.ClientPolicy:
     return pb.ClientPolicy(
         text=pb.TEXT_POLICY_NONE,
         text_lifetime=Duration(seconds=86400),
+        backup_every=Duration(seconds=0),
         models=["gemini-2.5-*"],
         quotas=pb.Quotas(sandboxes=0, tiers=[sandbox_pb2.TIER_BASIC], storage_bytes=10**12),
     )
@@ -71,6 +72,7 @@ async def test_a_client_is_made_as_it_was_asked_for_and_found_again(world: World
     assert made.policy.quotas == a_policy().quotas
     assert (made.policy.text, list(made.policy.models)) == (pb.TEXT_POLICY_NONE, ["gemini-2.5-*"])
     assert made.policy.text_lifetime.seconds == 86400
+    assert (made.policy.HasField("backup_every"), made.policy.backup_every.seconds) == (True, 0)
     assert not made.policy.quotas.HasField("concurrent_turns")
     assert world.units.rows.clients["acme"].policy.text is TextPolicy.NONE  # type: ignore[index]  # an id is a string
 
@@ -144,6 +146,7 @@ async def test_update_changes_what_the_mask_names_and_nothing_else(world: World)
     policy = answer.client.policy
     assert policy.quotas == pb.Quotas(concurrent_turns=3)
     assert not policy.HasField("text_lifetime")
+    assert policy.HasField("backup_every")
     assert (policy.text, answer.client.display_name) == (pb.TEXT_POLICY_NONE, "Acme")
     assert list(policy.models) == ["gemini-2.5-*"]
     assert (stale.code, stale.reason) == (S.ABORTED, "ETAG_STALE")

@@ -90,13 +90,11 @@ class BackupKeeping:
 
     async def _begin_due(self) -> int:
         every, now = self.making.tools.every, self.making.clock.now()
-        if not every:
-            return 0
 
         async def page(after: SandboxId | None) -> Sequence[SandboxId]:
             async with self.units.begin() as work:
                 return await work.backup_sets.due(
-                    before=now - every, retry_before=now - min(every, RETRY), limit=PAGE, after=after
+                    at=now, every=every, retry_before=now - RETRY, limit=PAGE, after=after
                 )
 
         return await self._begin(page, BackupTrigger.SCHEDULE)

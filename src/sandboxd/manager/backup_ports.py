@@ -103,13 +103,14 @@ class BackupSetRepository(Protocol):
         ...
 
     async def due(
-        self, *, before: datetime, retry_before: datetime, limit: int, after: SandboxId | None = None
+        self, *, at: datetime, every: timedelta, retry_before: datetime, limit: int, after: SandboxId | None = None
     ) -> Sequence[SandboxId]:
         """Sandboxes that policy wants backed up again, by id, after an id.
 
-        ACTIVE, hibernated, stopped and paused ones that were made, and whose newest COMPLETE set is, from before
-        `before`; that were used since that set; with no set in the making, and none begun since `retry_before`. Not
-        those of clients that are being deleted.
+        ACTIVE, hibernated, stopped and paused ones that were made, and whose newest COMPLETE set is, longer ago than
+        `every`; that were used since that set; with no set in the making, and none FAILED that was begun since
+        `retry_before`. Zero is never; a client's own `backup_every` takes the place of `every`. Not those of clients
+        that are being deleted.
         """
         ...
 

@@ -34,10 +34,12 @@ class PolicyEdit:
     quotas: Quotas | None = None
     freelancer_quotas: Quotas | None = None
     lifecycle: LifecycleOverrides | None = None
+    backup_every: timedelta | object | None = KEEP
+    """None: as the installation."""
 
     def apply(self, policy: ClientPolicy) -> ClientPolicy:
         """Answer the policy with these fields."""
-        lifetime = self.text_lifetime
+        lifetime, every = self.text_lifetime, self.backup_every
         return ClientPolicy(
             text=policy.text if self.text is None else self.text,
             text_lifetime=lifetime if lifetime is None or isinstance(lifetime, timedelta) else policy.text_lifetime,
@@ -45,6 +47,7 @@ class PolicyEdit:
             quotas=policy.quotas if self.quotas is None else self.quotas,
             freelancer_quotas=policy.freelancer_quotas if self.freelancer_quotas is None else self.freelancer_quotas,
             lifecycle=policy.lifecycle if self.lifecycle is None else self.lifecycle,
+            backup_every=every if every is None or isinstance(every, timedelta) else policy.backup_every,
         )
 
 

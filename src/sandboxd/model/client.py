@@ -78,6 +78,8 @@ class ClientPolicy:
     """Of each freelancer that has none of its own."""
     lifecycle: LifecycleOverrides = NO_OVERRIDES
     """When its sandboxes rest, where it wants that otherwise than the installation."""
+    backup_every: timedelta | None = None
+    """How old the newest backup of one that is used may become; zero is never, None what holds for the installation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -89,12 +89,14 @@ def policy_json(policy: ClientPolicy) -> Values:
             written[name] = found
     if wished := overrides_json(policy.lifecycle):
         written["lifecycle"] = wished
+    if policy.backup_every is not None:
+        written["backup_every_seconds"] = policy.backup_every.total_seconds()
     return written
 
 
 def read_policy(written: Mapping[str, Any]) -> ClientPolicy:
     """A policy from its JSON."""
-    lifetime = written.get("text_lifetime_seconds")
+    lifetime, every = written.get("text_lifetime_seconds"), written.get("backup_every_seconds")
     return ClientPolicy(
         text=TextPolicy(written.get("text", TextPolicy.FULL.value)),
         text_lifetime=None if lifetime is None else timedelta(seconds=lifetime),
@@ -102,6 +104,7 @@ def read_policy(written: Mapping[str, Any]) -> ClientPolicy:
         quotas=read_quotas(written.get("quotas", {})),
         freelancer_quotas=read_quotas(written.get("freelancer_quotas", {})),
         lifecycle=read_overrides(written.get("lifecycle")),
+        backup_every=None if every is None else timedelta(seconds=every),
     )
 
 

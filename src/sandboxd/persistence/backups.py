@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import Select, delete, func, select, text, tuple_, update
@@ -149,19 +149,22 @@ class PostgresBackupSetRepository(BackupSetRepository):
 
     @override
     async def due(
-        self, *, before: datetime, retry_before: datetime, limit: int, after: SandboxId | None = None
+        self, *, at: datetime, every: timedelta, retry_before: datetime, limit: int, after: SandboxId | None = None
     ) -> Sequence[SandboxId]:
+        seconds = "COALESCE((c.policy->>'backup_every_seconds')::float8, :seconds)"
+        before = f"(CAST(:at AS timestamptz) - {seconds} * interval '1 second')"
         return await self._sandboxes(
-            """
-            s.state IN ('ACTIVE', 'HIBERNATED', 'STOPPED', 'PAUSED') AND s.create_time < :before
+            f"""
+            s.state IN ('ACTIVE', 'HIBERNATED', 'STOPPED', 'PAUSED') AND {seconds} > 0 AND s.create_time < {before}
             AND NOT EXISTS (
                 SELECT FROM backup_sets b WHERE b.sandbox = s.id
-                AND (b.status = 'creating' OR b.create_time >= :retry_before
-                    OR (b.status = 'complete' AND (b.take_time >= :before OR b.take_time >= s.last_use_time))))
+                AND (b.status = 'creating' OR (b.failure <> '' AND b.create_time >= :retry_before)
+                    OR (b.status = 'complete' AND (b.take_time >= {before} OR b.take_time >= s.last_use_time))))
             """,
             limit=limit,
             after=after,
-            before=before,
+            at=at,
+            seconds=every.total_seconds(),
             retry_before=retry_before,
         )
 
@@ -182,7 +185,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
         )
 
     async def _sandboxes(
-        self, condition: str, *, limit: int, after: SandboxId | None, **values: str | datetime
+        self, condition: str, *, limit: int, after: SandboxId | None, **values: str | float | datetime
     ) -> Sequence[SandboxId]:
         statement = f"""
             SELECT s.id FROM sandboxes s JOIN clients c ON c.id = s.client

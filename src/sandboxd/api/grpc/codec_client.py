@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
@@ -33,7 +34,7 @@ TEXTS: Final[Mapping[TextPolicy, pb.TextPolicy.ValueType]] = {
 _STATES_BACK: Final = {number: state for state, number in STATES.items()}
 _TEXTS_BACK: Final = {number: text for text, number in TEXTS.items()}
 _TIERS_BACK: Final = {number: tier for tier, number in TIERS.items()}
-_POLICY_PARTS: Final = ("text", "text_lifetime", "models", "quotas", "freelancer_quotas", "lifecycle")
+_POLICY_PARTS: Final = ("text", "text_lifetime", "models", "quotas", "freelancer_quotas", "lifecycle", "backup_every")
 CLIENT_PATHS: Final = frozenset({"display_name", "policy", *(f"policy.{part}" for part in _POLICY_PARTS)})
 """What the mask of UpdateClient may name."""
 FREELANCER_PATHS: Final = frozenset({"display_name", "quotas"})
@@ -72,18 +73,23 @@ def encode_freelancer(freelancer: Freelancer) -> pb.Freelancer:
 
 def encode_policy(policy: ClientPolicy) -> pb.ClientPolicy:
     """Encode a policy."""
-    lifetime = None
-    if policy.text_lifetime is not None:
-        lifetime = Duration()
-        lifetime.FromTimedelta(policy.text_lifetime)
     return pb.ClientPolicy(
         text=TEXTS[policy.text],
-        text_lifetime=lifetime,
+        text_lifetime=_duration(policy.text_lifetime),
         models=policy.models,
         quotas=encode_quotas(policy.quotas),
         freelancer_quotas=encode_quotas(policy.freelancer_quotas),
         lifecycle=encode_lifecycle(policy.lifecycle),
+        backup_every=_duration(policy.backup_every),
     )
+
+
+def _duration(span: timedelta | None) -> Duration | None:
+    if span is None:
+        return None
+    encoded = Duration()
+    encoded.FromTimedelta(span)
+    return encoded
 
 
 def encode_quotas(quotas: Quotas) -> pb.Quotas:
@@ -105,6 +111,7 @@ def decode_policy(message: pb.ClientPolicy) -> ClientPolicy:
         quotas=decode_quotas(message.quotas),
         freelancer_quotas=decode_quotas(message.freelancer_quotas),
         lifecycle=decode_lifecycle(message.lifecycle),
+        backup_every=message.backup_every.ToTimedelta() if message.HasField("backup_every") else None,
     )
 
 
@@ -137,6 +144,7 @@ def decode_client_edit(message: pb.UpdateClientRequest) -> ClientEdit:
             quotas=wished.quotas if "policy.quotas" in paths else None,
             freelancer_quotas=wished.freelancer_quotas if "policy.freelancer_quotas" in paths else None,
             lifecycle=wished.lifecycle if "policy.lifecycle" in paths else None,
+            backup_every=wished.backup_every if "policy.backup_every" in paths else KEEP,
         ),
     )
 
