@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import pytest
+from typing_extensions import override
 
 from sandboxd.manager.auto_upgrades import QUIET, RETRY, AutoUpgrades
 from sandboxd.manager.backend_port import SandboxSpec
 from sandboxd.manager.image_ports import CommitInProgressError
 from sandboxd.manager.image_views import raise_failure
+from sandboxd.manager.own_deeds import OwnDeeds
 from sandboxd.model.commit_errors import (
     BaseCurrentError,
     CommitCancelledError,
@@ -23,7 +25,7 @@ from sandboxd.model.commit_errors import (
 )
 from sandboxd.model.errors import RequestIdReusedError, SandboxNotFoundError, UnavailableError
 from sandboxd.model.failpoints import FailpointError, arming
-from sandboxd.model.ids import SandboxId
+from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.image import CommitPhase, CommitTrigger, Generation, GenerationStatus, build_sandbox
 from sandboxd.model.image_errors import ImageBrokenError
 from sandboxd.model.package_history import KnownPackage, PackageRecord
@@ -192,6 +194,24 @@ async def test_the_build_sandbox_is_nobodys_and_is_gone_afterwards(world: Manage
         await world.manager.get(a_caller(), spec.sandbox)
     assert nothing_is_left(world)
     assert world.units.rows.leases == {}
+
+
+async def test_an_upgrade_is_put_on_record_before_anything_is_done(world: ManagerWorld, mirror: Mirror) -> None:
+    sandbox = await given(world, RG)
+    recorded = list[tuple[str, SandboxId, int]]()
+
+    class Recording(OwnDeeds):
+        @override
+        def recorded(self, action: str, *, client: ClientId, sandbox: SandboxId) -> AbstractAsyncContextManager[None]:
+            recorded.append((action, sandbox, len(mirror.sandboxes)))
+            return nullcontext()
+
+    assert world.core.commits is not None
+    world.core.commits.deeds = Recording()
+
+    await upgrade(world, sandbox)
+
+    assert recorded == [("Image/Upgrade", sandbox.id, 0)]
 
 
 async def test_the_next_life_runs_from_the_upgraded_image_and_can_be_committed_and_rolled_back(
