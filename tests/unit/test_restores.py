@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
@@ -184,9 +186,10 @@ async def test_a_crash_in_the_middle_is_finished_by_another_replica(world: Manag
     await eventually(lambda: any(name.startswith("rst-") for name in world.volumes.working))
     _, other = world.replica("second")
     world.crash()
-    world.volumes.gate.set()
 
-    await other.recovery.finish_left_over()
+    await asyncio.wait_for(other.recovery.finish_left_over(), 5)  # which does not wait for what may take hours
+    assert world.row(sandbox.id).state is S.RESTORING
+    world.volumes.gate.set()
 
     await eventually(lambda: world.row(sandbox.id).state is S.ACTIVE)
     assert world.volumes.volumes[sandbox.id] == {Volume.HOME: HOME, Volume.WORKSPACE: WORK}

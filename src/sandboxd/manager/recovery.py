@@ -141,6 +141,8 @@ class Recovery:
             log.info("sandbox.recovering", sandbox=sandbox.id, state=intent.sandbox.state.value)
             self.metrics.recovered()
             task = self.operations.start(intent, self._recorded(self._work(intent.sandbox.state)))
+            if intent.sandbox.state is SandboxState.RESTORING:
+                return True  # it may take hours, and nobody else's recovery waits for it
             await asyncio.wait({task})
         if not task.cancelled() and task.exception() is None:
             return True
