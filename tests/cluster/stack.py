@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric import ec
 from typing_extensions import override
 
 from sandboxd.ctl.client import Client
+from sandboxd.dev.cluster import private_pem
 from sandboxd.model.cluster import pod_of
 from sandboxd.v1 import image_pb2
 from sandboxd.v1 import sandbox_pb2 as pb
@@ -104,14 +106,19 @@ async def a_cluster_stack(
 async def a_keeping_stack(
     installation: ClusterInstallation, database_url: str, *, prefix: str = ""
 ) -> AsyncIterator[ClusterStack]:
-    """A stack that is up and keeps images in the cluster's registry, in repositories below the prefix."""
+    """A stack that is up and keeps images in the cluster's registry, signed, in repositories below the prefix."""
     address = installation.cluster.registry
+    key = installation.home / "image-signing.pem"
+    if not key.exists():
+        key.write_text(private_pem(ec.generate_private_key(ec.SECP256R1())))
     async with a_cluster_stack(installation, database_url, start=False) as made:
         made.environment |= {
             "SANDBOXD_IMAGES_REGISTRY": f"localhost:{address.rpartition(':')[2]}",
             "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
             "SANDBOXD_IMAGES_REGISTRY_PLAIN": "true",
             "SANDBOXD_IMAGES_REPOSITORY_PREFIX": prefix,
+            "SANDBOXD_IMAGES_SIGNING_KEY_FILE": str(key),
+            "SANDBOXD_IMAGES_SIGNATURES": "warn",
             # One for all installations of a run: reading the base takes longer than most commits.
             "SANDBOXD_IMAGES_CACHE_DIR": str(installation.home.parent / "bases"),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -9,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from sandboxd.backends.registry.client import OciRegistry
+from sandboxd.ctl.client import Client
 from sandboxd.ctl.errors import ApiError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.image_names import user_repository
@@ -39,6 +41,17 @@ test -d /var/log/kept && echo directory
 test -e /root/.netrc || echo no secret
 sha256sum /opt/random
 """
+
+
+async def has_sbom(client: Client, image: str) -> bool:
+    """Tell whether the registry has the list of an image's packages; not yet is no failure."""
+    try:
+        await client.images.sbom(image)
+    except ApiError as error:
+        if error.reason != "SBOM_PENDING":
+            raise
+        return False
+    return True
 
 
 @pytest.fixture
@@ -106,6 +119,8 @@ async def test_everything_but_secrets_is_in_the_next_pod_and_the_registry_names_
             return (await registry.manifest(repository, "latest", timeout=SOON)).digest == image.digest
 
         await eventually(is_told, within=60, every=0.2, what="the tag latest is told")
+        signature = f"sha256-{image.digest.removeprefix('sha256:')}.sig"
+        assert signature in await registry.tags(repository, timeout=SOON)
         again = await committed(client, sandbox)
         assert (again.status, again.unchanged, again.digest) == (image_pb2.IMAGE_STATUS_DISCARDED, True, image.digest)
 
@@ -114,6 +129,14 @@ async def test_everything_but_secrets_is_in_the_next_pod_and_the_registry_names_
         there = stack.inside(sandbox, "sh", "-c", LOOK)
 
         assert resumed.image == image.name
+        log = (stack.home / "serve.log").read_text()
+        assert "image.not_trusted" not in log
+        assert "image.signature_unknown" not in log
+        await eventually(lambda: has_sbom(client, image.name), within=60)
+        sbom, document = await client.images.sbom(image.name)
+        purls = {one["purl"].partition("@")[0] for one in json.loads(document)["components"]}
+        assert {"pkg:deb/debian/bash", "pkg:deb/debian/base-files"} <= purls
+        assert sbom.packages == len(json.loads(document)["components"]) > 50
         assert stack.pod(sandbox)["spec"]["containers"][0]["image"] == image.reference
         assert there.splitlines() == [
             "it runs",

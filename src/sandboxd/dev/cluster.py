@@ -114,7 +114,7 @@ async def prepare_cluster(
     registry = image.partition("/")[0] if "@" in image and image.startswith(_LOCAL) else ""
     signing_key = directory / "image-signing.pem" if registry else None
     if signing_key is not None and not signing_key.exists():
-        write_private(signing_key, _private_pem(ec.generate_private_key(ec.SECP256R1())))
+        write_private(signing_key, private_pem(ec.generate_private_key(ec.SECP256R1())))
     return DevCluster(
         host=host, template=template, certificate=certificate, key=key, registry=registry, signing_key=signing_key
     )
@@ -219,11 +219,12 @@ def make_certificate(certificate: Path, key: Path, host: str) -> None:
         .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
         .sign(made, hashes.SHA256())
     )
-    write_private(key, _private_pem(made))
+    write_private(key, private_pem(made))
     write_private(certificate, signed.public_bytes(serialization.Encoding.PEM).decode())
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    """Write a key as keys are read from files: PEM, PKCS #8, without a password."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     ).decode()
