@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sandboxd.model.cluster import Mode
+from sandboxd.model.cluster_backup import BackupAction, PlacedBackup, backup_resource
 from sandboxd.model.cluster_pool import PlacedPool, pool_resource
 from sandboxd.model.cluster_probe import PlacedProbe, probe_resource
 from sandboxd.model.ids import ClientId
@@ -35,7 +36,7 @@ async def stage(cluster: Cluster, instance: str, tmp_path: Path) -> Any:
         for one in render(values={**TRIAL, "instance": instance}, release=instance, namespace=f"{instance}-system")
         if one["kind"].startswith("ValidatingAdmission")
     ]
-    assert len(objects) == 10
+    assert len(objects) == 12
     await cluster.apply(objects)
     yield stage
     await cluster.kubectl("delete", POLICIES, f"--selector=sandboxd.dev/instance={instance}")
@@ -139,6 +140,34 @@ async def test_an_image_is_tried_by_serve_alone_once_and_the_operator_alone_says
     with pytest.raises(KubectlError, match="does not change"):
         await stage.kubectl("patch", "sbxprobe", "probe-ours", "--type=merge", longer, *account(stage, "serve"))
     await stage.kubectl("delete", "sbxprobe", "probe-ours", *account(stage, "operator"))
+
+
+async def test_work_on_backups_is_asked_for_by_serve_alone_and_the_operator_alone_says_what_came_of_it(
+    stage: Stage,
+) -> None:
+    sandbox, spec = stage.a_sandbox(mode=Mode.STOPPED)
+    await stage.write(sandbox, spec, *account(stage, "serve"))
+    work = PlacedBackup(action=BackupAction.VERIFY, deadline=timedelta(seconds=60), template="none")
+
+    def made(name: str) -> str:
+        return json.dumps(backup_resource(name, work, namespace=stage.namespace, instance=stage.instance))
+
+    async def stopped() -> bool:
+        create = ("create", "--dry-run=server", "-f", "-", *account(stage, "operator"))
+        try:
+            await stage.cluster.kubectl(*create, stdin=made("backup-theirs"))
+        except KubectlError as error:
+            return "BackupService: CreateBackup" in str(error)
+        return False
+
+    await eventually(stopped, within=30, every=0.3, what="only serve asks for work on backups")
+    await stage.cluster.kubectl("create", "-f", "-", *account(stage, "serve"), stdin=made("backup-ours"))
+    to_lie = ("--subresource=status", "--type=merge", '-p={"status":{"state":"Done"}}')
+    await refused(stage, "SandboxService", "patch", "sbxbackup", "backup-ours", *to_lie, *account(stage, "serve"))
+    longer = '-p={"spec":{"deadlineSeconds":3600}}'
+    with pytest.raises(KubectlError, match="does not change"):
+        await stage.kubectl("patch", "sbxbackup", "backup-ours", "--type=merge", longer, *account(stage, "serve"))
+    await stage.kubectl("delete", "sbxbackup", "backup-ours", *account(stage, "operator"))
 
 
 async def test_a_pod_without_a_user_namespace_is_refused_in_a_client_s_namespace_and_told_of(stage: Stage) -> None:
