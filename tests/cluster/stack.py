@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -14,6 +15,7 @@ from typing_extensions import override
 
 from sandboxd.ctl.client import Client
 from sandboxd.dev.cluster import private_pem
+from sandboxd.dev.node import cache_directory
 from sandboxd.model.cluster import pod_of
 from sandboxd.v1 import image_pb2
 from sandboxd.v1 import sandbox_pb2 as pb
@@ -76,6 +78,12 @@ class ClusterStack(Stack):
         await eventually(lambda: words in (self.home / f"{role}.log").read_text(), within=within, what=words)
 
 
+def image_of(stack: ClusterStack, sandbox: pb.Sandbox) -> str:
+    """What the sandbox's pod was made from."""
+    containers = stack.pod(sandbox)["spec"]["containers"]
+    return str(next(one["image"] for one in containers if one["name"] == "sandbox"))
+
+
 def sandbox_id(sandbox: pb.Sandbox) -> Any:
     """The id in a sandbox's name."""
     return sandbox.name.rpartition("/")[2]
@@ -104,7 +112,11 @@ async def a_cluster_stack(
 
 @asynccontextmanager
 async def a_keeping_stack(
-    installation: ClusterInstallation, database_url: str, *, prefix: str = ""
+    installation: ClusterInstallation,
+    database_url: str,
+    *,
+    prefix: str = "",
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[ClusterStack]:
     """A stack that is up and keeps images in the cluster's registry, signed, in repositories below the prefix."""
     address = installation.cluster.registry
@@ -119,9 +131,10 @@ async def a_keeping_stack(
             "SANDBOXD_IMAGES_REPOSITORY_PREFIX": prefix,
             "SANDBOXD_IMAGES_SIGNING_KEY_FILE": str(key),
             "SANDBOXD_IMAGES_SIGNATURES": "warn",
-            # One for all installations of a run: reading the base takes longer than most commits.
-            "SANDBOXD_IMAGES_CACHE_DIR": str(installation.home.parent / "bases"),
+            # One for all installations and runs: reading the base takes longer than most commits.
+            "SANDBOXD_IMAGES_CACHE_DIR": str(cache_directory() / "bases"),
         }
+        made.settings |= settings
         await made.start("gateway")
         await made.start("serve")
         yield made

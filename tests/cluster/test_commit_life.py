@@ -11,7 +11,7 @@ import pytest
 from sandboxd.backends.registry.client import OciRegistry
 from sandboxd.dev.cluster import by_digest
 from sandboxd.v1 import image_pb2, sandbox_pb2
-from tests.cluster.stack import ClusterStack, a_keeping_stack, committed
+from tests.cluster.stack import ClusterStack, a_keeping_stack, committed, image_of
 from tests.e2e.stack import Transcript
 from tests.eventually import eventually
 from tests.installation import ClusterInstallation
@@ -31,11 +31,16 @@ install -d -o 1000 -g 1000 /opt/mine
 ln /usr/bin/kept /opt/mine/twin
 ln -s /usr/bin/kept /opt/mine/link
 rm -r /usr/share/doc/bash
+install -o 1000 -g 1000 -m 6755 /usr/bin/kept /opt/mine/two-bits
+chmod 700 /usr/share/misc
+head -c 2000000 /dev/urandom > /opt/random
 printf 'PRIVATE' > /root/.netrc
+sha256sum < /opt/random
 """
 SEEN = r"""dpkg --status kept | grep Status; kept; stat -c '%a %U %h' /usr/bin/kept /opt/mine/twin /opt/mine
 readlink /opt/mine/link; ls -d /var/log/kept; ls /usr/share/doc/bash 2>/dev/null | wc -l
 ls -A /root/.netrc 2>/dev/null | wc -l
+stat -c '%a %U' /opt/mine/two-bits /usr/share/misc; sha256sum < /opt/random
 """
 FOUND = """Status: install ok installed
 kept
@@ -46,6 +51,8 @@ kept
 /var/log/kept
 0
 0
+6755 gemini
+700 root
 """
 
 
@@ -59,11 +66,6 @@ def found(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
     return stack.inside(sandbox, "sh", "-c", SEEN)
 
 
-def image_of(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> str:
-    containers = stack.pod(sandbox)["spec"]["containers"]
-    return str(next(one["image"] for one in containers if one["name"] == "sandbox"))
-
-
 async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_a_rollback_takes_it_away(
     stack: ClusterStack,
 ) -> None:
@@ -71,23 +73,26 @@ async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_
         sandbox = await client.create(model="gemini-2.5-flash")
         nothing = await committed(client, sandbox)
         assert nothing.status == image_pb2.IMAGE_STATUS_DISCARDED, nothing
-        stack.inside(sandbox, "sh", "-c", INSTALL)
+        everything = FOUND + stack.inside(sandbox, "sh", "-c", INSTALL)
 
         dry = await committed(client, sandbox, dry_run=True)
         made = await committed(client, sandbox)
         assert not (await client.get(sandbox.name)).HasField("unsaved")
         again = await committed(client, sandbox)
 
-        assert dry.status == image_pb2.IMAGE_STATUS_DISCARDED
+        assert (dry.status, dry.digest) == (image_pb2.IMAGE_STATUS_DISCARDED, ""), dry
         assert made.status == image_pb2.IMAGE_STATUS_ACTIVE, made
         assert made.digest.startswith("sha256:")
-        assert again.status == image_pb2.IMAGE_STATUS_DISCARDED, again
-        assert again.digest == made.digest
+        assert len(made.phases) == 5
+        assert 2_000_000 < made.raw_bytes < 20_000_000
+        assert dry.raw_bytes == made.raw_bytes
+        assert (again.status, again.unchanged, again.digest) == (image_pb2.IMAGE_STATUS_DISCARDED, True, made.digest)
 
         await client.pause(sandbox.name)
-        await client.resume(sandbox.name)
-        assert made.digest in image_of(stack, sandbox)
-        assert found(stack, sandbox) == FOUND
+        resumed = await client.resume(sandbox.name)
+        assert resumed.image == made.name
+        assert image_of(stack, sandbox) == made.reference
+        assert found(stack, sandbox) == everything
         unchanged = await committed(client, sandbox)
         assert unchanged.status == image_pb2.IMAGE_STATUS_DISCARDED, unchanged
 
@@ -100,13 +105,14 @@ async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_
         async with client.stream(sandbox.name) as stream:  # a use brings it back
             seen = Transcript(stream=stream)
             await seen.turn("fake:say(text=back)")
-        assert found(stack, sandbox) == FOUND
+        assert found(stack, sandbox) == everything
 
         repository = made.reference.partition("@")[0].partition("/")[2]
         async with OciRegistry(stack.installation.cluster.registry, plain=True) as registry:
             for tag in ("latest", made.name.rpartition("/")[2]):
                 assert (await registry.manifest(repository, tag, timeout=SOON)).digest == made.digest
-        assert {one.reason for one in made.left_out} >= {"secret"}
+        (secrets,) = [one for one in made.left_out if one.reason == "secret"]
+        assert "/root/.netrc" in secrets.paths
 
         listed = [one async for one in client.images.list(sandbox.name)]
         assert [one.digest for one in listed] == [made.digest]
@@ -118,7 +124,7 @@ async def test_what_is_installed_is_there_after_a_commit_a_pause_a_lost_pod_and_
         await client.pause(sandbox.name)
         await client.resume(sandbox.name)
         assert made.digest in image_of(stack, sandbox)
-        assert found(stack, sandbox) == FOUND
+        assert found(stack, sandbox) == everything
         assert "second" not in stack.inside(sandbox, "ls", "/opt/mine")
 
 
