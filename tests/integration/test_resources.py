@@ -28,7 +28,7 @@ from tests.contract.usage_world import an_id
 
 S = SandboxState
 BEGIN = datetime(2025, 11, 27, 20, tzinfo=UTC)
-UP = frozenset({S.CREATING, S.STARTING, S.RESUMING})
+UP = frozenset({S.CREATING, S.STARTING, S.RESUMING, S.RESTORING})
 DOWN = frozenset({S.PAUSED, S.STOPPED, S.TERMINATED, S.FAILED})
 
 
@@ -44,6 +44,8 @@ class Life:
     runtime: Counter[tuple[str, str]] = field(default_factory=Counter)
     storage: Counter[tuple[str, str]] = field(default_factory=Counter)
     stored: bool = False
+    had_volumes: bool = False
+    """Some life of it was ready; a restore takes them again after TERMINATED."""
     unbilled: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Since the incarnation was last seen: it counts if it did not die meanwhile."""
 
@@ -85,17 +87,17 @@ class Life:
             if state is S.ACTIVE and self.incarnation is not None and self.incarnation.ready_time is None:
                 self.incarnation = replace(self.incarnation, ready_time=self.now)
                 await work.incarnations.save(self.incarnation)
-                self.stored = True
+                self.stored = self.had_volumes = True
             before, self.sandbox = self.sandbox.state, self.sandbox.enter(state, at=self.now)
             await work.sandboxes.save(self.sandbox)
             await work.commit()
-        self.stored = self.stored and state is not S.TERMINATED
+        self.stored = (self.stored or (state is S.RESTORING and self.had_volumes)) and state is not S.TERMINATED
         # Freezing and thawing close an interval at the present moment: what it held is billed, whatever comes.
         if self.incarnation is not None and (before is S.HIBERNATED) != (state is S.HIBERNATED):
             self.settle()
 
     async def retier(self, tier: Tier) -> None:
-        if tier is self.sandbox.tier:
+        if tier is self.sandbox.tier or self.sandbox.state is S.RESTORING:  # refused, while it is on its way
             return
         self.sandbox = replace(self.sandbox, tier=tier, update_time=self.now, version=self.sandbox.version + 1)
         async with self.units.begin() as work:
