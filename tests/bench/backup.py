@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -106,15 +106,47 @@ async def run(place: Path, *, megabytes: int, files: int) -> None:
     assert everything(place / "back") == everything(root), "what came back is something else"
 
 
+async def restores(place: Path, sizes: Sequence[int]) -> None:
+    """Measure a snapshot and a restore of trees of so many megabytes, in one repository on this machine's disk."""
+    (place / "password").write_text("a secret")
+    settings = ResticSettings(
+        location=str(place / "kept"),
+        password_file=place / "password",
+        work=place / "work",
+        program=str(ensure_restic()),
+    )
+    repository = ResticRepository(settings)
+    await repository.prepare(timeout=PATIENCE)
+    print("| MB | Files | Snapshot, s | Restore, s | Restored, MB a second |\n| ---: | ---: | ---: | ---: | ---: |")
+    for megabytes in sizes:
+        root, back, files = place / f"home-{megabytes}", place / f"back-{megabytes}", max(10, 10 * megabytes)
+        root.mkdir()
+        grow(root, megabytes=megabytes, files=files)
+        began = time.monotonic()
+        made = await repository.snapshot(root, source=root.name, tags={}, timeout=PATIENCE, progress=ignore)
+        taken = time.monotonic()
+        await repository.restore(made.id, back, timeout=PATIENCE, progress=ignore)
+        done = time.monotonic()
+        assert everything(back) == everything(root), "what came back is something else"
+        speed = megabytes / (done - taken)
+        print(f"| {megabytes} | {files:,} | {taken - began:.1f} | {done - taken:.1f} | {speed:.0f} |", flush=True)
+        shutil.rmtree(root)
+        shutil.rmtree(back)
+
+
 def main() -> None:
     """Read the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--restores", default="", help="only snapshots and restores, of so many MB, with commas")
     arguments = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="backup-bench-"))
     try:
-        asyncio.run(run(place, megabytes=arguments.megabytes, files=arguments.files))
+        if arguments.restores:
+            asyncio.run(restores(place, [int(size) for size in arguments.restores.split(",")]))
+        else:
+            asyncio.run(run(place, megabytes=arguments.megabytes, files=arguments.files))
     finally:
         shutil.rmtree(place)
 

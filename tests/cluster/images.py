@@ -76,6 +76,7 @@ async def own_image(
     gone: Iterable[str] = (),
     client: str = "acme",
     freelancer: str = "ada",
+    repository: str = "",
 ) -> str:
     """Push an image as a commit makes one: the base's layers and one above them, in the freelancer's repository.
 
@@ -86,6 +87,7 @@ async def own_image(
         gone: Paths that it takes away.
         client: Whose freelancer.
         freelancer: Whose image.
+        repository: Where it goes, if not where that freelancer's images are without a prefix.
     """
     whiteouts = {str(Path(path).with_name(f".wh.{Path(path).name}")): b"" for path in gone}
     layer = await asyncio.to_thread(_tar, {**files, **whiteouts})
@@ -95,8 +97,8 @@ async def own_image(
         config["rootfs"]["diff_ids"].append(_digest(layer))
         config.pop("history", None)
 
-    repository = user_repository(ClientId(client), FreelancerId(freelancer))
-    return await _push_changed(registry, base, above, layers=[layer], target=repository)
+    target = repository or user_repository(ClientId(client), FreelancerId(freelancer))
+    return await _push_changed(registry, base, above, layers=[layer], target=target)
 
 
 async def _push_changed(

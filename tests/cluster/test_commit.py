@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -21,7 +20,6 @@ from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(400)
 SOON = timedelta(seconds=20)
-KILLS = ("commit.after_build", "commit.after_probe", "commit.after_activate")
 CHANGE = r"""set -e
 printf '#!/bin/sh\necho it runs\n' > /usr/local/bin/kept
 chmod 755 /usr/local/bin/kept
@@ -147,35 +145,3 @@ async def test_everything_but_secrets_is_in_the_next_pod_and_the_registry_names_
             "no secret",
             f"{digest}  /opt/random",
         ]
-
-
-async def test_a_commit_outlives_a_service_that_is_killed_at_step_after_step(stack: ClusterStack) -> None:
-    async with stack.client() as client:
-        sandbox = await client.create()
-        stack.inside(sandbox, "sh", "-c", "echo kept > /opt/kept")
-    await stack.restart("serve", failpoints=f"{KILLS[0]}=exit9")
-    async with stack.client() as client:
-        image = await client.images.begin(sandbox.name)
-    for following in (*KILLS[1:], ""):
-        await stack.died("serve", within=60)
-        assert stack.processes["serve"].returncode == -signal.SIGKILL, stack.log("serve")
-        await stack.start("serve", failpoints=f"{following}=exit9" if following else "", ready=False)
-    await stack.ready("serve")
-
-    async with stack.client() as client, OciRegistry(stack.installation.cluster.registry, plain=True) as registry:
-        repository = user_repository(ClientId(NAMESPACE_CLIENT), FreelancerId(sandbox.freelancer))
-
-        async def told() -> bool:
-            (found,) = [one async for one in client.images.list(sandbox.name, everything=True)]
-            assert found.name == image.name
-            if found.status != image_pb2.IMAGE_STATUS_ACTIVE or "latest" not in await registry.tags(
-                repository, timeout=SOON
-            ):
-                return False
-            return (await registry.manifest(repository, "latest", timeout=SOON)).digest == found.digest
-
-        await eventually(told, within=60, every=0.5, what="the commit is active and told")
-        await client.pause(sandbox.name)
-        await client.resume(sandbox.name)
-
-        assert stack.inside(sandbox, "cat", "/opt/kept") == "kept\n"
