@@ -181,9 +181,16 @@ async def test_models_and_methods_are_those_of_the_clients_policy(fake: FakeGemi
 
 
 async def test_the_admin_pages_are_on_their_own_port_alone(world: GatewayWorld) -> None:
-    for page, status in (("healthz", 200), ("readyz", 200), ("metrics", 200), ("v1beta/models", 404)):
+    async def status_of(page: str) -> int:
         async with world.http.get(f"{world.gateway.admin_url}/{page}") as answer:
-            assert answer.status == status
+            return answer.status
+
+    async def is_ready() -> bool:
+        return await status_of("readyz") == 200
+
+    await eventually(is_ready)  # once its meter has asked the ledger
+    pages = [await status_of(page) for page in ("healthz", "readyz", "metrics", "v1beta/models")]
+    assert pages == [200, 200, 200, 404]
 
 
 # --- tokens
