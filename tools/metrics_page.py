@@ -29,7 +29,7 @@ HEAD = """# Metrics
 `serve` shows its metrics at `/metrics` of `SANDBOXD_WEB_LISTEN`, the gateway at `SANDBOXD_GATEWAY_WEB_LISTEN`, the
 operator at `SANDBOXD_OPERATOR_WEB_LISTEN`. No such port needs a token: no metric tells anything about one client. Every
 label's values are a closed set; no id, name, model or text is ever one. A test drives 500 sandboxes and fails where a
-process has more than 3,300 series.
+process has more than 3,900 series.
 
 What to watch, and what to do about it: [operations.md](operations.md). Rules for alerts and a dashboard for Grafana:
 [observability/](observability/alerts.yaml). Histograms add `_bucket`, `_sum` and `_count`.
