@@ -20,11 +20,12 @@ from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import SandboxObjects
 from sandboxd.backends.kubernetes.placed import Placed
 from sandboxd.backends.kubernetes.refusals import LOOK, PATIENCE, RETRY_SOON, PlacementError, translated
+from sandboxd.backends.kubernetes.work_watch import WorkWatch
 from sandboxd.images.ports import ImageProbe, ImageReference
 from sandboxd.kubeapi.client import segment
 from sandboxd.kubeapi.errors import KubeError, KubeNotFoundError
-from sandboxd.kubeapi.ports import Json, KubeApi
-from sandboxd.kubeapi.reflector import Key, Reflector
+from sandboxd.kubeapi.ports import KubeApi
+from sandboxd.kubeapi.reflector import Reflector
 from sandboxd.model.cluster import API_VERSION, PROBES, SERVE_MANAGER
 from sandboxd.model.cluster_probe import PROBE_PREFIX, PlacedProbe, ProbeState, ProbeStatus, probe_resource
 from sandboxd.model.cluster_status import Reason
@@ -75,7 +76,7 @@ class KubernetesProbe(ImageProbe):
     async def probe(self, sandbox: SandboxId, image: ImageReference, *, timeout: timedelta) -> None:
         if timeout < SHORTEST:
             raise DeadlineError(f"There is no time left to probe image {image}.", sandbox=sandbox, image=str(image))
-        watch = _Watch()
+        watch = WorkWatch(ProbeStatus(), read=ProbeStatus.from_mapping, patience=_patience)
         try:
             async with asyncio.timeout(timeout.total_seconds()), self._placed(sandbox, image, timeout) as path:
                 await self._follow(path, watch, sandbox, image)
@@ -131,7 +132,9 @@ class KubernetesProbe(ImageProbe):
         except KubeError as error:
             log.warning("cluster.probe_left", path=path, error=error.message)
 
-    async def _follow(self, path: str, watch: _Watch, sandbox: SandboxId, image: ImageReference) -> None:
+    async def _follow(
+        self, path: str, watch: WorkWatch[ProbeStatus], sandbox: SandboxId, image: ImageReference
+    ) -> None:
         """Follow a probe to its end, or as long as waiting helps.
 
         Raises:
@@ -157,7 +160,9 @@ class KubernetesProbe(ImageProbe):
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
 
-    def _verdict(self, watch: _Watch, sandbox: SandboxId, image: ImageReference) -> SandboxdError | None:
+    def _verdict(
+        self, watch: WorkWatch[ProbeStatus], sandbox: SandboxId, image: ImageReference
+    ) -> SandboxdError | None:
         status = watch.status
         if watch.gone:
             return self._unavailable(sandbox, image, status, "its probe was removed")
@@ -185,40 +190,6 @@ class KubernetesProbe(ImageProbe):
         parts = (f"Nothing can be said of image {image}: {what}", look, status.message)
         text = ". ".join(part.rstrip(".") for part in parts if part) + "."
         return PlacementError(text, retry_after=RETRY_SOON, sandbox=sandbox, image=str(image), cause=status.reason)
-
-
-class _Watch:
-    """What was last seen of a probe, and since when it is in trouble."""
-
-    def __init__(self) -> None:
-        self.status = ProbeStatus()
-        self.gone = False
-        self.changed = asyncio.Event()
-        self._until: float | None = None
-        self._trouble = ""
-
-    def take(self, _: Key, obj: Json | None) -> None:
-        """Note a change."""
-        self.gone = obj is None
-        if obj is not None:
-            with suppress(KeyError, ValueError):  # a newer operator's
-                self.status = ProbeStatus.from_mapping(obj.get("status") or {})
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def over(self, now: float) -> bool:
-        """Tell whether trouble lasts for longer than it may."""
-        patience = _patience(self.status)
-        if patience is None:
-            self._until, self._trouble = None, ""
-            return False
-        if self._until is None or self._trouble != self.status.reason:
-            self._until, self._trouble = now + patience.total_seconds(), self.status.reason
-        return now >= self._until
-
-    def left(self, now: float) -> float | None:
-        """Seconds until it is over; None where there is no trouble."""
-        return None if self._until is None else max(0.0, self._until - now) + 0.01
 
 
 def _patience(status: ProbeStatus) -> timedelta | None:

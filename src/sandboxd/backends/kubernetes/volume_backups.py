@@ -19,10 +19,11 @@ from typing_extensions import override
 from sandboxd.backends.kubernetes.objects import Installation, SandboxObjects
 from sandboxd.backends.kubernetes.placed import quantities
 from sandboxd.backends.kubernetes.refusals import LOOK, PATIENCE, RETRY_SOON, PlacementError, translated
+from sandboxd.backends.kubernetes.work_watch import WorkWatch
 from sandboxd.kubeapi.client import segment
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeInvalidError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
-from sandboxd.kubeapi.reflector import Key, Reflector
+from sandboxd.kubeapi.reflector import Reflector
 from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume
 from sandboxd.model.backup_errors import BackupToolError
 from sandboxd.model.cluster import API_VERSION, SERVE_MANAGER, Mode, claims_of
@@ -213,7 +214,10 @@ class KubernetesVolumeBackups(VolumeBackups):
         """
         if timeout < SHORTEST:
             raise DeadlineError("There is no time left for work on backups.", work=name)
-        namespace, watch = self._objects.namespace(client), _Watch()
+        namespace, watch = (
+            self._objects.namespace(client),
+            WorkWatch(BackupWorkStatus(), read=BackupWorkStatus.from_mapping, patience=_patience),
+        )
         try:
             async with self._asking(name), asyncio.timeout(timeout.total_seconds()):
                 await self._ask(client, namespace, name, work)
@@ -261,7 +265,7 @@ class KubernetesVolumeBackups(VolumeBackups):
         except KubeInvalidError as error:
             raise InvalidRequestError(f"The work on the backup is refused: {error.message}") from error
 
-    async def _follow(self, namespace: str, name: str, watch: _Watch) -> None:
+    async def _follow(self, namespace: str, name: str, watch: WorkWatch[BackupWorkStatus]) -> None:
         """Follow it to its end, or as long as waiting helps."""
         collection = f"/apis/{API_VERSION}/namespaces/{segment(namespace)}/{BACKUPS}"
         reflector = Reflector(self._api, collection, field_selector=f"metadata.name={name}")
@@ -327,43 +331,6 @@ class KubernetesVolumeBackups(VolumeBackups):
             raise translated(error, "The work on the backup cannot be asked for", sandbox=name) from error
 
 
-class _Watch:
-    """What was last seen of a piece of work, and since when it is in trouble."""
-
-    def __init__(self) -> None:
-        self.status = BackupWorkStatus()
-        self.gone = False
-        self.changed = asyncio.Event()
-        self._until: float | None = None
-        self._trouble = ""
-
-    def take(self, _: Key, obj: Json | None) -> None:
-        """Note a change."""
-        self.gone = obj is None
-        if obj is not None:
-            with suppress(KeyError, ValueError):  # a newer operator's
-                self.status = BackupWorkStatus.from_mapping(obj.get("status") or {})
-        self.changed.set()
-        self.changed = asyncio.Event()
-
-    def over(self, now: float) -> bool:
-        """Tell whether trouble lasts for longer than it may."""
-        reason = _reason_of(self.status)
-        patience = None
-        if self.status.state is BackupState.WAITING and reason is not None:
-            patience = OWN_PATIENCE.get(reason, PATIENCE.get(reason))
-        if patience is None:
-            self._until, self._trouble = None, ""
-            return False
-        if self._until is None or self._trouble != self.status.reason:
-            self._until, self._trouble = now + patience.total_seconds(), self.status.reason
-        return now >= self._until
-
-    def left(self, now: float) -> float | None:
-        """Seconds until it is over; None where there is no trouble."""
-        return None if self._until is None else max(0.0, self._until - now) + 0.01
-
-
 def _read(read: Callable[[Mapping[str, Any]], _Result], said: Mapping[str, Any]) -> _Result:  # Any: JSON
     try:
         return read(said)
@@ -375,6 +342,13 @@ def _all_of(volume: Volume, *, files: int, size: int) -> VolumesProgress:
     return VolumesProgress(
         volume=volume, trees=BackupProgress(files=files, total_files=files, bytes=size, total_bytes=size)
     )
+
+
+def _patience(status: BackupWorkStatus) -> timedelta | None:
+    reason = _reason_of(status)
+    if status.state is not BackupState.WAITING or reason is None:
+        return None
+    return OWN_PATIENCE.get(reason, PATIENCE.get(reason))
 
 
 def _reason_of(status: BackupWorkStatus) -> Reason | None:
