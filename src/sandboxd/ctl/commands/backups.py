@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from sandboxd.ctl.client import ApiError
+from sandboxd.ctl import following
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount
-from sandboxd.ctl.interrupts import on_interrupt
 from sandboxd.ctl.names import bare, find_sandbox
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell, UsageError
@@ -128,32 +125,14 @@ def backup_table(backups: Iterable[pb.Backup], console: Console) -> Table:
 
 
 async def _followed(shell: Shell, backup: pb.Backup) -> pb.Backup:
-    """Follow a backup; Ctrl-C cancels it, and what that came to is what is answered."""
-    cancels = list[asyncio.Task[pb.Backup]]()
-    following = asyncio.create_task(_follow(shell, backup), name="follow")
-
-    def interrupted() -> None:
-        if cancels:
-            following.cancel()
-            return
-        shell.err.print(Text("Cancelling the backup; Ctrl-C again leaves it to itself.", style="yellow"))
-        cancels.append(asyncio.create_task(shell.client.backups.cancel(backup.name), name="cancel"))
-
-    try:
-        with on_interrupt(interrupted):
-            return await following
-    finally:
-        for task in cancels:
-            task.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await task
-
-
-async def _follow(shell: Shell, backup: pb.Backup) -> pb.Backup:
-    if shell.err.is_terminal and not shell.json:
-        with shell.err.status(Text("backing up …")) as status:
-            return await _last(shell, backup, status)
-    return await _last(shell, backup, None)
+    """Follow a backup to its end."""
+    return await following.followed(
+        shell,
+        "backup",
+        doing="backing up …",
+        follow=lambda status: _last(shell, backup, status),
+        cancel=lambda: shell.client.backups.cancel(backup.name),
+    )
 
 
 async def _last(shell: Shell, backup: pb.Backup, status: Status | None) -> pb.Backup:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
-from contextlib import suppress
 
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from sandboxd.ctl.client import ApiError
+from sandboxd.ctl import following
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount, span
-from sandboxd.ctl.interrupts import on_interrupt
 from sandboxd.ctl.names import bare, find_sandbox
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell, UsageError, write_line
@@ -132,32 +129,14 @@ def image_table(images: Iterable[pb.Image], console: Console, *, everything: boo
 
 
 async def followed(shell: Shell, image: pb.Image) -> pb.Image:
-    """Follow a commit; Ctrl-C cancels it, and what that came to is what is answered."""
-    cancels = list[asyncio.Task[pb.Image]]()
-    following = asyncio.create_task(_follow(shell, image), name="follow")
-
-    def interrupted() -> None:
-        if cancels:
-            following.cancel()
-            return
-        shell.err.print(Text("Cancelling the commit; Ctrl-C again leaves it to itself.", style="yellow"))
-        cancels.append(asyncio.create_task(shell.client.images.cancel(image.name), name="cancel"))
-
-    try:
-        with on_interrupt(interrupted):
-            return await following
-    finally:
-        for task in cancels:
-            task.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await task
-
-
-async def _follow(shell: Shell, image: pb.Image) -> pb.Image:
-    if shell.err.is_terminal and not shell.json:
-        with shell.err.status(Text("committing …")) as status:
-            return await _last(shell, image, status)
-    return await _last(shell, image, None)
+    """Follow a commit to its end."""
+    return await following.followed(
+        shell,
+        "commit",
+        doing="committing …",
+        follow=lambda status: _last(shell, image, status),
+        cancel=lambda: shell.client.images.cancel(image.name),
+    )
 
 
 async def _last(shell: Shell, image: pb.Image, status: Status | None) -> pb.Image:
