@@ -10,7 +10,7 @@ from itertools import count
 from prometheus_client import CollectorRegistry
 
 from sandboxd.images.signing import SignaturePolicy
-from sandboxd.manager.backing_up import BackupTools
+from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics

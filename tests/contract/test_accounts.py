@@ -11,6 +11,7 @@ import pytest
 from sandboxd.manager.account_ports import AccountFilter
 from sandboxd.manager.once import PLATFORM, Once
 from sandboxd.manager.ports import UnitOfWork
+from sandboxd.model.backup_retention import RetentionOverrides
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.client import AccountState, Client, ClientPolicy, Freelancer, Quotas, TextPolicy
 from sandboxd.model.client_errors import AccountExistsError, ClientNotFoundError, FreelancerNotFoundError
@@ -27,6 +28,7 @@ POLICY = ClientPolicy(
     text=TextPolicy.REDACTED,
     text_lifetime=timedelta(days=30),
     backup_every=timedelta(hours=6),
+    backup_retention=RetentionOverrides(keep_last=0, keep_weekly=9, immutable_for=timedelta(days=30)),
     lifecycle=LifecycleOverrides(terminate_after=NEVER, terminate_paused_after=Limit(after=timedelta(days=90))),
     models=("gemini-2.5-*",),
     quotas=Quotas(sandboxes=3, tiers=frozenset({Tier.BASIC, Tier.PREMIUM}), storage_bytes=10**12),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from typing_extensions import override
 
 from sandboxd.v1 import backup_pb2 as pb
@@ -21,6 +22,13 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         self.backing_up = threading.Event()
         self.backing_up.set()
         self.fail_backups = ""
+        self.backup_policy = pb.BackupPolicy(
+            every=Duration(seconds=43_200),
+            after_terminate=True,
+            retention=pb.BackupRetention(
+                keep_last=3, keep_daily=7, keep_weekly=1, immutable_for=Duration(seconds=30 * 86_400)
+            ),
+        )
 
     def add_backups_to(self, server: grpc.Server) -> None:
         backup_pb2_grpc.add_BackupServiceServicer_to_server(self, server)
@@ -48,7 +56,7 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
 
     @override
     def GetBackup(self, request: pb.GetBackupRequest, context: Any) -> pb.GetBackupResponse:
-        return pb.GetBackupResponse(backup=self.backups[request.name])
+        return pb.GetBackupResponse(backup=self.backups[request.name], policy=self.backup_policy)
 
     @override
     def ListBackups(self, request: pb.ListBackupsRequest, context: Any) -> pb.ListBackupsResponse:
@@ -58,7 +66,9 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         found = [one for one in found if request.deleted or one.status != pb.BACKUP_STATUS_DELETED]
         page = int(request.page_token or 0)
         following = str(page + 1) if page + 1 < len(found) else ""
-        return pb.ListBackupsResponse(backups=found[page : page + 1], next_page_token=following)
+        return pb.ListBackupsResponse(
+            backups=found[page : page + 1], next_page_token=following, policy=self.backup_policy
+        )
 
     @override
     def CancelBackup(self, request: pb.CancelBackupRequest, context: Any) -> pb.CancelBackupResponse:
@@ -86,5 +96,7 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         backup.status = pb.BACKUP_STATUS_COMPLETE
         backup.consistency = pb.BACKUP_CONSISTENCY_CRASH_CONSISTENT
         backup.checksum = "c" * 64
+        backup.holds.extend([pb.BACKUP_HOLD_NEWEST, pb.BACKUP_HOLD_LOCKED])
+        backup.lock_time.FromJsonString("2027-01-31T10:00:00Z")
         backup.volumes.add(kind=pb.BACKUP_VOLUME_KIND_HOME, files=1234, bytes=45_600_000, stored_bytes=1_200_000)
         backup.volumes.add(kind=pb.BACKUP_VOLUME_KIND_WORKSPACE, files=2, bytes=7, stored_bytes=7, vanished=1)

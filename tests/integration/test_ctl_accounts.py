@@ -73,6 +73,30 @@ async def test_a_client_from_its_creation_to_its_end(world: World, tmp_path: Pat
     assert erasures[0]["account"] == "clients/acme"
 
 
+async def test_what_a_client_wants_of_backups_is_said_word_by_word_and_taken_back(world: World) -> None:
+    await ctl("clients", "create", "acme")
+    made = await objects("clients", "backups", "acme", "--every", "12h", "--keep-daily", "0", "--immutable-for", "30d")
+    shown = await ctl("clients", "show", "acme")
+    changed = await objects(
+        *("clients", "backups", "acme", "--every", "never", "--keep-daily", "default", "--immutable-for", "no")
+    )
+    wrong = [
+        await ctl("clients", "backups", "acme", *words)
+        for words in ((), ("--keep-last", "many"), ("--keep-last", "10001"), ("--immutable-for", "-1d"))
+    ]
+    refused = await ctl("clients", "backups", "acme", "--immutable-for", "3651d")
+
+    policies = [json.loads(json.dumps(ran[0]["policy"])) for ran in (made, changed)]
+    assert [(one["backup_every"], one["backup_retention"]) for one in policies] == [
+        ("43200s", {"keep_daily": 0, "immutable_for": "2592000s"}),
+        ("0s", {"immutable_for": "0s"}),
+    ]
+    wishes = "made every 12 h 0 min of use, the newest of 0 days, immutable for 30 d 0 h"
+    assert wishes in " ".join(shown.stdout.split())
+    assert [ran.exit_code for ran in wrong] == [2] * 4
+    assert (refused.exit_code, "immutable_for" in refused.stderr) == (2, True)
+
+
 async def test_a_freelancer_from_its_creation_to_its_end(world: World) -> None:
     await ctl("clients", "create", "acme")
     made = await ctl("freelancers", "create", "acme", "ada", "--name", "Ada", "--max-sandboxes", "2")

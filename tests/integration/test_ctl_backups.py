@@ -47,6 +47,18 @@ def test_they_are_listed_over_all_pages_shown_by_their_end_and_deleted_with_proo
     assert "DELETED" in ctl("backups", "ls", "demo", "--all").out
 
 
+def test_it_is_said_why_each_is_kept_until_when_nobody_deletes_it_and_what_holds(platform: FakePlatform) -> None:
+    ctl("backups", "create", "demo")
+
+    listed, shown = ctl("backups", "ls", "demo"), ctl("backups", "show", "demo", "01")
+
+    holds = "made every 12 h 0 min of use and after terminate; kept: the newest 3, and the newest of 7 days and of 1"
+    assert holds in " ".join(listed.err.split())
+    assert holds in " ".join(shown.out.split())
+    assert "newest, immutable until" in shown.out
+    assert "immutable until 2027-01-31" in shown.out
+
+
 def test_what_names_none_or_several_is_refused(platform: FakePlatform) -> None:
     for _ in range(11):
         ctl("backups", "create", "demo")

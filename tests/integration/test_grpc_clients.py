@@ -15,8 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from sandboxd.model.client import AccountState, TextPolicy
+from sandboxd.v1 import backup_pb2, sandbox_pb2, stream_pb2
 from sandboxd.v1 import client_pb2 as pb
-from sandboxd.v1 import sandbox_pb2, stream_pb2
 from tests.fakes.api import a_sandbox
 from tests.integration.api_world import World, a_world, next_event, refused
 
@@ -43,6 +43,7 @@ def a_policy() -> pb.ClientPolicy:
         text=pb.TEXT_POLICY_NONE,
         text_lifetime=Duration(seconds=86400),
         backup_every=Duration(seconds=0),
+        backup_retention=backup_pb2.BackupRetention(keep_daily=0, immutable_for=Duration(seconds=60)),
         models=["gemini-2.5-*"],
         quotas=pb.Quotas(sandboxes=0, tiers=[sandbox_pb2.TIER_BASIC], storage_bytes=10**12),
     )
@@ -73,6 +74,8 @@ async def test_a_client_is_made_as_it_was_asked_for_and_found_again(world: World
     assert (made.policy.text, list(made.policy.models)) == (pb.TEXT_POLICY_NONE, ["gemini-2.5-*"])
     assert made.policy.text_lifetime.seconds == 86400
     assert (made.policy.HasField("backup_every"), made.policy.backup_every.seconds) == (True, 0)
+    assert made.policy.backup_retention == a_policy().backup_retention
+    assert not made.policy.backup_retention.HasField("keep_last")
     assert not made.policy.quotas.HasField("concurrent_turns")
     assert world.units.rows.clients["acme"].policy.text is TextPolicy.NONE  # type: ignore[index]  # an id is a string
 
@@ -116,6 +119,14 @@ async def test_odd_names_are_refused(world: World, name: str) -> None:
         (pb.ClientPolicy(models=["gemini-1/../x"]), "client.policy.models[0]"),
         (pb.ClientPolicy(text_lifetime=Duration(seconds=10)), "client.policy.text_lifetime"),
         (pb.ClientPolicy(quotas=pb.Quotas(sandboxes=-1)), "client.policy.quotas.sandboxes"),
+        (
+            pb.ClientPolicy(backup_retention=backup_pb2.BackupRetention(keep_last=10_001)),
+            "client.policy.backup_retention.keep_last",
+        ),
+        (
+            pb.ClientPolicy(backup_retention=backup_pb2.BackupRetention(immutable_for=Duration(seconds=315_360_001))),
+            "client.policy.backup_retention.immutable_for",
+        ),
         (pb.ClientPolicy(text=77), "client.policy.text"),  # type: ignore[arg-type]  # a number that is no item
     ],
 )
@@ -147,6 +158,7 @@ async def test_update_changes_what_the_mask_names_and_nothing_else(world: World)
     assert policy.quotas == pb.Quotas(concurrent_turns=3)
     assert not policy.HasField("text_lifetime")
     assert policy.HasField("backup_every")
+    assert policy.backup_retention == a_policy().backup_retention
     assert (policy.text, answer.client.display_name) == (pb.TEXT_POLICY_NONE, "Acme")
     assert list(policy.models) == ["gemini-2.5-*"]
     assert (stale.code, stale.reason) == (S.ABORTED, "ETAG_STALE")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from sandboxd.manager.backup_keeping import BackupKeeping, KeepingReport
 from sandboxd.manager.backup_ports import BackupInProgressError
-from sandboxd.model.backup import BackupSet, BackupSetStatus, BackupTrigger, Consistency
+from sandboxd.model.backup import BackupSet, BackupSetLockedError, BackupSetStatus, BackupTrigger, Consistency
 from sandboxd.model.backup_errors import BackupStorageUnavailableError
-from sandboxd.model.backup_retention import BackupRetention
+from sandboxd.model.backup_retention import BackupRetention, Hold, RetentionOverrides
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import Sandbox
 from tests.eventually import eventually
@@ -161,6 +162,53 @@ async def test_a_locked_set_stays_for_policy_too() -> None:
     world.clock.advance(7 * DAY)
     await used(world, sandbox)
     assert (await passed(world)).let_go == 1
+
+
+async def wished(world: ManagerWorld, retention: RetentionOverrides) -> None:
+    async with world.units.begin() as work:
+        client = await work.clients.get(ClientId("acme"), for_update=True)
+        policy = replace(client.policy, backup_retention=retention)
+        await work.clients.save(replace(client, policy=policy, version=client.version + 1))
+        await work.commit()
+
+
+async def test_a_clients_own_retention_holds_for_its_sandboxes_alone() -> None:
+    world = a_world(BackupRetention(keep_last=3, keep_daily=0, keep_weekly=0))
+    sandbox, other = await given(world), await given(world, client="other")
+    await wished(world, RetentionOverrides(keep_last=1))
+    for _ in range(3):
+        for client, one in (("acme", sandbox), ("other", other)):
+            await world.manager.backups.create(a_request(a_caller(client=client)), one.id, timeout=SOON)
+        world.clock.advance(60)
+
+    assert (await passed(world)).let_go == 2
+
+    assert {one.sandbox for one in sets(world, S.DELETING, S.DELETED)} == {sandbox.id}
+
+
+async def test_another_window_of_immutability_is_for_sets_to_come_and_shortens_none_that_there_is() -> None:
+    world = a_world(BackupRetention(keep_last=0, keep_daily=0, keep_weekly=0))
+    sandbox = await given(world)
+    wishes = (timedelta(days=7), timedelta(days=1), None)
+    for immutable_for in wishes:
+        await wished(world, RetentionOverrides(immutable_for=immutable_for))
+        await world.manager.backups.create(a_request(), sandbox.id, timeout=SOON)
+        world.clock.advance(60)
+    first, second, newest = sorted(sets(world), key=lambda one: one.take_time)
+
+    assert [one.locked_until and one.locked_until - one.update_time for one in (first, second, newest)] == [*wishes]
+    assert (await passed(world)).let_go == 0
+    with pytest.raises(BackupSetLockedError):
+        await world.manager.backups.delete(a_request(), sandbox.id, first.id, timeout=SOON)
+    said = await world.manager.backups.keeping(a_caller(), sandbox.id)
+    assert said is not None
+    assert said.expire_time(first) == first.locked_until
+    assert said.holds[newest.id] == {Hold.NEWEST}
+    for days, gone in ((1, second), (6, first)):
+        world.clock.advance(days * DAY)
+        await passed(world)
+        assert {one.id for one in sets(world, S.DELETING, S.DELETED)} >= {gone.id}
+        assert (first.id in {one.id for one in sets(world, S.COMPLETE)}) == (gone is second)
 
 
 async def test_a_failed_set_can_be_read_for_a_day(world: ManagerWorld) -> None:

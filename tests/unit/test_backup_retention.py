@@ -8,7 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, SnapshotId, Volume, VolumeSnapshot
-from sandboxd.model.backup_retention import BackupRetention, let_go
+from sandboxd.model.backup_retention import (
+    BackupPolicy,
+    BackupRetention,
+    Hold,
+    Keeping,
+    RetentionOverrides,
+    holds,
+    let_go,
+)
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 S = BackupSetStatus
@@ -101,6 +109,43 @@ def test_a_locked_set_stays_until_its_window_ends_and_takes_no_other_ones_place(
     assert let_go([a_set(NOW), old, young], policy, at=NOW) == [old]
     assert let_go([a_set(NOW), old, young], policy, at=ago(seconds=1)) == []
     assert BackupRetention().locked_until(NOW) is None
+
+
+def test_of_each_set_it_is_said_why_it_is_kept_and_when_it_goes() -> None:
+    policy = BackupRetention(keep_last=2, keep_daily=2, keep_weekly=0)
+    newest, second, saturday = a_set(NOW), a_set(ago(hours=1)), a_set(ago(hours=13))
+    locked = a_set(ago(days=3), locked_until=NOW + timedelta(days=4))
+    old, failed = a_set(ago(days=4)), a_set(ago(hours=2), status=S.FAILED)
+    everything = [newest, second, saturday, locked, old, failed]
+
+    said = holds(everything, policy, at=NOW)
+    keeping = Keeping(policy=BackupPolicy(every=timedelta(0), after_terminate=True, retention=policy), holds=said)
+
+    assert said == {
+        newest.id: {Hold.NEWEST, Hold.LAST, Hold.DAILY},
+        second.id: {Hold.LAST},
+        saturday.id: {Hold.DAILY},
+        locked.id: {Hold.LOCKED},
+        old.id: set(),
+    }
+    assert let_go(everything, policy, at=NOW) == [old]
+    assert [keeping.expire_time(one) for one in everything] == [
+        None,
+        None,
+        None,
+        locked.locked_until,
+        old.update_time,
+        failed.update_time + timedelta(days=1),
+    ]
+
+
+def test_a_client_overrides_each_rule_by_itself_and_also_with_nothing() -> None:
+    installed = BackupRetention(keep_last=5, keep_daily=6, keep_weekly=7, immutable_for=timedelta(days=8))
+
+    assert installed.under(RetentionOverrides()) == installed
+    assert installed.under(RetentionOverrides(keep_daily=0, immutable_for=timedelta(0))) == BackupRetention(
+        keep_last=5, keep_daily=0, keep_weekly=7
+    )
 
 
 def test_sets_of_several_sandboxes_are_refused() -> None:

@@ -8,7 +8,7 @@ from sandboxd.backends.local.backups import LocalVolumeBackups
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.clients import ResticRepositories
 from sandboxd.bootstrap.places import Placement
-from sandboxd.manager.backing_up import BackupTools
+from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.settings import Settings
 from sandboxd.volumes.ports import VolumeBackups
 

@@ -48,7 +48,17 @@ class BackupClient:
 
     async def get(self, backup: str) -> backup_pb2.Backup:
         """Return one backup by its resource name."""
-        return (await self._connection.call(self._stub.GetBackup, backup_pb2.GetBackupRequest(name=backup))).backup
+        return (await self.look(backup)).backup
+
+    async def look(self, backup: str) -> backup_pb2.GetBackupResponse:
+        """Return one backup by its resource name, with what it is kept by."""
+        return await self._connection.call(self._stub.GetBackup, backup_pb2.GetBackupRequest(name=backup))
+
+    async def policy(self, sandbox: str) -> backup_pb2.BackupPolicy | None:
+        """Return by what a sandbox's backups are made and kept; None where the installation keeps none."""
+        request = backup_pb2.ListBackupsRequest(sandbox=sandbox, page_size=1)
+        answer = await self._connection.call(self._stub.ListBackups, request)
+        return answer.policy if answer.HasField("policy") else None
 
     async def list(self, sandbox: str, *, deleted: bool = False) -> AsyncIterator[backup_pb2.Backup]:
         """Yield a sandbox's backups, the newest first."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.tables import filled, lifecycle_line, when
+from sandboxd.ctl.tables_backups import wishes_line
 from sandboxd.v1 import client_pb2 as pb
 from sandboxd.v1 import key_pb2, sandbox_pb2
 
@@ -51,6 +52,7 @@ def account_facts(account: Account) -> Table:
             ("quotas", quotas_line(policy.quotas)),
             ("of each", quotas_line(policy.freelancer_quotas)),
             ("sandboxes", lifecycle_line(policy.lifecycle) or "rest when the installation says"),
+            ("backups", wishes_line(policy) or "as the installation says"),
         ]
     else:
         own = quotas_line(account.quotas) if account.HasField("quotas") else "as the client gives to each"

@@ -8,6 +8,7 @@ import typer
 
 from sandboxd.ctl.options import OutputOption, SandboxArgument
 from sandboxd.ctl.root import app, execute, help_text
+from sandboxd.ctl.verbs_accounts import ClientArgument, clients
 
 backups = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(backups, name="backups", help="What sandboxes are rebuilt from: image, home and workspace.")
@@ -83,6 +84,70 @@ def remove_backup(
     from sandboxd.ctl.commands import backups as command
 
     execute(context, output, lambda shell: command.rm(shell, sandbox, backup))
+
+
+_COUNT = "N|default"
+
+
+@clients.command(
+    "backups",
+    help=help_text(
+        "Change how often a client's sandboxes are backed up and which backups are kept. What is not said stays; "
+        "`default` takes the installation's. A window of immutability holds for backups that are taken from then on.",
+        "sandboxctl clients backups acme --every 12h --keep-daily 14",
+        "sandboxctl clients backups acme --immutable-for 30d",
+        "sandboxctl clients backups acme --every never --immutable-for default",
+    ),
+)
+def clients_backups(
+    context: typer.Context,
+    client: ClientArgument,
+    every: Annotated[
+        str,
+        typer.Option(
+            "--every",
+            metavar="SPAN|never|default",
+            help="How old the newest backup of a sandbox that is used may become: 12h, 1d.",
+            show_default=False,
+        ),
+    ] = "",
+    keep_last: Annotated[
+        str, typer.Option("--keep-last", metavar=_COUNT, help="Keep so many newest ones.", show_default=False)
+    ] = "",
+    keep_daily: Annotated[
+        str,
+        typer.Option(
+            "--keep-daily", metavar=_COUNT, help="And the newest of each of so many days.", show_default=False
+        ),
+    ] = "",
+    keep_weekly: Annotated[
+        str,
+        typer.Option(
+            "--keep-weekly", metavar=_COUNT, help="And the newest of each of so many weeks.", show_default=False
+        ),
+    ] = "",
+    immutable_for: Annotated[
+        str,
+        typer.Option(
+            "--immutable-for",
+            metavar="SPAN|no|default",
+            help="Nothing deletes a backup so long after it is complete, whoever asks, except an erasure: 30d.",
+            show_default=False,
+        ),
+    ] = "",
+    output: OutputOption = None,
+) -> None:
+    """Change what holds for a client's backups."""
+    from sandboxd.ctl.commands import backup_policies
+
+    options = backup_policies.BackupOptions(
+        every=every,
+        keep_last=keep_last,
+        keep_daily=keep_daily,
+        keep_weekly=keep_weekly,
+        immutable_for=immutable_for,
+    )
+    execute(context, output, lambda shell: backup_policies.client_backups(shell, client, options))
 
 
 @app.command(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
 
 from sandboxd.manager.backup_metrics import BackupMetrics, BackupOutcome
+from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
@@ -29,7 +30,6 @@ from sandboxd.model.backup import (
     Consistency,
 )
 from sandboxd.model.backup_errors import BackupAbandonedError, BackupCancelledError, NothingToBackUpError
-from sandboxd.model.backup_retention import BackupRetention
 from sandboxd.model.errors import (
     ConflictError,
     DatabaseUnavailableError,
@@ -42,7 +42,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
-from sandboxd.volumes.ports import VolumeBackups, VolumesOf, VolumesProgress
+from sandboxd.volumes.ports import VolumesOf, VolumesProgress
 
 REPORT_EVERY: Final = timedelta(seconds=1)
 """How often progress is written, and the wish for an end looked for."""
@@ -55,25 +55,6 @@ _WITHOUT: Final = frozenset({SandboxState.CREATING})
 _S = BackupSetStatus
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BackupTools:
-    """What backups work with."""
-
-    volumes: VolumeBackups
-    retention: BackupRetention = field(default_factory=BackupRetention)
-    take_timeout: timedelta = timedelta(hours=6)
-    restore_timeout: timedelta = timedelta(hours=6)
-    delete_timeout: timedelta = timedelta(hours=6)
-    every: timedelta = timedelta(0)
-    """How old the newest set of a sandbox that is used may become; zero: nothing by schedule."""
-    after_terminate: bool = True
-    """Back up what terminated sandboxes leave."""
-    at_once: int = 2
-    """Sets that policy lets this replica make at the same time."""
-    pause: timedelta = timedelta(minutes=1)
-    """Between two looks at what policy wants; zero: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +265,8 @@ class BackingUp:
                 consistency=_consistency(before, after, taken_from=taken.take_time, backup=backup),
                 progress=None,
             )
-            complete = described.complete(taken.volumes, at=now, locked_until=self.tools.retention.locked_until(now))
+            policy = await self.tools.policy_of(work, backup.client)
+            complete = described.complete(taken.volumes, at=now, locked_until=policy.retention.locked_until(now))
             await work.backup_sets.save(complete)
             await work.commit()
         failpoint("backup.after_complete")

@@ -13,8 +13,8 @@ from typing import Final
 
 import structlog
 
-from sandboxd.manager.backing_up import BackupTools
 from sandboxd.manager.backup_metrics import BackupMetrics
+from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks

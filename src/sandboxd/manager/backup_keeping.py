@@ -16,7 +16,7 @@ import structlog
 
 from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_deletions import BackupDeletions
-from sandboxd.manager.backup_ports import BackupInProgressError
+from sandboxd.manager.backup_ports import MOST_SETS, BackupInProgressError
 from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.backup import BackupSetLockedError, BackupSetStatus, BackupTrigger
@@ -29,11 +29,7 @@ DUTY: Final = "backups"
 SHORTEST_LEASE: Final = timedelta(minutes=10)
 RETRY: Final = timedelta(hours=1)
 """How long after a set that failed policy begins another one."""
-FAILED_KEPT_FOR: Final = timedelta(days=1)
-"""How long a failed set can be read."""
 PAGE: Final = 200
-MOST_SETS: Final = 10_000
-"""Of one sandbox: more than any policy keeps."""
 
 log = structlog.get_logger(__name__)
 
@@ -132,11 +128,10 @@ class BackupKeeping:
         now, clients = self.making.clock.now(), set[ClientId]()
         async with self.units.begin() as work:
             sets = await work.backup_sets.of_sandbox(sandbox, limit=MOST_SETS)
-            old = [
-                one
-                for one in let_go(sets, self.making.tools.retention, at=now)
-                if one.status is not BackupSetStatus.FAILED or one.update_time <= now - FAILED_KEPT_FOR
-            ]
+            if not sets:
+                return 0
+            policy = await self.making.tools.policy_of(work, sets[0].client)
+            old = let_go(sets, policy.retention, at=now)
             for one in old:
                 try:
                     clients.add((await self.deletions.mark(work, one.id)).client)

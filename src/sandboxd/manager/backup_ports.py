@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress
 from sandboxd.model.errors import ConflictError, NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
+
+MOST_SETS: Final = 10_000
+"""Of one sandbox that retention looks at: the oldest of more are looked at when newer ones are gone."""
 
 
 class BackupInProgressError(ConflictError):

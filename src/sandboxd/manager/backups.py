@@ -14,7 +14,7 @@ from sandboxd.manager.access import require_visible
 from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_deletions import BackupDeletions
 from sandboxd.manager.backup_keeping import BackupKeeping
-from sandboxd.manager.backup_ports import BackupSetNotFoundError
+from sandboxd.manager.backup_ports import MOST_SETS, BackupSetNotFoundError
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.outcome import restore_error
 from sandboxd.manager.ports import (
@@ -29,6 +29,7 @@ from sandboxd.manager.ports import (
 from sandboxd.manager.requests import Requests
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import BackupEndedError, BackupsOffError
+from sandboxd.model.backup_retention import Keeping, holds
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.errors import ErrorKind, InternalError, RequestIdReusedError, SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
@@ -182,6 +183,21 @@ class Backups:
                 page_size=min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE),
                 page_token=page_token,
             )
+
+    async def keeping(self, caller: Caller, sandbox: SandboxId) -> Keeping | None:
+        """Say by what policy a sandbox's sets are made and kept, and why each is; None where none are made any more.
+
+        Raises:
+            SandboxNotFoundError: The caller has no such sandbox.
+        """
+        async with self._units.begin() as work:
+            found: Sandbox = require_visible(await work.sandboxes.get(sandbox), caller)
+            if self._room is None:
+                return None
+            making = self._room.making
+            policy = await making.tools.policy_of(work, found.client)
+            sets = await work.backup_sets.of_sandbox(sandbox, limit=MOST_SETS)
+        return Keeping(policy=policy, holds=holds(sets, policy.retention, at=making.clock.now()))
 
     async def watch(self, caller: Caller, sandbox: SandboxId, backup: BackupSetId) -> AsyncIterator[BackupSet]:
         """Follow a backup: as it is now, then each change and its progress, until it has ended. Raises as `get`."""

@@ -11,6 +11,7 @@ from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.account_ports import AccountFilter
 from sandboxd.manager.once import PLATFORM, Once
 from sandboxd.manager.ports import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, UnitOfWork, UnitsOfWork
+from sandboxd.model.backup_retention import RetentionOverrides
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.client import AccountState, Client, ClientPolicy, Quotas, TextPolicy
 from sandboxd.model.client_errors import AccountStateError, ClientNotFoundError, StaleAccountEtagError
@@ -36,6 +37,7 @@ class PolicyEdit:
     lifecycle: LifecycleOverrides | None = None
     backup_every: timedelta | object | None = KEEP
     """None: as the installation."""
+    backup_retention: RetentionOverrides | None = None
 
     def apply(self, policy: ClientPolicy) -> ClientPolicy:
         """Answer the policy with these fields."""
@@ -48,6 +50,7 @@ class PolicyEdit:
             freelancer_quotas=policy.freelancer_quotas if self.freelancer_quotas is None else self.freelancer_quotas,
             lifecycle=policy.lifecycle if self.lifecycle is None else self.lifecycle,
             backup_every=every if every is None or isinstance(every, timedelta) else policy.backup_every,
+            backup_retention=policy.backup_retention if self.backup_retention is None else self.backup_retention,
         )
 
 

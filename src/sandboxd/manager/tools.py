@@ -8,8 +8,8 @@ from datetime import timedelta
 from prometheus_client import CollectorRegistry
 
 from sandboxd.manager.backend_port import Backend
-from sandboxd.manager.backing_up import BackupTools
 from sandboxd.manager.backup_metrics import BackupMetrics
+from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.intents import LEASE

@@ -1,12 +1,45 @@
-"""Which of a sandbox's backup sets a policy lets go, and which it must not."""
+"""Which of a sandbox's backup sets a policy keeps and why, which it lets go, and which it must not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Final
 
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus
+
+FAILED_KEPT_FOR: Final = timedelta(days=1)
+"""How long a failed set can be read."""
+
+
+class Hold(enum.Enum):
+    """Why a COMPLETE set is kept."""
+
+    NEWEST = "newest"
+    """It is the newest of its sandbox, and may be the only copy."""
+    LAST = "last"
+    """It is among the newest `keep_last`."""
+    DAILY = "daily"
+    """It is the newest of one of `keep_daily` days."""
+    WEEKLY = "weekly"
+    """It is the newest of one of `keep_weekly` weeks."""
+    LOCKED = "locked"
+    """Its window of immutability has not ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionOverrides:
+    """What a client wants kept otherwise than the installation; None takes the installation's."""
+
+    keep_last: int | None = None
+    keep_daily: int | None = None
+    keep_weekly: int | None = None
+    immutable_for: timedelta | None = None
+
+
+AS_INSTALLED: Final = RetentionOverrides()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +53,8 @@ class BackupRetention:
     keep_weekly: int = 4
     """The newest of each week, of so many weeks (ISO, UTC) that have any."""
     immutable_for: timedelta = timedelta(0)
-    """From its completion on nothing deletes a set for so long, whoever asks."""
+    """From its completion on nothing deletes a set for so long, whoever asks. Written into each set when it is
+    complete: another span later on changes nothing for it."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for what is no policy."""
@@ -30,16 +64,53 @@ class BackupRetention:
         if not timedelta(0) <= self.immutable_for <= timedelta(days=3650):
             raise ValueError(f"immutable_for is 0 to 3650 days, not {self.immutable_for}")
 
+    def under(self, wishes: RetentionOverrides) -> BackupRetention:
+        """Answer what holds for a client that wants some of it otherwise."""
+        return BackupRetention(
+            keep_last=self.keep_last if wishes.keep_last is None else wishes.keep_last,
+            keep_daily=self.keep_daily if wishes.keep_daily is None else wishes.keep_daily,
+            keep_weekly=self.keep_weekly if wishes.keep_weekly is None else wishes.keep_weekly,
+            immutable_for=self.immutable_for if wishes.immutable_for is None else wishes.immutable_for,
+        )
+
     def locked_until(self, completed: datetime) -> datetime | None:
         """Until when a set that was completed then is locked; None: not at all."""
         return completed + self.immutable_for if self.immutable_for else None
 
 
-def let_go(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -> Sequence[BackupSet]:
-    """Return those of one sandbox's sets that are to be deleted now, the oldest first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupPolicy:
+    """What holds for the backups of a client's sandboxes."""
 
-    The newest COMPLETE set stays, whatever the policy says: it may be the only copy. A set that is locked stays, and
-    counts where rules count. FAILED sets are let go; what is on its way, and what is gone, is left alone.
+    every: timedelta
+    """How old the newest set of one that is used may become; zero: nothing by schedule."""
+    after_terminate: bool
+    """What a terminated one leaves is backed up."""
+    retention: BackupRetention = field(default_factory=BackupRetention)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keeping:
+    """What a policy says of one sandbox's sets now."""
+
+    policy: BackupPolicy
+    holds: Mapping[BackupSetId, frozenset[Hold]]
+    """Of each COMPLETE one; empty where it goes with the next look."""
+
+    def expire_time(self, one: BackupSet) -> datetime | None:
+        """When it is let go; None where that depends on sets to come, or it is going already."""
+        if one.status is BackupSetStatus.FAILED:
+            return one.update_time + FAILED_KEPT_FOR
+        if one.status is not BackupSetStatus.COMPLETE or self.holds.get(one.id, frozenset()) - {Hold.LOCKED}:
+            return None
+        return one.locked_until or one.update_time
+
+
+def holds(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -> Mapping[BackupSetId, frozenset[Hold]]:
+    """Say of each of one sandbox's COMPLETE sets why it is kept now; of one that is to go: nothing.
+
+    The newest one is kept, whatever the policy says: it may be the only copy. A set that is locked is kept, and counts
+    where rules count.
 
     Args:
         sets: All of one sandbox, in any order.
@@ -56,14 +127,30 @@ def let_go(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) 
         key=lambda one: (one.take_time, one.id),
         reverse=True,
     )
-    kept = {one.id for one in complete[: max(1, policy.keep_last)]}
-    kept |= _newest_of_each(complete, policy.keep_daily, lambda moment: moment.date().isoformat())
-    kept |= _newest_of_each(complete, policy.keep_weekly, lambda moment: "{}-{}".format(*moment.isocalendar()[:2]))
+    by_rule = {
+        Hold.NEWEST: {one.id for one in complete[:1]},
+        Hold.LAST: {one.id for one in complete[: policy.keep_last]},
+        Hold.DAILY: _newest_of_each(complete, policy.keep_daily, lambda moment: moment.date().isoformat()),
+        Hold.WEEKLY: _newest_of_each(
+            complete, policy.keep_weekly, lambda moment: "{}-{}".format(*moment.isocalendar()[:2])
+        ),
+        Hold.LOCKED: {one.id for one in complete if _locked(one, at)},
+    }
+    return {one.id: frozenset(rule for rule, kept in by_rule.items() if one.id in kept) for one in complete}
+
+
+def let_go(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -> Sequence[BackupSet]:
+    """Return those of one sandbox's sets that are to be deleted now, the oldest first.
+
+    COMPLETE ones that nothing `holds`, and FAILED ones when they could be read for `FAILED_KEPT_FOR`; what is on its
+    way, and what is gone, is left alone. Arguments and errors as of `holds`.
+    """
+    kept = holds(sets, policy, at=at)
     gone = [
         one
         for one in sets
-        if one.status is BackupSetStatus.FAILED
-        or (one.status is BackupSetStatus.COMPLETE and one.id not in kept and not _locked(one, at))
+        if (one.status is BackupSetStatus.FAILED and one.update_time + FAILED_KEPT_FOR <= at)
+        or (one.status is BackupSetStatus.COMPLETE and not kept[one.id])
     ]
     return sorted(gone, key=lambda one: (one.take_time, one.id))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from sandboxd.model.backup_retention import AS_INSTALLED, RetentionOverrides
 from sandboxd.model.client_errors import AccountStateError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.lifecycle import NO_OVERRIDES, LifecycleOverrides
@@ -80,6 +81,8 @@ class ClientPolicy:
     """When its sandboxes rest, where it wants that otherwise than the installation."""
     backup_every: timedelta | None = None
     """How old the newest backup of one that is used may become; zero is never, None what holds for the installation."""
+    backup_retention: RetentionOverrides = AS_INSTALLED
+    """Which backups are kept, where it wants that otherwise than the installation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

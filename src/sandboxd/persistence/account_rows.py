@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from sandboxd.model.backup_retention import RetentionOverrides
 from sandboxd.model.client import AccountState, Client, ClientPolicy, Freelancer, Quotas, TextPolicy
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import Tier
@@ -91,6 +92,8 @@ def policy_json(policy: ClientPolicy) -> Values:
         written["lifecycle"] = wished
     if policy.backup_every is not None:
         written["backup_every_seconds"] = policy.backup_every.total_seconds()
+    if kept := _retention_json(policy.backup_retention):
+        written["backup_retention"] = kept
     return written
 
 
@@ -105,6 +108,32 @@ def read_policy(written: Mapping[str, Any]) -> ClientPolicy:
         freelancer_quotas=read_quotas(written.get("freelancer_quotas", {})),
         lifecycle=read_overrides(written.get("lifecycle")),
         backup_every=None if every is None else timedelta(seconds=every),
+        backup_retention=_read_retention(written.get("backup_retention", {})),
+    )
+
+
+def _retention_json(wishes: RetentionOverrides) -> Values:
+    written: Values = {
+        name: value
+        for name, value in (
+            ("keep_last", wishes.keep_last),
+            ("keep_daily", wishes.keep_daily),
+            ("keep_weekly", wishes.keep_weekly),
+        )
+        if value is not None
+    }
+    if wishes.immutable_for is not None:
+        written["immutable_seconds"] = wishes.immutable_for.total_seconds()
+    return written
+
+
+def _read_retention(written: Mapping[str, Any]) -> RetentionOverrides:  # Any: JSON
+    seconds = written.get("immutable_seconds")
+    return RetentionOverrides(
+        keep_last=written.get("keep_last"),
+        keep_daily=written.get("keep_daily"),
+        keep_weekly=written.get("keep_weekly"),
+        immutable_for=None if seconds is None else timedelta(seconds=seconds),
     )
 
 

@@ -13,11 +13,13 @@ from typing_extensions import override
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_backup import backup_id, encode_backup
+from sandboxd.api.grpc.codec_backup_policy import encode_backup_policy
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.manager.backups import Backups
 from sandboxd.model.backup import BackupSet
+from sandboxd.model.backup_retention import Keeping
 from sandboxd.model.caller import Request
 from sandboxd.model.ids import RequestId
 from sandboxd.v1 import backup_pb2 as pb
@@ -58,21 +60,27 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     @override
     async def GetBackup(self, request: pb.GetBackupRequest, context: Context) -> pb.GetBackupResponse:
         """Return one backup."""
-        found = await self._backups.get(current_rpc().caller, sandbox_id(request.name), backup_id(request.name))
-        return pb.GetBackupResponse(backup=encode_backup(found))
+        caller, sandbox = current_rpc().caller, sandbox_id(request.name)
+        found = await self._backups.get(caller, sandbox, backup_id(request.name))
+        keeping = await self._backups.keeping(caller, sandbox)
+        return pb.GetBackupResponse(backup=encode_backup(found, keeping), policy=_policy(keeping))
 
     @override
     async def ListBackups(self, request: pb.ListBackupsRequest, context: Context) -> pb.ListBackupsResponse:
         """List backups."""
+        caller, sandbox = current_rpc().caller, sandbox_id(request.sandbox)
         page = await self._backups.list(
-            current_rpc().caller,
-            sandbox_id(request.sandbox),
+            caller,
+            sandbox,
             deleted=request.deleted,
             page_size=request.page_size,
             page_token=request.page_token,
         )
+        keeping = await self._backups.keeping(caller, sandbox)
         return pb.ListBackupsResponse(
-            backups=[encode_backup(one) for one in page.items], next_page_token=page.next_token
+            backups=[encode_backup(one, keeping) for one in page.items],
+            next_page_token=page.next_token,
+            policy=_policy(keeping),
         )
 
     @override
@@ -126,3 +134,7 @@ def _request(message: pb.CreateBackupRequest | pb.CancelBackupRequest | pb.Delet
         request_id=RequestId(message.request_id),
         body_hash=hash_request(message, method=rpc.method),
     )
+
+
+def _policy(keeping: Keeping | None) -> pb.BackupPolicy | None:
+    return None if keeping is None else encode_backup_policy(keeping.policy)

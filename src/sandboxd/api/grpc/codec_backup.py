@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sandboxd.api.grpc.codec_backup_policy import HOLDS
 from sandboxd.api.grpc.names import timestamp
 from sandboxd.model.backup import (
     BackupSet,
@@ -15,6 +16,7 @@ from sandboxd.model.backup import (
     Volume,
     VolumeSnapshot,
 )
+from sandboxd.model.backup_retention import Hold, Keeping
 from sandboxd.model.legible import legible
 from sandboxd.v1 import backup_pb2 as pb
 
@@ -53,11 +55,12 @@ def backup_id(name: str) -> BackupSetId:
     return BackupSetId(name.split("/")[3])
 
 
-def encode_backup(backup: BackupSet) -> pb.Backup:
-    """Encode a backup."""
+def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backup:
+    """Encode a backup, and why it is kept where that is known."""
     made = backup.status is not BackupSetStatus.CREATING and bool(backup.volumes)
     unsaved = backup.spec.get("unsaved_since", "")
     warnings = [f"What was installed since {unsaved} was in no image: it is not part of this backup."]
+    kept = frozenset[Hold]() if keeping is None else keeping.holds.get(backup.id, frozenset())
     return pb.Backup(
         name=backup_name(backup),
         status=STATUSES[backup.status],
@@ -74,6 +77,8 @@ def encode_backup(backup: BackupSet) -> pb.Backup:
         take_time=timestamp(backup.take_time),
         create_time=timestamp(backup.create_time),
         update_time=timestamp(backup.update_time),
+        holds=sorted(HOLDS[hold] for hold in kept),
+        expire_time=None if keeping is None else timestamp(keeping.expire_time(backup)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from sandboxd.api.grpc.codec_backup_policy import decode_retention, encode_retention
 from sandboxd.api.grpc.codec_lifecycle import decode_lifecycle, encode_lifecycle
 from sandboxd.api.grpc.codec_sandbox import TIERS
 from sandboxd.api.grpc.names import client_name, freelancer_name, timestamp
@@ -34,7 +35,16 @@ TEXTS: Final[Mapping[TextPolicy, pb.TextPolicy.ValueType]] = {
 _STATES_BACK: Final = {number: state for state, number in STATES.items()}
 _TEXTS_BACK: Final = {number: text for text, number in TEXTS.items()}
 _TIERS_BACK: Final = {number: tier for tier, number in TIERS.items()}
-_POLICY_PARTS: Final = ("text", "text_lifetime", "models", "quotas", "freelancer_quotas", "lifecycle", "backup_every")
+_POLICY_PARTS: Final = (
+    "text",
+    "text_lifetime",
+    "models",
+    "quotas",
+    "freelancer_quotas",
+    "lifecycle",
+    "backup_every",
+    "backup_retention",
+)
 CLIENT_PATHS: Final = frozenset({"display_name", "policy", *(f"policy.{part}" for part in _POLICY_PARTS)})
 """What the mask of UpdateClient may name."""
 FREELANCER_PATHS: Final = frozenset({"display_name", "quotas"})
@@ -81,6 +91,7 @@ def encode_policy(policy: ClientPolicy) -> pb.ClientPolicy:
         freelancer_quotas=encode_quotas(policy.freelancer_quotas),
         lifecycle=encode_lifecycle(policy.lifecycle),
         backup_every=_duration(policy.backup_every),
+        backup_retention=encode_retention(policy.backup_retention),
     )
 
 
@@ -112,6 +123,7 @@ def decode_policy(message: pb.ClientPolicy) -> ClientPolicy:
         freelancer_quotas=decode_quotas(message.freelancer_quotas),
         lifecycle=decode_lifecycle(message.lifecycle),
         backup_every=message.backup_every.ToTimedelta() if message.HasField("backup_every") else None,
+        backup_retention=decode_retention(message.backup_retention),
     )
 
 
@@ -145,6 +157,7 @@ def decode_client_edit(message: pb.UpdateClientRequest) -> ClientEdit:
             freelancer_quotas=wished.freelancer_quotas if "policy.freelancer_quotas" in paths else None,
             lifecycle=wished.lifecycle if "policy.lifecycle" in paths else None,
             backup_every=wished.backup_every if "policy.backup_every" in paths else KEEP,
+            backup_retention=wished.backup_retention if "policy.backup_retention" in paths else None,
         ),
     )
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from rich.console import Console
 from rich.status import Status
-from rich.table import Table
 from rich.text import Text
 
 from sandboxd.ctl import following
@@ -16,7 +14,8 @@ from sandboxd.ctl.figures import amount
 from sandboxd.ctl.names import bare, find_sandbox
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell, UsageError
-from sandboxd.ctl.tables import filled, when
+from sandboxd.ctl.tables import when
+from sandboxd.ctl.tables_backups import backup_table, consistency_of, kept_line, policy_line
 from sandboxd.v1 import backup_pb2 as pb
 
 
@@ -44,6 +43,9 @@ async def ls(shell: Shell, said: str, *, everything: bool) -> Exit:
     rows = [each async for each in found]
     if rows:
         shell.out.print(backup_table(rows, shell.out))
+        policy = await shell.client.backups.policy(name)
+        if policy is not None:
+            shell.err.print(Text(policy_line(policy), "dim"))
     else:
         shell.err.print(Text(f"There are no backups. Make one with: sandboxctl backups create {bare(name)}", "dim"))
     return Exit.OK
@@ -51,11 +53,13 @@ async def ls(shell: Shell, said: str, *, everything: bool) -> Exit:
 
 async def show(shell: Shell, said: str, wanted: str) -> Exit:
     """Show one backup."""
-    backup = await shell.client.backups.get(await find_backup(shell, said, wanted))
+    answer = await shell.client.backups.look(await find_backup(shell, said, wanted))
     if shell.json:
-        shell.emit(backup)
-    else:
-        _tell(shell, backup)
+        shell.emit(answer.backup)
+        return Exit.OK
+    _tell(shell, answer.backup)
+    if answer.HasField("policy"):
+        shell.say(f"  {policy_line(answer.policy)}", "dim")
     return Exit.OK
 
 
@@ -106,24 +110,6 @@ async def find_backup(shell: Shell, said: str, wanted: str) -> str:
     return found[0]
 
 
-def backup_table(backups: Iterable[pb.Backup], console: Console) -> Table:
-    """Make the table of `backups ls`."""
-    rows = [
-        (
-            bare(each.name),
-            pb.BackupStatus.Name(each.status).removeprefix("BACKUP_STATUS_"),
-            amount(sum(one.bytes for one in each.volumes)) if each.volumes else "-",
-            amount(sum(one.stored_bytes for one in each.volumes)) if each.volumes else "-",
-            when(each.take_time),
-            pb.BackupTrigger.Name(each.trigger).removeprefix("BACKUP_TRIGGER_").lower(),
-            _consistency(each) or clean_line(each.failure.reason),
-        )
-        for each in backups
-    ]
-    columns = ("BACKUP", "STATUS", "SIZE", "STORED", "TAKEN", "BY", "FILES")
-    return filled(console, columns, rows, spare=("STORED", "BY"))
-
-
 async def _followed(shell: Shell, backup: pb.Backup) -> pb.Backup:
     """Follow a backup to its end."""
     return await following.followed(
@@ -150,7 +136,7 @@ def _tell(shell: Shell, backup: pb.Backup) -> None:
         shell.err.print(Text(f"✗ {bare(backup.name)}: {clean_line(backup.failure.message)}", style="red"))
         return
     status = pb.BackupStatus.Name(backup.status).removeprefix("BACKUP_STATUS_")
-    shell.say(f"{bare(backup.name)} {status} of {when(backup.take_time)}, {_consistency(backup) or 'not yet whole'}")
+    shell.say(f"{bare(backup.name)} {status} of {when(backup.take_time)}, {consistency_of(backup) or 'not yet whole'}")
     for each in backup.volumes:
         kind = pb.BackupVolumeKind.Name(each.kind).removeprefix("BACKUP_VOLUME_KIND_").lower()
         gone = f", {each.vanished:,} vanished" if each.vanished else ""
@@ -161,15 +147,11 @@ def _tell(shell: Shell, backup: pb.Backup) -> None:
         shell.say(f"  image {clean_line(backup.image)}", "dim")
     if backup.checksum:
         shell.say(f"  checksum {clean_line(backup.checksum)}", "dim")
+    if kept := kept_line(backup):
+        shell.say(f"  kept as: {kept}", "dim")
     if backup.HasField("lock_time"):
-        shell.say(f"  kept until {when(backup.lock_time)}, whoever asks", "dim")
+        shell.say(f"  immutable until {when(backup.lock_time)}, whoever asks", "dim")
     if backup.HasField("deletion"):
         shell.say(f"  gone since {when(backup.deletion.forget_time)}", "dim")
     for warning in backup.warnings:
         shell.say(f"  {clean_line(warning)}", "yellow")
-
-
-def _consistency(backup: pb.Backup) -> str:
-    if not backup.consistency:
-        return ""
-    return pb.BackupConsistency.Name(backup.consistency).removeprefix("BACKUP_CONSISTENCY_").lower().replace("_", " ")

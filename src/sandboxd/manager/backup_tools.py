@@ -1,0 +1,43 @@
+"""What backups work with, and what holds for those of a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from sandboxd.manager.ports import UnitOfWork
+from sandboxd.model.backup_retention import BackupPolicy, BackupRetention
+from sandboxd.model.client import ClientPolicy
+from sandboxd.model.ids import ClientId
+from sandboxd.volumes.ports import VolumeBackups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackupTools:
+    """What backups work with."""
+
+    volumes: VolumeBackups
+    retention: BackupRetention = field(default_factory=BackupRetention)
+    """Of clients that wish nothing else."""
+    take_timeout: timedelta = timedelta(hours=6)
+    restore_timeout: timedelta = timedelta(hours=6)
+    delete_timeout: timedelta = timedelta(hours=6)
+    every: timedelta = timedelta(0)
+    """How old the newest set of a sandbox that is used may become, where its client wishes nothing else; zero: nothing
+    by schedule."""
+    after_terminate: bool = True
+    """Back up what terminated sandboxes leave."""
+    at_once: int = 2
+    """Sets that policy lets this replica make at the same time."""
+    pause: timedelta = timedelta(minutes=1)
+    """Between two looks at what policy wants; zero: none."""
+
+    async def policy_of(self, work: UnitOfWork, client: ClientId) -> BackupPolicy:
+        """Say what holds for a client now: its own wishes, and where it has none the installation's."""
+        found = await work.clients.find(client)
+        wishes = ClientPolicy() if found is None else found.policy
+        return BackupPolicy(
+            every=self.every if wishes.backup_every is None else wishes.backup_every,
+            after_terminate=self.after_terminate,
+            retention=self.retention.under(wishes.backup_retention),
+        )
