@@ -147,6 +147,8 @@ class FakeRunningImages(RunningImages):
         """What the template names."""
         self.started: ImageReference | None = None
         """What lives run from that named no image, where that is not what the template names now."""
+        self.hanging: asyncio.Event | None = None
+        """What a `set_image` waits for."""
 
     @override
     async def base(self) -> ImageReference:
@@ -166,6 +168,8 @@ class FakeRunningImages(RunningImages):
     @override
     async def set_image(self, sandbox: SandboxId, image: ImageReference | None, *, timeout: timedelta) -> None:
         await asyncio.sleep(0)
+        if self.hanging is not None:
+            await self.hanging.wait()
         if self.error is not None:
             raise self.error
         self.backend.next_images[sandbox] = "" if image is None else str(image)

@@ -193,7 +193,7 @@ async def test_the_build_sandbox_is_nobodys_and_is_gone_afterwards(world: Manage
     with pytest.raises(SandboxNotFoundError):
         await world.manager.get(a_caller(), spec.sandbox)
     assert nothing_is_left(world)
-    assert world.units.rows.leases == {}
+    await eventually(lambda: world.units.rows.leases == {})
 
 
 async def test_an_upgrade_is_put_on_record_before_anything_is_done(world: ManagerWorld, mirror: Mirror) -> None:

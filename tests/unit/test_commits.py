@@ -96,7 +96,7 @@ async def test_a_commit_is_pushed_booted_and_then_active(world: ManagerWorld) ->
     assert set(made.seconds) == {"capture", "push", "verify", "probe", "activate"}
     assert made.content.left_out[0].reason == "secret"
     assert [row.told_time for row in rows(world)] == [world.clock.now()]
-    assert world.units.rows.leases == {}
+    await eventually(lambda: world.units.rows.leases == {})
 
 
 async def test_a_commit_does_not_count_as_use_and_does_not_move_the_state(world: ManagerWorld) -> None:
@@ -395,7 +395,7 @@ async def test_another_replica_goes_on_after_a_crash_at_any_step(world: ManagerW
     assert latest(world) == answered.content.digest
     assert len(rows(world)) == 1
     assert len(world.builder.orders) == (2 if step == "commit.after_build" else 1)
-    assert world.units.rows.leases == {}
+    await eventually(lambda: world.units.rows.leases == {})
     assert await core.commits.finish_left_over() == 0
 
 
@@ -436,7 +436,7 @@ async def test_a_live_commit_of_another_replica_is_left_alone(world: ManagerWorl
     world.clock.advance(60)  # and its lease runs out: the first stands still
     assert await core.commits.finish_left_over() == 1
     assert world.core.commits is not None
-    await world.core.commits.renew()
+    await world.core.commits.tasks.renew()
     world.builder.hanging.set()
     await eventually(lambda: rows(world)[0].told_time is not None)
     assert [row.status for row in rows(world)] == [G.ACTIVE]
@@ -489,6 +489,19 @@ async def test_what_could_not_be_told_is_told_later(world: ManagerWorld) -> None
     assert made.content is not None
     assert latest(world) == made.content.digest
     assert await world.core.commits.telling.tell_untold() == 0
+
+
+async def test_leases_are_kept_while_an_image_is_told_for_long(world: ManagerWorld) -> None:
+    sandbox = await world.given_active()
+    world.running.hanging = asyncio.Event()
+    await commit(world, sandbox, "with ripgrep", wait=False)
+    await eventually(lambda: rows(world)[0].status is G.ACTIVE)
+    assert world.core.commits is not None
+
+    await world.core.commits.tasks.renew()
+    world.running.hanging.set()
+
+    await eventually(lambda: rows(world)[0].told_time is not None)
 
 
 async def test_latest_names_what_became_active_last_of_all_sandboxes(world: ManagerWorld) -> None:
@@ -625,7 +638,7 @@ async def test_a_going_replica_leaves_its_commit_to_the_next(world: ManagerWorld
     await world.manager.drain(grace=NOW)
 
     assert rows(world)[0].status is G.BUILDING
-    assert world.units.rows.leases == {}
+    await eventually(lambda: world.units.rows.leases == {})
     world.builder.hanging.set()
     core, _ = world.replica("second")
     assert core.commits is not None

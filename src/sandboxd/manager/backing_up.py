@@ -17,6 +17,7 @@ import structlog
 from sandboxd.manager.backup_metrics import BackupMetrics, BackupOutcome
 from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
@@ -155,7 +156,6 @@ class BackingUp:
     def start(self, held: HeldBackup) -> None:
         """Begin the work on a set whose row and lease are durable."""
         self.tasks.start(held.lease, lambda: self._guard(held), name=f"backup-{held.backup.id}")
-        self.metrics.running(self.tasks.count)
 
     async def wait(self, backup: BackupSetId, *, timeout: timedelta) -> BackupSet:
         """Wait for the end of a backup, wherever it is worked on, and answer what it came to.
@@ -214,8 +214,6 @@ class BackingUp:
             await self._fail(held, error)
         else:
             self._note_end(ended, "complete")
-        finally:
-            self.metrics.running(self.tasks.count - 1)
 
     async def _work(self, held: HeldBackup) -> BackupSet:
         backup = held.backup
@@ -228,22 +226,9 @@ class BackingUp:
                 backup=backup.id,
             )
         note = _Note()
-        work = asyncio.create_task(self._carry_out(held, note), name=f"backup-work-{backup.id}")
-        report = asyncio.create_task(self._report(backup, note), name=f"backup-report-{backup.id}")
-        try:
-            await asyncio.wait({work, report}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            work.cancel()
-            await asyncio.wait({work})
-            if not work.cancelled() and work.exception() is None:
-                return work.result()  # it had just come to its end
-            report.result()
-            raise _cancelled(backup)
-        finally:
-            for task in (work, report):
-                task.cancel()
-            await asyncio.gather(work, report, return_exceptions=True)
+        return await unless_cut_short(
+            self._carry_out(held, note), self._report(backup, note), name=f"backup-{backup.id}"
+        )
 
     async def _carry_out(self, held: HeldBackup, note: _Note) -> BackupSet:
         backup = held.backup
@@ -278,8 +263,8 @@ class BackingUp:
         async with self.units.begin() as work:
             return await work.sandboxes.get(sandbox)
 
-    async def _report(self, backup: BackupSet, note: _Note) -> None:
-        """Write progress; returns when somebody wishes that it ends."""
+    async def _report(self, backup: BackupSet, note: _Note) -> BackupCancelledError:
+        """Write progress until somebody wishes that it ends."""
         written: BackupSetProgress | None = None
         while True:
             await asyncio.sleep(self.report_every.total_seconds())
@@ -295,7 +280,7 @@ class BackingUp:
                 log.info("backup.progress_not_written", backup=backup.id, error=error.message)
                 continue
             if found.cancelled and found.status is _S.CREATING:
-                return
+                return _cancelled(backup)
 
     async def _fail(self, held: HeldBackup, error: SandboxdError) -> None:
         backup = held.backup

@@ -8,10 +8,10 @@ so whoever takes a commit over, or finds one left, knows what it was for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import structlog
 
@@ -21,6 +21,7 @@ from sandboxd.manager.backend_port import Backend, SandboxSpec
 from sandboxd.manager.base_plans import BasePlan, BasePlans, read_kept, some_paths
 from sandboxd.manager.commit_rules import RESTING
 from sandboxd.manager.commit_steps import ASK_TIMEOUT, ImageTools, ProgressNote
+from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.image_ports import ImageNotFoundError
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.manager.replaying import NotInstalled, PackageReplay, Replayed
@@ -57,7 +58,6 @@ WATCH_SECONDS: Final = 5.0
 """How often is looked whether the sandbox still rests."""
 _SHOWN_FAILURES: Final = 5
 
-_T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
 
@@ -128,7 +128,11 @@ class BaseBuilding:
             raise _incomplete(sandbox.id, plan.lost, known_before=True)
         if not plan.replayed:
             return Rebuilt(base=plan.new_base, left_out=_beside(plan))
-        return await self._unless_overtaken(generation, self._in_build_sandbox(sandbox, generation, plan, note))
+        return await unless_cut_short(
+            self._in_build_sandbox(sandbox, generation, plan, note),
+            self._watch(generation),
+            name=f"upgrade-{generation.id}",
+        )
 
     async def clear(self, generation: Generation) -> None:
         """Destroy the build sandbox of a commit, whatever is left of it; what fails is tried again by `sweep`."""
@@ -255,27 +259,14 @@ class BaseBuilding:
             )
         return found
 
-    async def _unless_overtaken(self, generation: Generation, work: Coroutine[Any, Any, _T]) -> _T:
-        """Do the work, and end it when the sandbox is started."""
-        working = asyncio.create_task(work, name=f"upgrade-work-{generation.id}")
-        watching = asyncio.create_task(self._watch(generation), name=f"upgrade-watch-{generation.id}")
-        try:
-            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                watching.result()  # raises what it found
-            return await working
-        finally:
-            for task in (watching, working):
-                task.cancel()
-            await asyncio.gather(watching, working, return_exceptions=True)
-
-    async def _watch(self, generation: Generation) -> None:
+    async def _watch(self, generation: Generation) -> CommitOvertakenError | SandboxNotFoundError:
+        """Look until the sandbox is started, or is another one."""
         while True:
             await asyncio.sleep(self.watch_seconds)
             try:
                 await self._resting(generation)
-            except (CommitOvertakenError, SandboxNotFoundError):
-                raise
+            except (CommitOvertakenError, SandboxNotFoundError) as error:
+                return error
             except SandboxdError as error:
                 log.info("upgrade.not_looked", sandbox=generation.sandbox, error=error.message)
 

@@ -42,9 +42,10 @@ from sandboxd.manager.commit_rules import (
 )
 from sandboxd.manager.image_ports import QUIET
 from sandboxd.manager.image_trust import sign_proven
+from sandboxd.manager.leased_tasks import Lease
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.package_keeping import PackageKeeping
-from sandboxd.manager.ports import OperationId, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.model.commit_errors import CommitOvertakenError
 from sandboxd.model.errors import InternalError, StaleOwnerError, UnavailableError
 from sandboxd.model.failpoints import failpoint
@@ -115,7 +116,7 @@ class Held:
     """A generation, and the lease under which this process works on it."""
 
     generation: Generation
-    operation: OperationId
+    lease: Lease
 
 
 @dataclass(slots=True, kw_only=True)
@@ -382,6 +383,7 @@ class CommitSteps:
     async def _still(self, work: UnitOfWork, held: Held) -> Generation:
         """The row, locked, and still ours to work on."""
         found = await work.generations.get(held.generation.id, for_update=True)
-        if not await work.operations.holds(lease_key(found), held.operation) or not found.status.in_flight:
+        holds = await work.operations.holds(held.lease.key, held.lease.operation)
+        if not holds or not found.status.in_flight:
             raise StaleOwnerError(f"Another replica has taken over the commit {found.tag}.", image=found.tag)
         return found

@@ -1,4 +1,4 @@
-"""The commits of this process: each is owned here, outlives its caller, keeps its lease and writes down how far it is.
+"""The commits of this process: each is owned here, outlives its caller and writes down how far it is.
 
 And the recovery of those that a crash left: whoever can take the lease goes on from the row's status. What a build had
 done is lost with its process, so it is begun again, a few times; from PUSHED on nothing is done twice.
@@ -18,15 +18,16 @@ from sandboxd.manager.base_building import BaseBuilding
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commit_metrics import CommitMetrics, outcome_of
 from sandboxd.manager.commit_steps import CommitSteps, Held, ImageTools, ProgressNote, lease_key
-from sandboxd.manager.draining import drain
+from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.image_ports import ATTEMPTS_KEPT_FOR
 from sandboxd.manager.image_telling import ImageTelling
-from sandboxd.manager.intents import LEASE, POLL_SECONDS
+from sandboxd.manager.intents import POLL_SECONDS
+from sandboxd.manager.leased_tasks import LeasedTasks
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.packages import SandboxNotRunningError
-from sandboxd.manager.ports import Operation, OperationId, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.manager.sbom_attaching import SbomAttaching
 from sandboxd.model.commit_errors import CommitAbandonedError, CommitCancelledError
 from sandboxd.model.errors import (
@@ -39,7 +40,7 @@ from sandboxd.model.errors import (
 from sandboxd.model.ids import RequestId, SandboxId
 from sandboxd.model.image import CommitTrigger, Failure, Generation, GenerationId, GenerationStatus
 from sandboxd.model.sandbox import SandboxState
-from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.sources import Clock
 from sandboxd.model.trace import NO_TRACES, Tracer
 
 REPORT_EVERY: Final = timedelta(seconds=1)
@@ -56,12 +57,6 @@ _G = GenerationStatus
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Running:
-    held: Held
-    task: asyncio.Task[None]
-
-
 @dataclass(slots=True, kw_only=True)
 class Commits:
     """Runs commits. A caller that goes away does not end one; a wish in its row does."""
@@ -71,19 +66,16 @@ class Commits:
     changes: Changes
     losses: Losses
     clock: Clock
-    ids: IdSource
-    replica: str
+    tasks: LeasedTasks
     metrics: CommitMetrics
     deeds: OwnDeeds = UNRECORDED
     packages: PackageKeeping | None = None
     bases: BaseBuilding | None = None
     tracer: Tracer = NO_TRACES
-    lease: timedelta = LEASE
     report_every: timedelta = REPORT_EVERY
     telling: ImageTelling = field(init=False)
     sboms: SbomAttaching = field(init=False)
     _steps: CommitSteps = field(init=False)
-    _running: dict[GenerationId, _Running] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         """Join the parts to the same things."""
@@ -146,17 +138,14 @@ class Commits:
     async def hold(self, work: UnitOfWork, wanted: Generation) -> Held:
         """Insert a generation that is BUILDING, with its number and the lease on it. Raises CommitInProgressError."""
         begun = await work.generations.begin(wanted)
-        operation = self._operation()
-        await work.operations.take(lease_key(begun), operation, lease=self.lease)
-        return Held(generation=begun, operation=operation.id)
+        lease = await self.tasks.take(work, lease_key(begun))
+        if lease is None:  # which is new: nobody else knows of it
+            raise ConflictError(f"Commit {begun.id} is worked on by another replica.", image=begun.tag)
+        return Held(generation=begun, lease=lease)
 
     def start(self, held: Held) -> None:
         """Begin the work on a generation whose row and lease are durable."""
-        name = f"commit-{held.generation.id}"
-        task = asyncio.create_task(self._guard(held), name=name)
-        self._running[held.generation.id] = _Running(held=held, task=task)
-        self.metrics.running(len(self._running))
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its guard has logged it
+        self.tasks.start(held.lease, lambda: self._see_through(held), name=f"commit-{held.generation.id}")
 
     async def wait(self, generation: GenerationId, *, timeout: timedelta) -> Generation:
         """Wait for the end of a commit, wherever it is worked on, and answer what it came to.
@@ -168,7 +157,7 @@ class Commits:
         while True:
             async with self.units.begin() as work:
                 found = await work.generations.get(generation)
-            telling = found.status is _G.ACTIVE and found.told_time is None and generation in self._running
+            telling = found.status is _G.ACTIVE and found.told_time is None and self.tasks.busy(lease_key(found))
             left = deadline - self.clock.monotonic()
             if not found.status.in_flight and (not telling or left <= 0):
                 return found
@@ -184,35 +173,18 @@ class Commits:
     @property
     def busy(self) -> bool:
         """True while this process works on any."""
-        return bool(self._running)
+        return self.tasks.count > 0
 
     async def run(self) -> None:
         """Keep leases, and repair what crashes left, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self.keep_leases(), name="commit-leases")
+            group.create_task(self.tasks.run(), name="commit-leases")
             group.create_task(self._recover(), name="commit-recovery")
             group.create_task(self.sboms.run(), name="image-sboms")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let commits end within the grace, then leave the rest to the recovery of whoever comes next."""
-        await drain({entry.task for entry in self._running.values()}, grace=grace, undone_within=2.0)
-
-    async def renew(self) -> None:
-        """Prolong the lease of every commit of this process, and end what is no longer ours."""
-        mine = {entry.held.operation: entry for entry in self._running.values()}
-        if not mine:
-            return
-        try:
-            async with self.units.begin() as work:
-                kept = frozenset(await work.operations.renew([*mine], lease=self.lease))
-                await work.commit()
-        except SandboxdError as error:
-            log.warning("commit.lease_not_renewed", commits=len(mine), error=error.message)
-            return
-        for lost in mine.keys() - kept:
-            if not mine[lost].task.done():
-                log.warning("commit.lost", generation=mine[lost].held.generation.id)
-                mine[lost].task.cancel()
+        await self.tasks.drain(grace=grace)
 
     async def finish_left_over(self) -> int:
         """Go on with every commit that nobody works on, and tell what is untold; answers how many were taken over."""
@@ -223,7 +195,7 @@ class Commits:
             if not page:
                 break
             for generation in page:
-                if generation.id not in self._running and (held := await self._adopt(generation.id)) is not None:
+                if not self.tasks.busy(lease_key(generation)) and (held := await self._adopt(generation.id)):
                     log.info("commit.recovering", sandbox=generation.sandbox, generation=generation.id)
                     self.metrics.recovered()
                     self.start(held)
@@ -234,20 +206,20 @@ class Commits:
 
     async def _adopt(self, generation: GenerationId) -> Held | None:
         """Take over one that nobody works on; None where somebody does, or it has ended."""
-        operation = self._operation()
         async with self.units.begin() as work:
             found = await work.generations.get(generation, for_update=True)
             if not found.status.in_flight:
                 return None
-            if not await work.operations.take(lease_key(found), operation, lease=self.lease):
+            lease = await self.tasks.take(work, lease_key(found))
+            if lease is None:
                 return None
             if found.status is _G.BUILDING:
                 found = replace(found, attempts=found.attempts + 1, version=found.version + 1)
                 await work.generations.save(found)
             await work.commit()
-        return Held(generation=found, operation=operation.id)
+        return Held(generation=found, lease=lease)
 
-    async def _guard(self, held: Held) -> None:
+    async def _see_through(self, held: Held) -> None:
         generation = held.generation
         said: Mapping[str, str] = {"sandbox": generation.sandbox, "image": generation.tag}
         log.info("commit.begun", trigger=generation.trigger.value, attempt=generation.attempts, **said)
@@ -255,25 +227,14 @@ class Commits:
         try:
             async with self.deeds.recorded(deed, client=generation.client, sandbox=generation.sandbox):
                 ended = await self._work(held)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._release(held))
-            raise
         except (DatabaseUnavailableError, StaleOwnerError, ConflictError) as error:
             log.warning("commit.left", error=error.message, **said)  # recovery sees to it
-            await self._release(held)
         except SandboxdError as error:
             await self._fail(held, error)
-        except Exception:  # a task guard: the row stays, and recovery begins again, a few times
-            log.exception("commit.broken", **said)
-            await self._release(held)
         else:
             self._note_end(ended)
-            await self._release(held)
             if ended.status is _G.ACTIVE:
                 await self.telling.tell(ended)
-        finally:
-            self._running.pop(generation.id, None)
-            self.metrics.running(len(self._running))
 
     async def _work(self, held: Held) -> Generation:
         if held.generation.cancelled:
@@ -286,25 +247,14 @@ class Commits:
                 image=held.generation.tag,
             )
         note = ProgressNote()
-        work = asyncio.create_task(self._steps.carry_out(held, note), name=f"commit-work-{held.generation.id}")
-        report = asyncio.create_task(self._report(held, note), name=f"commit-report-{held.generation.id}")
-        try:
-            await asyncio.wait({work, report}, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                return work.result()
-            work.cancel()
-            await asyncio.wait({work})
-            if not work.cancelled() and work.exception() is None:
-                return work.result()  # it had just come to its end
-            report.result()
-            raise _cancelled(held.generation)
-        finally:
-            for task in (work, report):
-                task.cancel()
-            await asyncio.gather(work, report, return_exceptions=True)
+        return await unless_cut_short(
+            self._steps.carry_out(held, note),
+            self._report(held, note),
+            name=f"commit-{held.generation.id}",
+        )
 
-    async def _report(self, held: Held, note: ProgressNote) -> None:
-        """Write progress; returns when somebody wishes that it ends."""
+    async def _report(self, held: Held, note: ProgressNote) -> CommitCancelledError:
+        """Write progress until somebody wishes that it ends."""
         while True:
             await asyncio.sleep(self.report_every.total_seconds())
             try:
@@ -319,18 +269,18 @@ class Commits:
                 log.info("commit.progress_not_written", generation=held.generation.id, error=error.message)
                 continue
             if found.cancelled and found.status.in_flight:
-                return
+                return _cancelled(held.generation)
 
     async def _fail(self, held: Held, error: SandboxdError) -> None:
         failure = Failure(kind=error.kind, reason=error.reason, message=error.message, metadata=dict(error.metadata))
         try:
             async with self.units.begin() as work:
                 found = await work.generations.get(held.generation.id, for_update=True)
-                if not found.status.in_flight or not await work.operations.holds(lease_key(found), held.operation):
+                holds = await work.operations.holds(held.lease.key, held.lease.operation)
+                if not found.status.in_flight or not holds:
                     return
                 failed = found.fail(failure, at=self.clock.now())
                 await work.generations.save(failed)
-                await work.operations.release(lease_key(found), held.operation)
                 await work.commit()
         except SandboxdError as unwritten:
             log.warning("commit.failure_not_written", generation=held.generation.id, error=unwritten.message)
@@ -356,20 +306,6 @@ class Commits:
         )
         self.sboms.wake()
 
-    async def _release(self, held: Held) -> None:
-        try:
-            async with self.units.begin() as work:
-                await work.operations.release(lease_key(held.generation), held.operation)
-                await work.commit()
-        except SandboxdError as error:
-            log.warning("commit.lease_not_released", generation=held.generation.id, error=error.message)
-
-    async def keep_leases(self) -> None:
-        """Prolong leases until cancelled."""
-        while True:
-            await asyncio.sleep(self.lease.total_seconds() / 3)
-            await self.renew()
-
     async def _recover(self) -> None:
         forget_at = self.clock.monotonic()
         while True:
@@ -387,9 +323,6 @@ class Commits:
             except Exception:  # a loop: one bad pass must not end all that follow
                 log.exception("commit.recovery_broken")
             await asyncio.sleep(RECOVER_EVERY.total_seconds())
-
-    def _operation(self) -> Operation:
-        return Operation(id=OperationId(self.ids.new("opr")), replica=self.replica)
 
 
 def _cancelled(generation: Generation) -> CommitCancelledError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.announcing import Announcements
 from sandboxd.manager.backing_up import BackingUp
@@ -96,14 +98,12 @@ class ManagerCore:
                 changes=self.changes,
                 losses=self.losses,
                 clock=clock,
-                ids=tools.ids,
-                replica=tools.replica,
+                tasks=_leased(tools, tools.commit_metrics.running),
                 metrics=tools.commit_metrics,
                 packages=self.package_keeping,
                 bases=BaseBuilding.of(tools, tools.images),
                 deeds=tools.deeds,
                 tracer=tools.tracer,
-                lease=tools.lease,
             )
         )
         self.saving = RootSaving(
@@ -129,10 +129,14 @@ class ManagerCore:
         )
 
 
+def _leased(tools: ManagerTools, on_count: Callable[[int], None]) -> LeasedTasks:
+    return LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease, on_count=on_count)
+
+
 def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     if tools.backups is None:
         return None
-    tasks = LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease)
+    tasks = _leased(tools, tools.backup_metrics.running)
     making = BackingUp(
         units=tools.units,
         tools=tools.backups,

@@ -39,7 +39,12 @@ class LeasedTasks:
     ids: IdSource
     replica: str
     lease: timedelta = LEASE
-    _running: dict[SandboxId, tuple[Lease, asyncio.Task[None]]] = field(default_factory=dict, init=False)
+    on_count: Callable[[int], None] = lambda _: None
+    """Told how many run here whenever that has changed."""
+    _running: dict[SandboxId, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    """All of which something is left to do, be it to give the lease back."""
+    _kept: dict[OperationId, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    """Those whose leases are prolonged."""
 
     async def take(self, work: UnitOfWork, key: SandboxId) -> Lease | None:
         """Take a lease in a transaction; None while somebody else holds it."""
@@ -50,8 +55,9 @@ class LeasedTasks:
     def start(self, lease: Lease, work: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Begin work whose lease is durable. It must not raise what is not worth a line in the log."""
         task = asyncio.create_task(self._guard(lease, work, name), name=name)
-        self._running[lease.key] = lease, task
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._running[lease.key] = self._kept[lease.operation] = task
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its guard has logged it
+        self.on_count(self.count)
 
     def busy(self, key: SandboxId) -> bool:
         """Tell whether this process works on it."""
@@ -70,7 +76,7 @@ class LeasedTasks:
 
     async def renew(self) -> None:
         """Prolong all leases, and end what is no longer ours."""
-        mine = {lease.operation: task for lease, task in self._running.values()}
+        mine = dict(self._kept)
         if not mine:
             return
         try:
@@ -81,13 +87,13 @@ class LeasedTasks:
             log.warning("task.lease_not_renewed", tasks=len(mine), error=error.message)
             return
         for lost in mine.keys() - kept:
-            if not mine[lost].done():
+            if lost in self._kept:  # and has not ended meanwhile
                 log.warning("task.lost", task=mine[lost].get_name())
                 mine[lost].cancel()
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let tasks end within the grace, then leave the rest to whoever comes next."""
-        await drain({task for _, task in self._running.values()}, grace=grace, undone_within=2.0)
+        await drain(set(self._running.values()), grace=grace, undone_within=2.0)
 
     async def _guard(self, lease: Lease, work: Callable[[], Awaitable[None]], name: str) -> None:
         try:
@@ -97,8 +103,12 @@ class LeasedTasks:
         except Exception:  # a task guard: what it worked on stays, and is found again
             log.exception("task.broken", task=name)
         finally:
-            self._running.pop(lease.key, None)
-            await asyncio.shield(self._release(lease))
+            self._kept.pop(lease.operation, None)
+            try:
+                await asyncio.shield(self._release(lease))
+            finally:
+                self._running.pop(lease.key, None)
+                self.on_count(self.count)
 
     async def _release(self, lease: Lease) -> None:
         try:

@@ -304,7 +304,7 @@ class SandboxManager:
             group.create_task(self._core.changes.run(), name="manager-changes")
             group.create_task(self._core.operations.run(), name="manager-leases")
             if self._core.commits is not None:
-                group.create_task(self._core.commits.keep_leases(), name="manager-commit-leases")
+                group.create_task(self._core.commits.tasks.run(), name="manager-commit-leases")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let running work end within the grace; the rest is for the recovery of whoever comes next."""

@@ -1,0 +1,165 @@
+"""Tasks under leases, and work that is cut short: what is given back, what is told, and who may go on."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from sandboxd.manager.cut_short import unless_cut_short
+from sandboxd.manager.leased_tasks import Lease, LeasedTasks
+from sandboxd.model.errors import ConflictError, SandboxdError, UnavailableError
+from sandboxd.model.ids import SandboxId
+from tests.eventually import eventually
+from tests.manager_world import NOW, SOON, ManagerWorld
+
+KEY = SandboxId("work-1")
+
+
+class _Place:
+    """Two replicas on one database, and how many tasks the first said to run."""
+
+    def __init__(self) -> None:
+        self.world = ManagerWorld()
+        self.said: list[int] = []
+        units, ids = self.world.units, self.world.ids
+        self.tasks = LeasedTasks(units=units, ids=ids, replica="first", on_count=self.said.append)
+        self.others = LeasedTasks(units=units, ids=ids, replica="second")
+
+    async def lease(self, tasks: LeasedTasks) -> Lease | None:
+        async with self.world.units.begin() as work:
+            taken = await tasks.take(work, KEY)
+            await work.commit()
+        return taken
+
+    async def given_running(self) -> asyncio.Event:
+        lease, end = await self.lease(self.tasks), asyncio.Event()
+        assert lease is not None
+
+        async def work() -> None:
+            await end.wait()
+
+        self.tasks.start(lease, work, name="work")
+        await asyncio.sleep(0)
+        return end
+
+
+@pytest.fixture
+def place() -> _Place:
+    return _Place()
+
+
+async def test_what_is_worked_on_is_nobody_elses_until_it_has_ended(place: _Place) -> None:
+    end = await place.given_running()
+
+    assert await place.lease(place.others) is None
+    end.set()
+    await eventually(lambda: not place.tasks.busy(KEY))
+
+    assert place.world.units.rows.leases == {}
+    assert await place.lease(place.others) is not None
+    assert place.said == [1, 0]
+
+
+@pytest.mark.parametrize("error", [ConflictError("Somebody else is at it."), RuntimeError("a bug")])
+async def test_what_fails_gives_its_lease_back(place: _Place, error: Exception) -> None:
+    lease = await place.lease(place.tasks)
+    assert lease is not None
+
+    async def work() -> None:
+        raise error
+
+    place.tasks.start(lease, work, name="work")
+    await eventually(lambda: not place.tasks.busy(KEY))
+
+    assert (place.world.units.rows.leases, place.tasks.count) == ({}, 0)
+
+
+async def test_a_renewal_keeps_a_lease_and_ends_what_another_has_taken(place: _Place) -> None:
+    await place.given_running()
+
+    for _ in range(3):
+        place.world.clock.advance(10)
+        await place.tasks.renew()
+    assert await place.lease(place.others) is None
+
+    place.world.clock.advance(60)  # the first stands still
+    assert await place.lease(place.others) is not None
+    await place.tasks.renew()
+    await eventually(lambda: not place.tasks.busy(KEY))
+    assert KEY in place.world.units.rows.leases  # which is the other's
+
+
+async def test_a_replica_that_goes_leaves_no_lease(place: _Place) -> None:
+    await place.given_running()
+
+    await place.tasks.drain(grace=NOW)
+
+    assert (place.world.units.rows.leases, place.tasks.count) == ({}, 0)
+
+
+async def _forever() -> SandboxdError:
+    await asyncio.Event().wait()
+    return ConflictError("never")
+
+
+async def test_work_that_ends_is_answered() -> None:
+    async def work() -> str:
+        return "done"
+
+    assert await unless_cut_short(work(), _forever(), name="work") == "done"
+
+
+async def test_what_is_watched_for_cuts_the_work_short() -> None:
+    undone = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            undone.set()
+
+    async def watch() -> SandboxdError:
+        await asyncio.sleep(0)
+        return ConflictError("Enough.")
+
+    with pytest.raises(ConflictError, match="Enough"):
+        await unless_cut_short(work(), watch(), name="work")
+
+    assert undone.is_set()
+
+
+async def test_work_that_had_just_come_to_its_end_is_answered_all_the_same() -> None:
+    async def work() -> str:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return "done"
+        return ""
+
+    async def watch() -> SandboxdError:
+        await asyncio.sleep(0)
+        return ConflictError("Enough.")
+
+    assert await unless_cut_short(work(), watch(), name="work") == "done"
+
+
+async def test_what_the_work_fails_with_is_raised_and_nobody_watches_on() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        raise UnavailableError("It does not answer.")
+
+    async def watch() -> SandboxdError:
+        try:
+            return await _forever()
+        finally:
+            ended.set()
+
+    with pytest.raises(UnavailableError):
+        await asyncio.wait_for(unless_cut_short(work(), watch(), name="work"), SOON / timedelta(seconds=1))
+
+    assert ended.is_set()
