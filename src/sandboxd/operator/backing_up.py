@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from sandboxd.model.backup import Volume
@@ -355,8 +355,3 @@ def _told(
 def _delete(kind: Kind, obj: Json) -> Delete:
     metadata = obj["metadata"]
     return Delete(kind=kind, namespace=metadata["namespace"], name=metadata["name"], uid=metadata["uid"])
-
-
-def until(moment: datetime, *, now: datetime) -> float:
-    """Seconds until a moment, a little more: so that it is over when they are."""
-    return max(0.0, (moment - now) / timedelta(seconds=1)) + 0.5

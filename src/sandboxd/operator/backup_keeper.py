@@ -21,16 +21,15 @@ from sandboxd.model.backup import Volume
 from sandboxd.model.cluster import CLIENT_ANNOTATION, INSTANCE_LABEL, OPERATOR_MANAGER, claims_of, pod_of
 from sandboxd.model.cluster_backup import ATTEMPTS, BackupAction, BackupState, PlacedBackup
 from sandboxd.model.sources import Clock
-from sandboxd.operator.backing_up import BackupWorld, conclude_backup, plan_backup, until, wants_attempt
+from sandboxd.operator.asked_work import AskedWork, until
+from sandboxd.operator.backing_up import BackupWorld, conclude_backup, plan_backup, wants_attempt
 from sandboxd.operator.backup_shape import BackupAccess, BackupMeans, pod_name
 from sandboxd.operator.builders import MANAGED_BY
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.leader import Leadership
 from sandboxd.operator.mirrors import Mirrors, WorkKey
-from sandboxd.operator.observed import Refusal, is_ours
+from sandboxd.operator.observed import Refusal
 from sandboxd.operator.plan import PlanSettings
-from sandboxd.operator.template import Template
-from sandboxd.operator.tenancy import namespace_objects
 from sandboxd.operator.writing import TIMEOUT, Writer
 
 PASSWORD_SECRET_TYPE: Final = "sandboxd.dev/backup-password"  # noqa: S105  a type of Secrets
@@ -59,6 +58,7 @@ class BackupKeeper:
         """Take what it works with; `namespace` is sandboxd's own."""
         self._api = api
         self._mirrors = mirrors
+        self._asked = AskedWork(mirrors=mirrors, writer=writer, settings=settings)
         self._writer = writer
         self._leadership = leadership
         self._settings = settings
@@ -95,40 +95,35 @@ class BackupKeeper:
             return refusals
         if concluded.state is BackupState.DONE and world.work.action is BackupAction.DESTROY:
             await self._destroy_password(key.namespace)
-        version = world.resource["metadata"]["resourceVersion"]
-        with suppress(KubeNotFoundError):  # whoever asked has its answer, or waits no more
-            status = concluded.as_mapping()
-            await self._writer.patch_status(Kind.BACKUP, key.namespace, key.backup, status, version)
-            if concluded.state is not world.status.state:
-                log.info(
-                    "operator.backup",
-                    namespace=key.namespace,
-                    backup=key.backup,
-                    state=concluded.state.value,
-                    reason=concluded.reason,
-                )
+        written = await self._asked.conclude(Kind.BACKUP, world.resource, concluded.as_mapping())
+        if written and concluded.state is not world.status.state:
+            log.info(
+                "operator.backup",
+                namespace=key.namespace,
+                backup=key.backup,
+                state=concluded.state.value,
+                reason=concluded.reason,
+            )
         return refusals
 
     def _look(self, key: WorkKey) -> BackupWorld | None:
-        resource = self._mirrors.get(Kind.BACKUP, key.namespace, key.backup)
-        if resource is None or not is_ours(resource, instance=self._settings.instance):
+        resource = self._asked.ours(Kind.BACKUP, key.namespace, key.backup)
+        if resource is None:
             return None
         work = PlacedBackup.from_mapping(resource["spec"])
-        template = self._mirrors.get(Kind.TEMPLATE, "", work.template)
         attempt, pod = self._last_pod(key, int((resource.get("status") or {}).get("attempts", 0)))
         world = BackupWorld(
             resource=resource,
-            template=None if template is None else Template.from_mapping(template["spec"]),
+            template=self._asked.template(work.template),
             pod=pod,
             attempt=attempt,
-            namespace_ready=self._is_ready(key.namespace),
+            namespace_ready=self._asked.is_furnished(key.namespace),
         )
         if not work.sandbox:
             return world
-        sandbox = self._mirrors.get(Kind.SANDBOX, key.namespace, work.sandbox)
         return replace(
             world,
-            sandbox=sandbox if is_ours(sandbox, instance=self._settings.instance) else None,
+            sandbox=self._asked.ours(Kind.SANDBOX, key.namespace, work.sandbox),
             sandbox_pod=self._mirrors.get(Kind.POD, key.namespace, pod_of(work.sandbox)),
             claims=self._claims(key.namespace, work),
         )
@@ -145,18 +140,6 @@ class BackupKeeper:
         names = claims_of(work.sandbox)
         found = {volume: self._mirrors.get(Kind.CLAIM, namespace, names[volume.value]) for volume in Volume}
         return {volume: claim for volume, claim in found.items() if claim is not None}
-
-    def _is_ready(self, name: str) -> bool:
-        """Whether the namespace is furnished: then its own key has been worked on, and wakes its work."""
-        namespace = self._mirrors.get(Kind.NAMESPACE, "", name)
-        if namespace is None:
-            return False
-        built = namespace_objects(namespace, instance=self._settings.instance, network=self._settings.network)
-        return all(
-            self._mirrors.get(kind, name, one["metadata"]["name"]) is not None
-            for kind, objects in built.items()
-            for one in objects
-        )
 
     async def _access(self, world: BackupWorld, key: WorkKey) -> tuple[BackupAccess | None, bool]:
         """What opens the repository, where an attempt is to be made; and whether there is none to open."""

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import structlog
 
-from sandboxd.kubeapi.errors import KubeNotFoundError
 from sandboxd.model.sources import Clock
+from sandboxd.operator.asked_work import AskedWork, until
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.mirrors import Mirrors, WorkKey
-from sandboxd.operator.observed import Refusal, is_ours
+from sandboxd.operator.observed import Refusal
 from sandboxd.operator.plan import PlanSettings
-from sandboxd.operator.probing import ProbeWorld, conclude_probe, plan_probe, until
-from sandboxd.operator.template import Template
-from sandboxd.operator.tenancy import namespace_objects
+from sandboxd.operator.probing import ProbeWorld, conclude_probe, plan_probe
 from sandboxd.operator.writing import Writer
 
 log = structlog.get_logger(__name__)
@@ -34,6 +31,7 @@ class Prober:
         later: Callable[[WorkKey, float], None],
     ) -> None:
         self._mirrors = mirrors
+        self._asked = AskedWork(mirrors=mirrors, writer=writer, settings=settings)
         self._writer = writer
         self._settings = settings
         self._clock = clock
@@ -60,35 +58,20 @@ class Prober:
         status = conclude_probe(world, self._settings).as_mapping()
         if status == world.resource.get("status"):
             return refusals
-        version = world.resource["metadata"]["resourceVersion"]
-        with suppress(KubeNotFoundError):  # whoever asked has its answer, or waits no more
-            await self._writer.patch_status(Kind.PROBE, key.namespace, key.probe, status, version)
+        await self._asked.conclude(Kind.PROBE, world.resource, status)
         return refusals
 
     def _look(self, key: WorkKey, *, refusals: Sequence[Refusal] = ()) -> ProbeWorld | None:
-        resource = self._mirrors.get(Kind.PROBE, key.namespace, key.probe)
-        if resource is None or not is_ours(resource, instance=self._settings.instance):
+        resource = self._asked.ours(Kind.PROBE, key.namespace, key.probe)
+        if resource is None:
             return None
-        sandbox = self._mirrors.get(Kind.SANDBOX, key.namespace, str(resource["spec"]["sandbox"]))
+        sandbox = self._asked.ours(Kind.SANDBOX, key.namespace, str(resource["spec"]["sandbox"]))
         name = "" if sandbox is None else str(sandbox["spec"].get("template", ""))
-        template = self._mirrors.get(Kind.TEMPLATE, "", name)
         return ProbeWorld(
             resource=resource,
-            sandbox=sandbox if is_ours(sandbox, instance=self._settings.instance) else None,
-            template=None if template is None else Template.from_mapping(template["spec"]),
+            sandbox=sandbox,
+            template=self._asked.template(name),
             pod=self._mirrors.get(Kind.POD, key.namespace, key.probe),
-            namespace_ready=self._is_ready(key.namespace),
+            namespace_ready=self._asked.is_furnished(key.namespace),
             refusals=refusals,
-        )
-
-    def _is_ready(self, name: str) -> bool:
-        """Whether the namespace is furnished: then its own key has been worked on, and wakes its probes."""
-        namespace = self._mirrors.get(Kind.NAMESPACE, "", name)
-        if namespace is None:
-            return False
-        built = namespace_objects(namespace, instance=self._settings.instance, network=self._settings.network)
-        return all(
-            self._mirrors.get(kind, name, one["metadata"]["name"]) is not None
-            for kind, objects in built.items()
-            for one in objects
         )

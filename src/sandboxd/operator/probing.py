@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from sandboxd.model.boot_step import BootStep
@@ -213,8 +213,3 @@ def _delete(kind: Kind, obj: Json) -> Delete:
         uid=metadata["uid"],
         grace_seconds=0 if kind is Kind.POD else None,
     )
-
-
-def until(moment: datetime, *, now: datetime) -> float:
-    """Seconds until a moment, a little more: so that it is over when they are."""
-    return max(0.0, (moment - now) / timedelta(seconds=1)) + 0.5
