@@ -399,6 +399,7 @@ async def test_what_a_sandbox_gets_back_is_kept_word_for_word_while_it_does(worl
         id=RestoreId(an_id("rst")),
         backup=BackupSetId(an_id("bak")),
         paths={Volume.HOME: (b"a\xff\0b", b"c")},
+        volumes=(Volume.WORKSPACE,),
         came_from="TERMINATED",
         still_since=minutes(10),
     )

@@ -310,6 +310,28 @@ async def test_what_is_saved_is_told_by_the_last_capture_that_counts(world: Unit
     assert await saved() == minutes(4), "it has captured another root file system"
 
 
+async def test_an_image_of_another_sandbox_is_taken_on_in_one_go(world: UnitsWorld) -> None:
+    first = await made(world, await given(world), G.ACTIVE, at=minutes(1))
+    other = await given(world)
+    taken = replace(
+        a_generation(other, at=minutes(2)),
+        trigger=CommitTrigger.RESTORE,
+        content=first.content,
+        registry=first.registry,
+    )
+
+    async with world.units.begin() as work:
+        one = await work.generations.begin(taken)
+        for status in (G.PUSHED, G.VERIFIED, G.ACTIVE):
+            one = one.enter(status, at=minutes(2))
+            await work.generations.save(one)
+        await work.commit()
+
+    assert one.number > first.number
+    assert await get(world, one) == one
+    assert one.reference == first.reference
+
+
 async def test_the_fallback_is_what_was_active_last(world: UnitsWorld) -> None:
     sandbox = await given(world)
 

@@ -96,6 +96,23 @@ async def read(world: UnitsWorld, sandbox: Sandbox) -> Sandbox:
 # Transactions.
 
 
+async def test_a_sandbox_without_a_life_yet_is_made_with_its_request_and_once(world: UnitsWorld) -> None:
+    sandbox = a_sandbox(state=S.RESTORING)
+    record = replace(a_record(sandbox), method="Create")
+    async with world.units.begin() as work:
+        await work.freelancers.ensure(CLIENT, FREELANCER, at=NOON)
+        assert await work.sandboxes.create(sandbox, None, record)
+        await work.commit()
+
+    async with world.units.begin() as work:
+        assert not await work.sandboxes.create(a_sandbox(), None, record)
+        assert await work.sandboxes.get(sandbox.id) == sandbox
+        assert await work.incarnations.current(sandbox.id) is None
+        assert await work.requests.get(CLIENT, record.request_id) == record
+        with pytest.raises(AlreadyExistsError):
+            await work.sandboxes.create(sandbox, None, a_record(sandbox))
+
+
 async def test_what_was_not_committed_never_was(world: UnitsWorld) -> None:
     sandbox = a_sandbox()
     async with world.units.begin() as work:

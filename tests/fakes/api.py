@@ -36,7 +36,7 @@ from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, Ses
 from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.next_step import NextStep, next_step
 from sandboxd.model.paging import Page
-from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.sandbox import ApprovalMode, Sandbox, SandboxState, Tier
 from sandboxd.model.session import PromptInput, Session, StopReason
 from sandboxd.model.startup import MissReason, StartPath, StartReport, StartStep, StartStepName
 from sandboxd.stream.opening import Accepted, Opening
@@ -63,6 +63,8 @@ class FakeManager:
     requests: dict[tuple[ClientId, RequestId], tuple[bytes, Sandbox]] = field(default_factory=dict)
     restored: tuple[tuple[SandboxId, BackupSetId] | None, dict[Volume, Sequence[bytes]]] | None = None
     """What was asked for last."""
+    wished: NewSandbox | None = None
+    """The same of `create`."""
     failure: BaseException | None = None
     """Raised by the next call of any kind."""
     hanging: bool = False
@@ -73,6 +75,7 @@ class FakeManager:
 
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
         await self._weather(timeout)
+        self.wished = wish
 
         def make() -> Sandbox:
             return replace(
@@ -80,9 +83,9 @@ class FakeManager:
                 freelancer=wish.freelancer or FreelancerId(request.caller.subject),
                 display_name=wish.display_name,
                 labels=wish.labels,
-                tier=wish.tier,
+                tier=wish.tier or Tier.BASIC,
                 model=wish.model,
-                approval_mode=wish.approval_mode,
+                approval_mode=wish.approval_mode or ApprovalMode.DEFAULT,
                 lifecycle=wish.lifecycle,
                 keep_awake_until=wish.keep_awake_until,
             )
@@ -159,6 +162,7 @@ class FakeManager:
         *,
         backup: tuple[SandboxId, BackupSetId] | None = None,
         paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        workspace_only: bool = False,
         timeout: timedelta,
     ) -> Sandbox:
         self.restored = (backup, dict(paths or {}))

@@ -397,11 +397,12 @@ class _Sandboxes(_Repository, SandboxRepository):
         rows.look_times[sandbox.id] = sandbox.update_time
 
     @override
-    async def create(self, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord) -> bool:
+    async def create(self, sandbox: Sandbox, incarnation: Incarnation | None, record: RequestRecord) -> bool:
         if await self.work.requests.claim(record) is not None:
             return False
         await self.add(sandbox)
-        await self.work.incarnations.add(incarnation)
+        if incarnation is not None:
+            await self.work.incarnations.add(incarnation)
         return True
 
     @override

@@ -90,6 +90,7 @@ class FakePlatform(
         """Largest page."""
         self.usage: list[usage_pb2.UsageEvent] = []
         self.restores: list[sandbox_pb2.RestoreRequest] = []
+        self.creates: list[sandbox_pb2.CreateRequest] = []
         FakeAccounting.__init__(self)
         FakeAdmin.__init__(self)
         FakePackages.__init__(self)
@@ -169,6 +170,7 @@ class FakePlatform(
     @override
     def Create(self, request: sandbox_pb2.CreateRequest, context: Any) -> sandbox_pb2.CreateResponse:
         self._enter("Create", request, context)
+        self.creates.append(request)
         name = self.created.setdefault(request.request_id, f"sbx-{len(self.created) + 100:026d}")
         if f"sandboxes/{name}" not in self.sandboxes:
             wanted = request.sandbox

@@ -80,3 +80,38 @@ def test_a_restore_says_from_what_and_which_paths(platform: FakePlatform) -> Non
     assert (ran.code, request.backup) == (0, f"sandboxes/{BOX}/backups/bak-{1:026}")
     assert [(one.kind, one.path) for one in request.paths] == [(1, b".bashrc"), (2, b"src")]
     assert (wrong.code, "home:PATH" in wrong.err) == (2, True)
+
+
+def test_a_backup_is_brought_into_a_new_sandbox_or_one_that_is_there(platform: FakePlatform) -> None:
+    ctl("backups", "create", "demo")
+    ctl("backups", "create", "demo")
+    ctl("create", "--name", "there")
+
+    new = ctl("restore", "demo", "--into", "copy")
+    there = ctl("restore", "demo", "01", "--into", "there", "--path", "workspace:src")
+    wrong = ctl("restore", "demo", "--into", "nowhere", "--path", "workspace:src")
+
+    assert (new.code, "is made from" in new.out) == (0, True)
+    made = platform.creates[-1]
+    assert made.sandbox.display_name == "copy"
+    assert made.from_backup == f"sandboxes/{BOX}/backups/bak-{2:026}"
+    assert made.sandbox.tier == 0, "the backup's"
+    (request,) = platform.restores
+    assert (there.code, platform.sandboxes[request.name].display_name) == (0, "there")
+    assert (request.backup.rpartition("/")[2], [one.path for one in request.paths]) == (f"bak-{1:026}", [b"src"])
+    assert (wrong.code, "no sandbox 'nowhere'" in wrong.err) == (2, True)
+
+
+def test_create_takes_the_newest_backup_or_the_one_that_is_named(platform: FakePlatform) -> None:
+    empty = ctl("create", "--from-backup", "demo")
+    ctl("backups", "create", "demo")
+    ctl("backups", "create", "demo")
+
+    ran = ctl("create", "--from-backup", "demo", "--tier", "standard")
+    named = ctl("create", "--from-backup", "demo/01", "--workspace-only", "--freelancer", "bob")
+
+    assert (empty.code, "has no backup" in empty.err, ran.code, named.code) == (2, True, 0, 0)
+    newest, first = platform.creates
+    assert (newest.from_backup.rpartition("/")[2], newest.sandbox.tier) == (f"bak-{2:026}", 2)
+    assert (first.from_backup.rpartition("/")[2], first.workspace_only) == (f"bak-{1:026}", True)
+    assert first.sandbox.freelancer == "bob"

@@ -129,6 +129,24 @@ async def test_restore_says_what_comes_back_and_from_where(world: World) -> None
     assert [one.field for one in error.bad_request.field_violations] == ["backup", "paths[0].kind"]
 
 
+async def test_create_says_from_which_backup_and_what_of_it(world: World) -> None:
+    backup = f"sandboxes/sbx-1/backups/bak-{1:026}"
+    request = pb.CreateRequest(request_id="request-1", from_backup=backup, workspace_only=True)
+
+    await world.sandboxes.Create(request, metadata=world.metadata())
+    error = await refused(
+        world.sandboxes.Create(
+            pb.CreateRequest(request_id="request-2", from_backup="sandboxes/sbx-1"), metadata=world.metadata()
+        )
+    )
+
+    wish = world.manager.wished
+    assert wish is not None
+    assert (wish.from_backup, wish.workspace_only) == (("sbx-1", f"bak-{1:026}"), True)
+    assert (wish.tier, wish.approval_mode, wish.model) == (None, None, "")
+    assert [one.field for one in error.bad_request.field_violations] == ["from_backup"]
+
+
 # ------------------------------------------------------------------------------------------------ validation
 
 

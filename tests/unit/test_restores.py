@@ -153,7 +153,7 @@ async def test_what_cannot_be_meant_is_refused_and_changes_nothing(world: Manage
     with pytest.raises(InvalidRequestError):
         await restore(world, sandbox)
     with pytest.raises(BackupSetNotFoundError):
-        await restore(world, sandbox, theirs)
+        await world.manager.restore(a_request(), sandbox.id, backup=(sandbox.id, theirs.id), timeout=SOON)
     with pytest.raises(SandboxNotFoundError):
         await world.manager.restore(a_request(a_caller(client="other")), sandbox.id, timeout=SOON)
 

@@ -69,22 +69,29 @@ class Client:
         display_name: str = "",
         freelancer: str = "",
         labels: Mapping[str, str] | None = None,
-        tier: str = "basic",
+        tier: str = "",
         model: str = "",
         approval_mode: str = "",
+        from_backup: str = "",
+        workspace_only: bool = False,
         request_id: str = "",
         timeout: float = WORK_SECONDS,
     ) -> sandbox_pb2.Sandbox:
-        """Create a sandbox and return it when it is ACTIVE."""
+        """Create a sandbox, empty or from a backup, and return it when it is ACTIVE."""
         wanted = sandbox_pb2.Sandbox(
             display_name=display_name,
             freelancer=freelancer,
             labels=dict(labels or {}),
-            tier=sandbox_pb2.Tier.Value(f"TIER_{tier.upper()}"),
+            tier=sandbox_pb2.Tier.Value(f"TIER_{tier.upper() or 'UNSPECIFIED'}"),
             model=model,
             approval_mode=approval_mode,
         )
-        request = sandbox_pb2.CreateRequest(request_id=request_id or new_request_id(), sandbox=wanted)
+        request = sandbox_pb2.CreateRequest(
+            request_id=request_id or new_request_id(),
+            sandbox=wanted,
+            from_backup=from_backup,
+            workspace_only=workspace_only,
+        )
         return (await self.connection.call(self._sandboxes.Create, request, timeout=timeout)).sandbox
 
     async def get(self, name: str) -> sandbox_pb2.Sandbox:
@@ -150,10 +157,13 @@ class Client:
         *,
         backup: str = "",
         paths: Sequence[tuple[str, bytes]] = (),
+        workspace_only: bool = False,
         timeout: float = WORK_SECONDS,
     ) -> sandbox_pb2.Sandbox:
         """Bring a sandbox back to what a backup has, or some paths (`home` or `workspace`, path); ACTIVE at the end."""
-        request = sandbox_pb2.RestoreRequest(request_id=new_request_id(), name=name, backup=backup)
+        request = sandbox_pb2.RestoreRequest(
+            request_id=new_request_id(), name=name, backup=backup, workspace_only=workspace_only
+        )
         for volume, path in paths:
             kind = backup_pb2.BackupVolumeKind.Value(f"BACKUP_VOLUME_KIND_{volume.upper()}")
             request.paths.add(kind=kind, path=path)

@@ -48,6 +48,33 @@ def complete_image(context: typer.Context, incomplete: str) -> Suggestions:
     return _ask(context, lambda client: _images(client, of, incomplete))
 
 
+def complete_backup(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest backups of the sandbox that was named before."""
+    of = str(context.params.get("sandbox") or "")
+    return _ask(context, lambda client: _backups(client, of, incomplete))
+
+
+def complete_backup_of(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest sandboxes, and after the slash their backups."""
+    of, slash, begun = incomplete.partition("/")
+    if not slash:
+        return complete_sandbox(context, incomplete)
+    return [(f"{of}/{name}", about) for name, about in _ask(context, lambda client: _backups(client, of, begun))]
+
+
+async def _backups(client: Client, of: str, incomplete: str) -> Suggestions:
+    from sandboxd.ctl.names import bare, find_sandbox
+    from sandboxd.v1 import backup_pb2
+
+    found = Suggestions()
+    async for each in client.backups.list(await find_sandbox(client, of, ended=True)):
+        if each.status == backup_pb2.BACKUP_STATUS_COMPLETE and bare(each.name).startswith(incomplete):
+            found.append((bare(each.name), each.take_time.ToDatetime().strftime("%Y-%m-%d %H:%M")))
+        if len(found) >= MOST:
+            break
+    return found
+
+
 async def _images(client: Client, of: str, incomplete: str) -> Suggestions:
     from sandboxd.ctl.names import bare, find_sandbox
 

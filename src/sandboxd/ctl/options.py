@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typing_extensions import override
 
-from sandboxd.ctl.completion import complete_sandbox, complete_session
+from sandboxd.ctl.completion import complete_backup_of, complete_sandbox, complete_session
 from sandboxd.ctl.target import TargetOptions
 
 
@@ -213,6 +213,22 @@ ModeOption = Annotated[
         help="Approval mode: default asks before tools that change things, autoEdit lets edits pass, yolo asks "
         "nothing, plan only reads.",
         show_default=False,
+    ),
+]
+FromBackupOption = Annotated[
+    str,
+    typer.Option(
+        "--from-backup",
+        metavar="SANDBOX[/BACKUP]",
+        help="Begin with what a sandbox's backup has: its newest, or the one whose id ends so.",
+        autocompletion=complete_backup_of,
+        show_default=False,
+    ),
+]
+WorkspaceOnlyOption = Annotated[
+    bool,
+    typer.Option(
+        "--workspace-only", help="Of the backup the workspace alone; of another freelancer's nothing else may come."
     ),
 ]
 

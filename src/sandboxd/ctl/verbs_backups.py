@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from sandboxd.ctl.options import OutputOption, SandboxArgument
+from sandboxd.ctl.completion import complete_backup, complete_sandbox
+from sandboxd.ctl.options import OutputOption, SandboxArgument, WorkspaceOnlyOption
 from sandboxd.ctl.root import app, execute, help_text
 from sandboxd.ctl.verbs_accounts import ClientArgument, clients
 
@@ -14,7 +15,13 @@ backups = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(backups, name="backups", help="What sandboxes are rebuilt from: image, home and workspace.")
 
 BackupArgument = Annotated[
-    str, typer.Argument(metavar="BACKUP", help="Its id, or enough of its end, as `ls` shows it.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="BACKUP",
+        help="Its id, or enough of its end, as `ls` shows it.",
+        autocompletion=complete_backup,
+        show_default=False,
+    ),
 ]
 
 
@@ -153,10 +160,11 @@ def clients_backups(
 @app.command(
     help=help_text(
         "Bring a terminated, stopped or paused sandbox back to what a backup has, and start it. What its volumes have "
-        "now is backed up first.",
+        "now is backed up first. Or bring it into another sandbox, or a new one.",
         "sandboxctl restore demo",
         "sandboxctl restore demo 8f3k2m",
         "sandboxctl restore demo 8f3k2m --path workspace:src/main.py --path home:.bashrc",
+        "sandboxctl restore demo --into copy-of-demo",
     )
 )
 def restore(
@@ -166,10 +174,23 @@ def restore(
         str,
         typer.Argument(
             metavar="BACKUP",
-            help="Its id, or enough of its end. Without one, of a terminated sandbox: what it ended with.",
+            help="Its id, or enough of its end. Without one, of a terminated sandbox: what it ended with; with --into "
+            "the newest.",
+            autocompletion=complete_backup,
             show_default=False,
         ),
     ] = "",
+    into: Annotated[
+        str,
+        typer.Option(
+            "--into",
+            metavar="SANDBOX",
+            help="Another sandbox of the client, terminated, stopped or paused; or else the name of a new one.",
+            autocompletion=complete_sandbox,
+            show_default=False,
+        ),
+    ] = "",
+    workspace_only: WorkspaceOnlyOption = False,
     path: Annotated[
         list[str] | None,
         typer.Option("--path", metavar="VOLUME:PATH", help="This alone; may be repeated.", show_default=False),
@@ -182,4 +203,7 @@ def restore(
     """Restore a sandbox."""
     from sandboxd.ctl.commands import backups as command
 
-    execute(context, output, lambda shell: command.restore(shell, sandbox, backup, path or [], timeout=timeout))
+    options = command.RestoreOptions(
+        backup=backup, paths=path or [], into=into, workspace_only=workspace_only, timeout=timeout
+    )
+    execute(context, output, lambda shell: command.restore(shell, sandbox, options))

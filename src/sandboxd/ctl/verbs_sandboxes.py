@@ -9,6 +9,7 @@ import typer
 from sandboxd.ctl.completion import complete_sandbox
 from sandboxd.ctl.options import (
     FreelancerOption,
+    FromBackupOption,
     LabelOption,
     ModelOption,
     ModeOption,
@@ -17,6 +18,7 @@ from sandboxd.ctl.options import (
     StateOption,
     Tier,
     TimeoutOption,
+    WorkspaceOnlyOption,
     parse_labels,
 )
 from sandboxd.ctl.root import app, execute, help_text, mode_name
@@ -26,6 +28,8 @@ from sandboxd.ctl.root import app, execute, help_text, mode_name
     help=help_text(
         "Create a sandbox and wait until it is ready.",
         "sandboxctl create --name demo",
+        "sandboxctl create --name copy --from-backup demo",
+        "sandboxctl create --from-backup demo/8f3k2m --workspace-only --freelancer bob",
         "sandboxctl create --freelancer ada --label project=web --tier standard --model gemini-2.5-flash",
         "id=$(sandboxctl create --quiet)",
     )
@@ -37,9 +41,14 @@ def create(
         str, typer.Option("--freelancer", help="Who works in it; else the token's subject.", show_default=False)
     ] = "",
     label: LabelOption = None,
-    tier: Annotated[Tier, typer.Option("--tier", help="How much it may use.")] = Tier.BASIC,
+    tier: Annotated[
+        Tier | None,
+        typer.Option("--tier", help="How much it may use.  [default: basic, or the backup's]", show_default=False),
+    ] = None,
     model: ModelOption = "",
     mode: ModeOption = None,
+    from_backup: FromBackupOption = "",
+    workspace_only: WorkspaceOnlyOption = False,
     wait: Annotated[
         bool, typer.Option("--wait", help="Tell on stderr that it is waiting, also without a terminal.")
     ] = False,
@@ -57,8 +66,10 @@ def create(
         name=name,
         freelancer=freelancer,
         labels=parse_labels(label),
-        tier=tier.value,
+        tier=tier.value if tier else "",
         model=model,
+        from_backup=from_backup,
+        workspace_only=workspace_only,
         mode=mode_name(mode),
         request_id=request_id,
         timeout=timeout,

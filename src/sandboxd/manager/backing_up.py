@@ -120,7 +120,8 @@ class BackingUp:
             BackupInProgressError: Another backup of it is in flight.
         """
         found = await work.sandboxes.get(sandbox, for_update=True)
-        if found.state in _WITHOUT:
+        made_new = found.state is SandboxState.RESTORING and found.incarnation is None
+        if found.state in _WITHOUT or made_new:
             raise NothingToBackUpError(
                 f"Sandbox {sandbox} is {found.state.value}: there is nothing to back up yet.",
                 sandbox=sandbox,

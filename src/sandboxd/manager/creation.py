@@ -21,6 +21,7 @@ from sandboxd.manager.ports import RequestRecord, UnitOfWork
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.rest_policy import require_allowed
 from sandboxd.manager.startup import Startup
+from sandboxd.model.backup import BackupSetId
 from sandboxd.model.caller import Request
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import FreelancerId, IncarnationId, SandboxId
@@ -42,11 +43,48 @@ class NewSandbox:
     """None takes the caller."""
     display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    tier: Tier = Tier.BASIC
+    tier: Tier | None = None
+    """None takes the backup's, or BASIC."""
     model: str = ""
-    approval_mode: ApprovalMode = ApprovalMode.DEFAULT
+    """Empty takes the backup's, if it has one."""
+    approval_mode: ApprovalMode | None = None
+    """None takes the backup's, or DEFAULT."""
     lifecycle: LifecycleOverrides = NO_OVERRIDES
     keep_awake_until: datetime | None = None
+    from_backup: tuple[SandboxId, BackupSetId] | None = None
+    """A set to make it from, and whose that is; see `Rebuilding`."""
+    workspace_only: bool = False
+    """Of that the workspace alone."""
+
+    def sandbox(self, request: Request, name: SandboxId, *, at: datetime) -> Sandbox:
+        """Return the sandbox that is wished for, as it begins.
+
+        Raises:
+            ForbiddenError: The caller is a freelancer and names another, or sets when the sandbox rests.
+            InvalidRequestError: It shall be kept awake for too long.
+        """
+        caller = request.caller
+        require_allowed(
+            caller,
+            changes_lifecycle=self.lifecycle != NO_OVERRIDES,
+            keep_awake_until=self.keep_awake_until,
+            at=at,
+        )
+        return Sandbox(
+            id=name,
+            client=caller.client,
+            freelancer=choose_freelancer(caller, self.freelancer),
+            display_name=self.display_name,
+            labels=dict(self.labels),
+            tier=self.tier or Tier.BASIC,
+            model=self.model,
+            approval_mode=self.approval_mode or ApprovalMode.DEFAULT,
+            create_time=at,
+            update_time=at,
+            last_use_time=at,
+            lifecycle=self.lifecycle,
+            keep_awake_until=self.keep_awake_until,
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,7 +146,7 @@ class Creation:
         """
         attempt = _Attempt(
             began=self._clock.monotonic(),
-            base=self._wished(request, wish),
+            base=wish.sandbox(request, SandboxId(self._ids.new("sbx")), at=self._clock.now()),
             cold=self._cold_starts.try_take(request.caller.client),
         )
         try:
@@ -146,30 +184,6 @@ class Creation:
                 return settled.sandbox
             case None:
                 raise AssertionError("who holds a place for a start is never told to wait for one")
-
-    def _wished(self, request: Request, wish: NewSandbox) -> Sandbox:
-        caller, now = request.caller, self._clock.now()
-        require_allowed(
-            caller,
-            changes_lifecycle=wish.lifecycle != NO_OVERRIDES,
-            keep_awake_until=wish.keep_awake_until,
-            at=now,
-        )
-        return Sandbox(
-            id=SandboxId(self._ids.new("sbx")),
-            client=caller.client,
-            freelancer=choose_freelancer(caller, wish.freelancer),
-            display_name=wish.display_name,
-            labels=dict(wish.labels),
-            tier=wish.tier,
-            model=wish.model,
-            approval_mode=wish.approval_mode,
-            create_time=now,
-            update_time=now,
-            last_use_time=now,
-            lifecycle=wish.lifecycle,
-            keep_awake_until=wish.keep_awake_until,
-        )
 
     async def _plan(self, work: UnitOfWork, attempt: _Attempt) -> tuple[Sandbox, Incarnation] | None:
         """In the one transaction of a Create: quotas, then a member of the pool, or else a first life of its own."""

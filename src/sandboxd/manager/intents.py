@@ -30,19 +30,20 @@ LEASE: Final = timedelta(seconds=15)
 POLL_SECONDS: Final = 0.25
 """How often to look by ourselves while another replica is at work."""
 METHODS: Final = {
-    SandboxState.CREATING: "Create",
-    SandboxState.PAUSING: "Pause",
-    SandboxState.RESUMING: "Resume",
-    SandboxState.RESTORING: "Restore",
-    SandboxState.TERMINATING: "Terminate",
+    SandboxState.CREATING: ("Create",),
+    SandboxState.PAUSING: ("Pause",),
+    SandboxState.RESUMING: ("Resume",),
+    SandboxState.RESTORING: ("Restore", "Create"),
+    SandboxState.TERMINATING: ("Terminate",),
 }
-"""Which request a transient state answers."""
+"""Which requests a transient state answers. One that is made from a backup is RESTORING from its beginning."""
 
 Plan = Callable[[UnitOfWork, Sandbox], Awaitable[Sandbox]]
 """Answers the sandbox as it shall be, and writes what goes with it; raises where the state does not allow it."""
 
-CreatePlan = Callable[[UnitOfWork], Awaitable[tuple[Sandbox, Incarnation] | None]]
-"""Answers a new sandbox with its first life, which are to be inserted; None where it cannot be made now."""
+CreatePlan = Callable[[UnitOfWork], Awaitable[tuple[Sandbox, Incarnation | None] | None]]
+"""Answers a new sandbox with its first life, if it begins with one, which are to be inserted; None where it cannot be
+made now."""
 
 log = structlog.get_logger(__name__)
 
@@ -207,7 +208,7 @@ class Intents:
             await work.sandboxes.save(settled)
             outcome = RequestOutcome(sandbox=settled, kept=kept, error=None if error is None else record_error(error))
             for record in await work.requests.in_progress(settled.id):
-                answers = record.method == METHODS.get(before.state)
+                answers = record.method in METHODS.get(before.state, ())
                 overtaken = RequestOutcome(error=record_error(OvertakenError(settled.id, method=record.method)))
                 await work.requests.finish(record.client, record.request_id, outcome if answers else overtaken)
             await work.operations.release(settled.id, intent.operation.id)

@@ -147,8 +147,8 @@ class SandboxRepository(Protocol):
         """
         ...
 
-    async def create(self, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord) -> bool:
-        """Insert a sandbox, its first incarnation and the request that makes it, in one statement.
+    async def create(self, sandbox: Sandbox, incarnation: Incarnation | None, record: RequestRecord) -> bool:
+        """Insert a sandbox, its first incarnation if it has one yet, and the request that makes it, in one statement.
 
         False: the request was made before, as `RequestRepository.claim` has it, and nothing was inserted.
 

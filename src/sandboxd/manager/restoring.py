@@ -21,8 +21,9 @@ from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFou
 from sandboxd.manager.backups import BackupRoom, raise_failure
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Operations, Settled
-from sandboxd.manager.ports import MAX_PAGE_SIZE, RequestRecord, UnitOfWork, UnitsOfWork
+from sandboxd.manager.ports import RequestRecord, UnitOfWork, UnitsOfWork
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.restore_images import image_of, switch
 from sandboxd.manager.startup import Startup
 from sandboxd.model.backup import (
     BackupSet,
@@ -35,27 +36,25 @@ from sandboxd.model.backup import (
     Restoring,
     Volume,
 )
-from sandboxd.model.backup_errors import BackupDamagedError, BackupsOffError
-from sandboxd.model.caller import Request
-from sandboxd.model.commit_errors import ImageUnusableError
+from sandboxd.model.backup_errors import BackupDamagedError, BackupHomeError, BackupsOffError
+from sandboxd.model.caller import Caller, Request
 from sandboxd.model.errors import (
     DatabaseUnavailableError,
     FieldViolation,
     InternalError,
     InvalidRequestError,
     SandboxdError,
+    SandboxNotFoundError,
     StaleOwnerError,
 )
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.image import Generation, GenerationStatus
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError, VolumesProgress
 
 END_TIMEOUT: Final = timedelta(seconds=60)
 REMOVE_TIMEOUT: Final = timedelta(seconds=60)
-_G = GenerationStatus
 
 log = structlog.get_logger(__name__)
 
@@ -95,6 +94,7 @@ class Restores:
         *,
         backup: tuple[SandboxId, BackupSetId] | None = None,
         paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        workspace_only: bool = False,
         timeout: timedelta,
     ) -> Sandbox:
         """Bring a sandbox without compute back to what a set has, and answer when its agent answers.
@@ -104,18 +104,20 @@ class Restores:
         Args:
             request: Who asks.
             sandbox: Terminated, stopped or paused.
-            backup: A set, and whose it is: of this sandbox. None takes the newest, which of one that is terminated is
-                what it ended with.
+            backup: A set, and whose it is: of this sandbox, or of another one of the client's. None takes the newest of
+                this one, which of one that is terminated is what it ended with.
             paths: These alone; the rest of the volumes, and the image, stay. None brings back all.
+            workspace_only: The workspace alone; home and image stay.
             timeout: How long the caller waits.
 
         Raises:
             SandboxNotFoundError: The caller has no such sandbox.
             BackupSetNotFoundError: It has no such backup.
             BackupSetStatusError: That one is not complete.
+            BackupHomeError: It is another freelancer's than the sandbox, and more than its workspace is wanted.
             BackupsOffError: Nothing is backed up in this installation.
             InvalidTransitionError: The sandbox has compute: it is stopped, paused or terminated before.
-            InvalidRequestError: It is not terminated, and no backup is named.
+            InvalidRequestError: It is not terminated, and no backup is named; or both paths and the workspace alone.
             QuotaExceededError: It was terminated, and a quota does not hold it any more.
             DeadlineError: It is not done within `timeout`; the work goes on.
             SandboxdError: What could not be restored; the sandbox is where it was, or FAILED where it does not start.
@@ -123,11 +125,19 @@ class Restores:
 
         async def plan(work: UnitOfWork, found: Sandbox) -> Sandbox:
             require_visible(found, request.caller)
-            self._required()
+            self.require_room()
             now = self._clock.now()
             entered = found.enter(SandboxState.RESTORING, at=now, hint=_hint(found))
+            restoring = Restoring(
+                id=RestoreId(self._ids.new("rst")),
+                backup=None if backup is None else backup[1],
+                paths={volume: tuple(those) for volume, those in (paths or {}).items()},
+                volumes=(Volume.WORKSPACE,) if workspace_only else tuple(Volume),
+                came_from=found.state.value,
+                still_since=found.state_time,
+            )
             if backup is not None:
-                await self._usable(work, sandbox, backup)
+                require_for(found, await usable_set(work, request.caller, backup), restoring)
             elif found.state is not SandboxState.TERMINATED:
                 raise InvalidRequestError(
                     f"Sandbox {sandbox} is {found.state.value}: say from which backup it is to be restored.",
@@ -135,15 +145,13 @@ class Restores:
                 )
             if found.state is SandboxState.TERMINATED:
                 await self._admission.admit(work, found.client, found.freelancer, tier=found.tier, at=now)
-            restoring = Restoring(
-                id=RestoreId(self._ids.new("rst")),
-                backup=None if backup is None else backup[1],
-                paths={volume: tuple(those) for volume, those in (paths or {}).items()},
-                came_from=found.state.value,
-                still_since=found.state_time,
-            )
             return replace(entered, restoring=restoring)
 
+        if paths and workspace_only:
+            raise InvalidRequestError(
+                "Paths say themselves what of a volume comes back: leave out that the workspace alone is wanted.",
+                violations=[FieldViolation(field="workspace_only", description="does not go with paths")],
+            )
         claim = self._requests.record(request, "Restore", sandbox)
         failpoint("restore.before_commit")
         began = self._clock.monotonic()
@@ -175,8 +183,9 @@ class Restores:
         return await self._startup.bring_up(intent)
 
     async def _bring_back(self, sandbox: Sandbox, restoring: Restoring) -> BackupSet:
-        room = self._required()
-        await self._protect(room.making, sandbox, restoring)
+        room = self.require_room()
+        if not _is_new(sandbox):
+            await self._protect(room.making, sandbox, restoring)
         async with self._units.begin() as work:
             if restoring.backup is not None:
                 chosen: BackupSet | None = await work.backup_sets.get(restoring.backup)
@@ -186,8 +195,8 @@ class Restores:
                 raise BackupSetNotFoundError(f"of sandbox {sandbox.id}")
             if chosen.status is not BackupSetStatus.COMPLETE:
                 raise BackupSetStatusError(chosen, wanted=BackupSetStatus.COMPLETE)
-            if not restoring.paths:
-                await self._generation(work, sandbox, chosen)
+            if restoring.whole:
+                await image_of(work, sandbox, chosen)
         if chosen.checksum and chosen.checksum != chosen.sum():
             raise BackupDamagedError(f"The row of backup {chosen.id} is not what it was.", backup=chosen.id)
         failpoint("restore.before_volumes")
@@ -195,11 +204,7 @@ class Restores:
         order = RestoreOrder(
             id=restoring.id,
             into=volumes_of(sandbox),
-            snapshots={
-                one.volume: one.snapshot
-                for one in chosen.volumes
-                if not restoring.paths or restoring.paths.get(one.volume)
-            },
+            snapshots={one.volume: one.snapshot for one in chosen.volumes if restoring.wants(one.volume)},
             paths=restoring.paths,
         )
         back = await volumes.restore(order, timeout=tools.restore_timeout, progress=_quiet)
@@ -240,8 +245,9 @@ class Restores:
         restoring = sandbox.restoring
         if restoring is None:
             raise InternalError(f"Sandbox {sandbox.id} is RESTORING, and nothing says what.")
-        if not restoring.paths:
-            sandbox = await self._switch(work, sandbox, await self._generation(work, sandbox, chosen))
+        if restoring.whole:
+            wanted = await image_of(work, sandbox, chosen)
+            sandbox = await switch(work, sandbox, wanted, at=now, ids=self._ids)
         former = await work.incarnations.current(sandbox.id)
         if former is not None:
             await work.incarnations.save(replace(former, end_time=now, end_reason="RESTORED"))
@@ -250,52 +256,20 @@ class Restores:
         done = replace(restoring, restored=True)
         return replace(planned, restoring=done, update_time=now, version=planned.version + 1)
 
-    async def _generation(self, work: UnitOfWork, sandbox: Sandbox, chosen: BackupSet) -> Generation | None:
-        """The image that a set has, as one of this sandbox's; None for the template's.
-
-        Raises:
-            ImageUnusableError: It is none that the sandbox can be started from any more.
-        """
-        if not chosen.image:
-            return None
-        page = await work.generations.list(sandbox.id, everything=True, page_size=MAX_PAGE_SIZE, page_token="")
-        found = next((one for one in page.items if one.reference == chosen.image and one.bootable), None)
-        if found is None:
-            raise ImageUnusableError(
-                f"Sandbox {sandbox.id} cannot start from the image of backup {chosen.id}: it is kept no more. "
-                "Restore paths of it alone.",
-                sandbox=sandbox.id,
-                image=chosen.image,
-            )
-        return found
-
-    async def _switch(self, work: UnitOfWork, sandbox: Sandbox, wanted: Generation | None) -> Sandbox:
-        present = None if sandbox.image is None else sandbox.image.generation
-        if present == (None if wanted is None else wanted.id):
-            return sandbox
-        now = self._clock.now()
-        if present is not None:
-            former = await work.generations.get(present, for_update=True)
-            if former.status is _G.ACTIVE:
-                await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
-        if wanted is None:
-            return replace(sandbox, image=None)
-        locked = await work.generations.get(wanted.id, for_update=True)
-        active = locked if locked.status is _G.ACTIVE else locked.enter(_G.ACTIVE, at=now)
-        if active is not locked:
-            await work.generations.save(active)
-        return replace(sandbox, image=active.image)
-
     async def _turn_back(self, intent: Intent, restoring: Restoring, error: SandboxdError) -> None:
         """Put it back to where it came from; of what came back halfway, repeating the restore makes a whole."""
         sandbox, state = intent.sandbox.id, SandboxState(restoring.came_from)
         await self._end(restoring.id)
         if state is SandboxState.TERMINATED:
             try:
-                await self._backend.remove(sandbox, timeout=REMOVE_TIMEOUT)
+                if _is_new(intent.sandbox):  # nothing of anybody's is in it but half of what the backup has
+                    await self._backend.erase(sandbox, timeout=REMOVE_TIMEOUT)
+                else:
+                    await self._backend.remove(sandbox, timeout=REMOVE_TIMEOUT)
             except SandboxdError as left:
                 log.warning("restore.not_removed", sandbox=sandbox, error=left.message)
-        error.add(f"Sandbox {sandbox} is {state.value} as before.", sandbox=sandbox, state=state.value)
+        told = "and empty: restore into it again, or create another one" if _is_new(intent.sandbox) else "as before"
+        error.add(f"Sandbox {sandbox} is {state.value} {told}.", sandbox=sandbox, state=state.value)
 
         async def back(_: UnitOfWork, before: Sandbox) -> Sandbox:
             return before.enter(state, at=self._clock.now(), reason=error.message)
@@ -311,20 +285,60 @@ class Restores:
         except SandboxdError as error:
             log.warning("restore.work_not_ended", restore=restore, error=error.message)
 
-    async def _usable(self, work: UnitOfWork, sandbox: SandboxId, backup: tuple[SandboxId, BackupSetId]) -> None:
-        found = await work.backup_sets.get(backup[1])
-        if found.sandbox != sandbox or backup[0] != sandbox:
-            raise BackupSetNotFoundError(backup[1])
-        if found.status is not BackupSetStatus.COMPLETE:
-            raise BackupSetStatusError(found, wanted=BackupSetStatus.COMPLETE)
+    def require_room(self) -> BackupRoom:
+        """Answer what works on backups here.
 
-    def _required(self) -> BackupRoom:
+        Raises:
+            BackupsOffError: Nothing is backed up in this installation.
+        """
         if self._room is not None:
             return self._room
         raise BackupsOffError(
             "This installation keeps no backups: SANDBOXD_BACKUPS_LOCATION says where they would lie.",
             setting="SANDBOXD_BACKUPS_LOCATION",
         )
+
+
+async def usable_set(work: UnitOfWork, caller: Caller, backup: tuple[SandboxId, BackupSetId]) -> BackupSet:
+    """The set that a caller names to restore from, and whose it is.
+
+    Raises:
+        BackupSetNotFoundError: The caller has no such sandbox, or that no such set.
+        BackupSetStatusError: It is not complete.
+    """
+    found = await work.backup_sets.get(backup[1])
+    try:
+        require_visible(await work.sandboxes.get(found.sandbox), caller)
+    except SandboxNotFoundError as error:
+        raise BackupSetNotFoundError(backup[1]) from error
+    if found.sandbox != backup[0]:
+        raise BackupSetNotFoundError(backup[1])
+    if found.status is not BackupSetStatus.COMPLETE:
+        raise BackupSetStatusError(found, wanted=BackupSetStatus.COMPLETE)
+    return found
+
+
+def require_for(sandbox: Sandbox, chosen: BackupSet, wanted: Restoring) -> None:
+    """Return where a set's content may come into a sandbox: a home is its freelancer's, a workspace the client's.
+
+    Raises:
+        BackupSetNotFoundError: It is of another client.
+        BackupHomeError: It is another freelancer's, and more than its workspace is wanted.
+    """
+    if chosen.client != sandbox.client:
+        raise BackupSetNotFoundError(chosen.id)
+    if chosen.freelancer != sandbox.freelancer and (wanted.whole or wanted.wants(Volume.HOME)):
+        raise BackupHomeError(
+            f"Backup {chosen.id} has the home and the image of freelancer {chosen.freelancer}. Into a sandbox of "
+            f"{sandbox.freelancer} its workspace alone can come: say workspace_only, or paths in the workspace.",
+            backup=chosen.id,
+            freelancer=sandbox.freelancer,
+        )
+
+
+def _is_new(sandbox: Sandbox) -> bool:
+    """Tell whether a sandbox never lived: its restore makes it, and there is nothing in it to lose."""
+    return sandbox.incarnation is None
 
 
 def _hint(sandbox: Sandbox) -> str:

@@ -26,6 +26,7 @@ from sandboxd.manager.package_watching import PackageWatcher
 from sandboxd.manager.ports import Conversations, SandboxOrder
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.reading import Reading, SandboxChange, Selection
+from sandboxd.manager.rebuilding import Rebuilding
 from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.refill import Refill
 from sandboxd.manager.release import Release
@@ -170,6 +171,15 @@ class SandboxManager:
             clock=tools.clock,
             ids=tools.ids,
         )
+        self._rebuilding = Rebuilding(
+            intents=core.intents,
+            operations=core.operations,
+            requests=requests,
+            restores=self.restores,
+            admission=Admission(explicit=tools.explicit_registration),
+            clock=tools.clock,
+            ids=tools.ids,
+        )
         self.recovery = Recovery(
             units=tools.units,
             intents=core.intents,
@@ -218,7 +228,9 @@ class SandboxManager:
         return self._package_telling.follow(sandbox)
 
     async def create(self, request: Request, wish: NewSandbox, *, timeout: timedelta) -> Sandbox:
-        """Make a sandbox; see `Creation.create`."""
+        """Make a sandbox; see `Creation.create`, and of one that begins with a backup `Rebuilding.create`."""
+        if wish.from_backup is not None or wish.workspace_only:
+            return await self._rebuilding.create(request, wish, timeout=timeout)
         return await self._creation.create(request, wish, timeout=timeout)
 
     async def get(self, caller: Caller, sandbox: SandboxId) -> Sandbox:
@@ -268,10 +280,13 @@ class SandboxManager:
         *,
         backup: tuple[SandboxId, BackupSetId] | None = None,
         paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        workspace_only: bool = False,
         timeout: timedelta,
     ) -> Sandbox:
         """Bring a sandbox back to what a backup has; see `Restores.restore`."""
-        return await self.restores.restore(request, sandbox, backup=backup, paths=paths, timeout=timeout)
+        return await self.restores.restore(
+            request, sandbox, backup=backup, paths=paths, workspace_only=workspace_only, timeout=timeout
+        )
 
     async def hibernate(self, sandbox: SandboxId, *, timeout: timedelta) -> Sandbox:
         """Freeze an idle sandbox; see `Resting.hibernate`. Any use wakes it."""

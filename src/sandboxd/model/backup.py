@@ -216,13 +216,24 @@ class Restoring:
     backup: BackupSetId | None = None
     """From which set; None: the newest, which may be one of its kept volumes that is taken first."""
     paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
-    """Some paths of some volumes alone; empty: both volumes and the image, whole."""
+    """Some paths of some volumes alone; empty: `volumes`, whole."""
+    volumes: Sequence[Volume] = tuple(Volume)
+    """Those that come back; the image comes with both."""
     came_from: str
     """The state before, where it goes back to when nothing could be restored."""
     still_since: datetime | None = None
     """When it came into that state; None where its processes may have run until now."""
     restored: bool = False
     """The volumes are as they are to be; what is left is the start."""
+
+    @property
+    def whole(self) -> bool:
+        """True when everything comes back, the image too."""
+        return not self.paths and set(self.volumes) == set(Volume)
+
+    def wants(self, volume: Volume) -> bool:
+        """Tell whether anything of a volume comes back."""
+        return bool(self.paths.get(volume)) if self.paths else volume in self.volumes
 
 
 class BackupSetStatusError(WrongStateError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sandboxd.model.errors import (
     ErrorKind,
     ExhaustedError,
+    ForbiddenError,
     NotFoundError,
     SandboxdError,
     UnavailableError,
@@ -85,6 +86,12 @@ class BackupEndedError(WrongStateError):
     """The backup has ended already; there is nothing to cancel."""
 
     reason = "BACKUP_ENDED"
+
+
+class BackupHomeError(ForbiddenError):
+    """The backup's home and image are another freelancer's; its workspace alone may come into somebody's sandbox."""
+
+    reason = "BACKUP_HOME_OF_ANOTHER"
 
 
 class NothingToBackUpError(WrongStateError):

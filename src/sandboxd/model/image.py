@@ -85,6 +85,8 @@ class CommitTrigger(enum.Enum):
     """Something was installed, and the sandbox has been idle since."""
     UPGRADE = "upgrade"
     """What is installed is made again on the present base, in a sandbox that is there for nothing else."""
+    RESTORE = "restore"
+    """None was made: another sandbox's image is this one's, too, as it was restored from that one's backup."""
 
 
 class CommitPhase(enum.Enum):

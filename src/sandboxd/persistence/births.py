@@ -1,4 +1,4 @@
-"""A new sandbox, its first incarnation and the request that makes it: one statement.
+"""A new sandbox, its first incarnation if it has one yet, and the request that makes it: one statement.
 
 The client's row is locked meanwhile, and with it the other Creates of the client: each round trip saved counts for all.
 """
@@ -22,10 +22,12 @@ _KEY = ("client", "request_id")
 
 
 async def insert_new(
-    connection: AsyncConnection, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord
+    connection: AsyncConnection, sandbox: Sandbox, incarnation: Incarnation | None, record: RequestRecord
 ) -> tuple[bool, bool]:
-    """Insert all three; tells whether the request could be claimed, and whether the rest is there then."""
-    parts = {"r": request_values(record), "s": sandbox_values(sandbox), "i": incarnation_values(incarnation)}
+    """Insert all there is; tells whether the request could be claimed, and whether the rest is there then."""
+    parts = {"r": request_values(record), "s": sandbox_values(sandbox)}
+    if incarnation is not None:
+        parts["i"] = incarnation_values(incarnation)
     statement = _statement(*(tuple(part) for part in parts.values()))
     values = {f"{prefix}_{name}": value for prefix, part in parts.items() for name, value in part.items()}
     claimed, made = (await connection.execute(statement, values)).one()
@@ -47,12 +49,14 @@ def claiming(request: dict[str, Any]) -> Insert:  # Any: values of any type, or 
 
 
 @cache
-def _statement(request: tuple[str, ...], sandbox: tuple[str, ...], incarnation: tuple[str, ...]) -> Select[bool, bool]:
+def _statement(
+    request: tuple[str, ...], sandbox: tuple[str, ...], incarnation: tuple[str, ...] = ()
+) -> Select[bool, bool]:
     """Made once: SQLAlchemy takes longer to put it together than PostgreSQL to carry it out."""
     claim = claiming(_parameters("r", request, table(RequestRow))).returning(literal(1).label("done")).cte("claim")
     made = _insert_after(claim, "s", sandbox, table(SandboxRow))
-    life = _insert_after(made, "i", incarnation, table(IncarnationRow))
-    return select(exists().select_from(claim), exists().select_from(life))
+    last = _insert_after(made, "i", incarnation, table(IncarnationRow)) if incarnation else made
+    return select(exists().select_from(claim), exists().select_from(last))
 
 
 def _insert_after(before: CTE, prefix: str, names: tuple[str, ...], into: Table) -> CTE:

@@ -113,6 +113,7 @@ def _restoring_json(restoring: Restoring) -> Values:
         "backup": restoring.backup,
         # In hexadecimal digits: they are any bytes.
         "paths": {volume.value: [path.hex() for path in paths] for volume, paths in restoring.paths.items()},
+        "volumes": [volume.value for volume in restoring.volumes],
         "came_from": restoring.came_from,
         "still_since": None if restoring.still_since is None else restoring.still_since.isoformat(),
         "restored": restoring.restored,
@@ -125,6 +126,7 @@ def _read_restoring(said: Values) -> Restoring:
         id=RestoreId(said["id"]),
         backup=None if said["backup"] is None else BackupSetId(said["backup"]),
         paths={Volume(name): tuple(bytes.fromhex(path) for path in those) for name, those in paths.items()},
+        volumes=tuple(Volume(name) for name in said.get("volumes", (one.value for one in Volume))),
         came_from=said["came_from"],
         still_since=None if said["still_since"] is None else datetime.fromisoformat(said["still_since"]),
         restored=said["restored"],

@@ -63,7 +63,7 @@ class PostgresSandboxRepository(SandboxRepository):
             raise AlreadyExistsError(f"Sandbox {sandbox.id} exists already.", sandbox=sandbox.id)
 
     @override
-    async def create(self, sandbox: Sandbox, incarnation: Incarnation, record: RequestRecord) -> bool:
+    async def create(self, sandbox: Sandbox, incarnation: Incarnation | None, record: RequestRecord) -> bool:
         with translated():
             claimed, made = await insert_new(self._connection, sandbox, incarnation, record)
         if claimed and not made:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandboxd.api.grpc.codec_backup_policy import HOLDS
-from sandboxd.api.grpc.names import timestamp
+from sandboxd.api.grpc.names import sandbox_id, timestamp
 from sandboxd.model.backup import (
     BackupSet,
     BackupSetId,
@@ -17,6 +17,7 @@ from sandboxd.model.backup import (
     VolumeSnapshot,
 )
 from sandboxd.model.backup_retention import Hold, Keeping
+from sandboxd.model.ids import SandboxId
 from sandboxd.model.legible import legible
 from sandboxd.v1 import backup_pb2 as pb
 
@@ -53,6 +54,11 @@ def backup_name(backup: BackupSet) -> str:
 def backup_id(name: str) -> BackupSetId:
     """Return the id that a backup's name holds."""
     return BackupSetId(name.split("/")[3])
+
+
+def backup_of(name: str) -> tuple[SandboxId, BackupSetId] | None:
+    """Return the sandbox and the set that a backup's name holds; of an empty name None."""
+    return (sandbox_id(name), backup_id(name)) if name else None
 
 
 def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backup:

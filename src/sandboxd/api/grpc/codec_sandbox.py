@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from sandboxd.api.grpc.codec_backup import backup_of
 from sandboxd.api.grpc.codec_image import image_name
 from sandboxd.api.grpc.codec_lifecycle import decode_lifecycle, encode_lifecycle, encode_next_step
 from sandboxd.api.grpc.names import moment, sandbox_name, timestamp
@@ -91,17 +92,20 @@ def encode_change(change: SandboxChange, *, backend: str, planned: NextStep | No
     return pb.WatchResponse(change=CHANGES[change.kind], sandbox=sandbox)
 
 
-def decode_wish(message: pb.Sandbox) -> NewSandbox:
+def decode_wish(request: pb.CreateRequest) -> NewSandbox:
     """Decode what a new sandbox shall be."""
+    message = request.sandbox
     return NewSandbox(
         freelancer=FreelancerId(message.freelancer) if message.freelancer else None,
         display_name=message.display_name,
         labels=dict(message.labels),
-        tier=_TIERS_BACK.get(message.tier, Tier.BASIC),
+        tier=_TIERS_BACK.get(message.tier),
         model=message.model,
-        approval_mode=_approval_mode(message.approval_mode),
+        approval_mode=_approval_mode(message.approval_mode) if message.approval_mode else None,
         lifecycle=decode_lifecycle(message.lifecycle),
         keep_awake_until=moment(message, "keep_awake_until"),
+        from_backup=backup_of(request.from_backup),
+        workspace_only=request.workspace_only,
     )
 
 

@@ -148,6 +148,7 @@ class SandboxManager(Protocol):
         *,
         backup: tuple[SandboxId, BackupSetId] | None = None,
         paths: Mapping[Volume, Sequence[bytes]] | None = None,
+        workspace_only: bool = False,
         timeout: timedelta,
     ) -> Sandbox:
         """Bring a sandbox back to what a backup has."""

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_backup import KINDS, backup_id
+from sandboxd.api.grpc.codec_backup import KINDS, backup_of
 from sandboxd.api.grpc.codec_image import encode_image
 from sandboxd.api.grpc.codec_sandbox import (
     decode_edit,
@@ -72,7 +72,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """Make a sandbox."""
         rpc = current_rpc()
         sandbox = await self._manager.create(
-            _request(rpc, request, request.request_id), decode_wish(request.sandbox), timeout=_budget(rpc)
+            _request(rpc, request, request.request_id), decode_wish(request), timeout=_budget(rpc)
         )
         startup = encode_startup(self._manager.startup(sandbox))
         return pb.CreateResponse(sandbox=await self._shown(sandbox), startup=startup)
@@ -179,8 +179,9 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         sandbox = await self._manager.restore(
             _request(rpc, request, request.request_id),
             sandbox_id(request.name),
-            backup=(sandbox_id(request.backup), backup_id(request.backup)) if request.backup else None,
+            backup=backup_of(request.backup),
             paths=paths,
+            workspace_only=request.workspace_only,
             timeout=_budget(rpc),
         )
         return pb.RestoreResponse(sandbox=await self._shown(sandbox))

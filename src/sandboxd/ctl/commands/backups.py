@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.status import Status
 from rich.text import Text
@@ -16,6 +17,7 @@ from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell, UsageError
 from sandboxd.ctl.tables import when
 from sandboxd.ctl.tables_backups import backup_table, consistency_of, kept_line, policy_line
+from sandboxd.model.ids import is_id
 from sandboxd.v1 import backup_pb2 as pb
 
 
@@ -75,17 +77,80 @@ async def rm(shell: Shell, said: str, wanted: str) -> Exit:
     return Exit.OK
 
 
-async def restore(shell: Shell, said: str, wanted: str, paths: Sequence[str], *, timeout: float) -> Exit:
-    """Bring a sandbox back to what a backup has."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreOptions:
+    """What is restored, and into what."""
+
+    backup: str = ""
+    """Its id or the end of it; empty: what a terminated sandbox ended with, and for another sandbox the newest."""
+    paths: Sequence[str] = ()
+    into: str = ""
+    """Another sandbox, or the name of a new one; empty: the sandbox itself."""
+    workspace_only: bool = False
+    timeout: float = 600.0
+
+
+async def restore(shell: Shell, said: str, options: RestoreOptions) -> Exit:
+    """Bring a sandbox back to what a backup has, or another one, or a new one."""
     name = await find_sandbox(shell.client, said, ended=True)
-    backup = await find_backup(shell, name, wanted) if wanted else ""
-    some = [_volume_path(each) for each in paths]
-    sandbox = await shell.client.restore(name, backup=backup, paths=some, timeout=timeout)
+    some = [_volume_path(each) for each in options.paths]
+    if options.backup:
+        backup = await find_backup(shell, name, options.backup)
+    else:
+        backup = await _newest(shell, name) if options.into else ""
+    target = await _named(shell, options.into) if options.into else name
+    if target:
+        sandbox = await shell.client.restore(
+            target, backup=backup, paths=some, workspace_only=options.workspace_only, timeout=options.timeout
+        )
+    elif some:
+        raise UsageError(f"There is no sandbox {options.into!r}: into a new one all comes, or the workspace alone.")
+    else:
+        sandbox = await shell.client.create(
+            display_name=options.into,
+            from_backup=backup,
+            workspace_only=options.workspace_only,
+            timeout=options.timeout,
+        )
     if shell.json:
         shell.emit(sandbox)
     else:
-        shell.say(f"✓ {bare(name)} is back{f' from {bare(backup)}' if backup else ''}, and runs", "green")
+        made = "is back" if target == name else "has what was wanted" if target else "is made"
+        shell.say(f"✓ {bare(sandbox.name)} {made}{f' from {bare(backup)}' if backup else ''}, and runs", "green")
     return Exit.OK
+
+
+async def find_source(shell: Shell, said: str) -> str:
+    """Return the name of the backup that `SANDBOX` or `SANDBOX/BACKUP` means: of a sandbox its newest one.
+
+    Raises:
+        ApiError: There is no such sandbox.
+        UsageError: It has no such backup, or several may be meant.
+    """
+    place, _, wanted = said.removeprefix("sandboxes/").partition("/")
+    name = await find_sandbox(shell.client, place, ended=True)
+    return await find_backup(shell, name, wanted) if wanted else await _newest(shell, name)
+
+
+async def _newest(shell: Shell, name: str) -> str:
+    async for each in shell.client.backups.list(name):
+        if each.status == pb.BACKUP_STATUS_COMPLETE:
+            return each.name
+    raise UsageError(f"{bare(name)} has no backup. Make one with: sandboxctl backups create {bare(name)}")
+
+
+async def _named(shell: Shell, said: str) -> str:
+    """Return the sandbox that is called exactly so; empty where a new one is meant.
+
+    Raises:
+        UsageError: Several are called so.
+    """
+    if said.startswith("sandboxes/") or is_id(said, "sbx"):
+        return await find_sandbox(shell.client, said)
+    found = [each.name async for each in shell.client.sandboxes() if each.display_name == said]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} sandboxes are called {said!r}: say the id of one.")
+    return found[0] if found else ""
 
 
 def _volume_path(said: str) -> tuple[str, bytes]:

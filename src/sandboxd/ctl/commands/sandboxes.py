@@ -14,6 +14,7 @@ from rich.status import Status
 from rich.text import Text
 
 from sandboxd.ctl.client import ApiError
+from sandboxd.ctl.commands.backups import find_source
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import span
 from sandboxd.ctl.names import bare, find_sandbox
@@ -32,9 +33,12 @@ class CreateOptions:
     name: str = ""
     freelancer: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
-    tier: str = "basic"
+    tier: str = ""
     model: str = ""
     mode: str = ""
+    from_backup: str = ""
+    """A sandbox, or `SANDBOX/BACKUP`."""
+    workspace_only: bool = False
     request_id: str = ""
     timeout: float = 180.0
     progress: bool = False
@@ -46,6 +50,7 @@ class CreateOptions:
 async def create(shell: Shell, options: CreateOptions) -> Exit:
     """Create a sandbox."""
     started = time.monotonic()
+    backup = await find_source(shell, options.from_backup) if options.from_backup else ""
     making = shell.client.create(
         display_name=options.name,
         freelancer=options.freelancer,
@@ -53,6 +58,8 @@ async def create(shell: Shell, options: CreateOptions) -> Exit:
         tier=options.tier,
         model=options.model,
         approval_mode=options.mode,
+        from_backup=backup,
+        workspace_only=options.workspace_only,
         request_id=options.request_id,
         timeout=options.timeout,
     )
