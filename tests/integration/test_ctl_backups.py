@@ -42,7 +42,7 @@ def test_they_are_listed_over_all_pages_shown_by_their_end_and_deleted_with_proo
 
     assert ctl("backups", "ls", "demo").out.count("COMPLETE") == 3
     assert "checksum ccc" in ctl("backups", "show", "demo", "02").out
-    assert "1" * 64 in ctl("backups", "rm", "demo", "02").out
+    assert "1" * 64 in ctl("backups", "rm", "demo", "02", "--yes").out
     assert ctl("backups", "ls", "demo").out.count("COMPLETE") == 2
     assert "DELETED" in ctl("backups", "ls", "demo", "--all").out
 
@@ -65,9 +65,19 @@ def test_what_names_none_or_several_is_refused(platform: FakePlatform) -> None:
 
     none, several = ctl("backups", "show", "demo", "zzz"), ctl("backups", "rm", "demo", "1")
 
-    assert (none.code, several.code) == (2, 2)
-    assert "no backup of" in none.err
+    assert (none.code, several.code) == (3, 2)
+    assert "No backup of" in none.err
+    assert "sandboxctl backups ls" in none.err
     assert "2 backups of" in several.err
+
+
+def test_a_backup_is_not_deleted_where_nobody_can_be_asked(platform: FakePlatform) -> None:
+    ctl("backups", "create", "demo")
+
+    ran = ctl("backups", "rm", "demo", "01")
+
+    assert (ran.code, "--yes" in ran.err) == (2, True)
+    assert ctl("backups", "ls", "demo").out.count("COMPLETE") == 1
 
 
 def test_a_restore_says_from_what_and_which_paths(platform: FakePlatform) -> None:

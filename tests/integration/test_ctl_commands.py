@@ -544,7 +544,9 @@ def test_packages_lists_all_pages_and_says_what_is_kept(platform: FakePlatform) 
     assert "\x1b[2J" not in everything.out
     assert [one["name"] for one in unsaved.objects] == ["tree"]
     assert [one["manager"] for one in of_pip.objects] == ["PACKAGE_MANAGER_PIP"]
+    assert "No package is unsaved." in none.err
     assert "something else in the root file system was changed" in none.out + none.err
+    assert "MANAGER" not in none.out, "a table of nothing"
     assert ctl("packages", "nobody").code == 3
 
 

@@ -1,12 +1,16 @@
 """The small rules of sandboxctl: where it connects, what it exits with, how it reads words."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from sandboxd.ctl import advice as advice_module
 from sandboxd.ctl.advice import advise
+from sandboxd.ctl.app import app
 from sandboxd.ctl.backoff import Backoff, RetryPolicy
 from sandboxd.ctl.commands.prompt import exit_code
 from sandboxd.ctl.commands.usage import moment
@@ -14,7 +18,7 @@ from sandboxd.ctl.connection import Target, _parse
 from sandboxd.ctl.exits import Exit, of_status
 from sandboxd.ctl.figures import ago, money, span
 from sandboxd.ctl.jsonlines import to_dict, to_line
-from sandboxd.ctl.options import asks_for_json, hoist
+from sandboxd.ctl.options import ORDER, asks_for_json, hoist
 from sandboxd.ctl.permissions import understand
 from sandboxd.ctl.shell import UsageError
 from sandboxd.ctl.target import SetupError, TargetOptions, TlsOptions, find
@@ -240,9 +244,25 @@ def test_advice_names_what_it_is_about() -> None:
 
     assert advice == "Bring it back with: sandboxctl resume sbx-1"
     failed = advise("UNAVAILABLE", "UNAVAILABLE", {"sandbox": "sandboxes/sbx-1", "state": "FAILED"})
-    assert failed == "Try again with: sandboxctl resume sbx-1\nOr end it with: sandboxctl terminate sbx-1"
+    assert failed == "Try again with: sandboxctl resume sbx-1\nOr end it with: sandboxctl rm sbx-1"
     assert "--force" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {"sandbox": "sandboxes/a"})
     assert "history ses-1 --follow" in advise("FAILED_PRECONDITION", "TURN_IN_PROGRESS", {"session": "ses-1"})
+
+
+def test_a_service_that_gives_a_reason_is_neither_asked_for_nor_short_of_a_sandbox() -> None:
+    assert "Is sandboxd running" in advise("UNAVAILABLE", "", {}, address="host:1")
+    assert advise("UNAVAILABLE", "BACKUP_INCOMPLETE", {}, address="host:1") == ""
+    assert "home:.bashrc" in advise("NOT_FOUND", "BACKUP_SNAPSHOT_NOT_FOUND", {"sandbox": "sbx-1"})
+
+
+def test_commands_that_are_advised_are_there_and_all_that_are_there_have_their_place() -> None:
+    commands = get_command(app).list_commands(None)
+    source = Path(advice_module.__file__).read_text(encoding="utf-8")
+    advised = set(re.findall(r"sandboxctl ([a-z]+)", source))
+
+    assert "resume" in advised
+    assert advised <= set(commands)
+    assert commands == list(ORDER), "and the help lists them so"
 
 
 def test_figures_are_short() -> None:

@@ -29,6 +29,14 @@ _BY_REASON = {
     "ROOT_NOT_SAVED": "See what became of the commit: sandboxctl images {sandbox} --all\nOr give it up with --force.",
     "PACKAGES_INTERRUPTED": "End the installation in the sandbox: sudo dpkg --configure -a",
     "SESSION_NOT_FOUND": "See which there are: sandboxctl sessions SANDBOX",
+    "BACKUP_IN_PROGRESS": "See how far it is: sandboxctl backups ls {sandbox}",
+    "BACKUP_IN_USE": "Wait until it is restored: sandboxctl show {sandbox}",
+    "BACKUP_NOT_FOUND": "See which there are: sandboxctl backups ls {sandbox}",
+    "BACKUP_UNNAMED": "See which there are: sandboxctl backups ls {sandbox}",
+    "BACKUP_SNAPSHOT_NOT_FOUND": "Paths are those in the volume, as home:.bashrc or workspace:src/main.py.",
+    "BACKUP_STATUS_INVALID": "See what it is: sandboxctl backups ls {sandbox} --all",
+    "BACKUP_STORAGE_FULL": "Make room where it lies, or let backups go: sandboxctl backups rm",
+    "BACKUP_REPOSITORY_BUSY": "Try again in some minutes.",
 }
 _BY_CODE = {
     "UNAUTHENTICATED": "Give a valid token: SANDBOXCTL_TOKEN, --token-file FILE or --token TOKEN.",
@@ -39,6 +47,8 @@ _BY_CODE = {
     "UNIMPLEMENTED": "The service is older or newer than this sandboxctl.",
     "RESOURCE_EXHAUSTED": "Try again later, or ask for a larger limit.",
 }
+_ANSWERED = frozenset({"UNAVAILABLE", "NOT_FOUND"})
+"""Codes that a service which gives a reason does not mean so: it is there, or what is absent is no sandbox."""
 
 
 class _Facts(dict[str, str]):
@@ -58,9 +68,9 @@ def advise(code: str, reason: str, metadata: Mapping[str, str], *, address: str 
     if reason == "TURN_IN_PROGRESS" and "session" not in metadata:  # the sandbox is what is refused, not a prompt
         return "Wait for the turn to end, cancel it with Ctrl-C in `sandboxctl chat`, or give --force."
     if metadata.get("state") == "FAILED" and "sandbox" in metadata:  # whatever kept it from starting
-        advice = "Try again with: sandboxctl resume {sandbox}\nOr end it with: sandboxctl terminate {sandbox}"
+        advice = "Try again with: sandboxctl resume {sandbox}\nOr end it with: sandboxctl rm {sandbox}"
     else:
-        advice = _BY_REASON.get(reason) or _BY_CODE.get(code, "")
+        advice = _BY_REASON.get(reason) or ("" if code in _ANSWERED and reason else _BY_CODE.get(code, ""))
     facts = _Facts({name: value.removeprefix("sandboxes/") for name, value in metadata.items()})
     facts["address"] = address
     return advice.format_map(facts)

@@ -44,7 +44,7 @@ async def find_sandbox(client: Client, said: str, *, ended: bool = False) -> str
         if bare(each.name).startswith((said, f"sbx-{said}")) or each.display_name.startswith(said)
     ]
     if not begun:
-        raise _absent(f"There is no sandbox {said!r}.", "SANDBOX_NOT_FOUND", sandbox=said)
+        raise absent(f"There is no sandbox {said!r}.", "SANDBOX_NOT_FOUND", sandbox=said)
     if len(begun) > 1:
         raise _ambiguous(said, (f"{bare(each.name)}  {each.display_name}" for each in begun))
     return begun[0].name
@@ -88,7 +88,7 @@ async def find_session(client: Client, said: str, *, sandbox: str = "", ended: b
                 begun.append(session)
     if not begun:
         what = "There is no session yet." if said == NEWEST else f"There is no session {said!r}."
-        raise _absent(what, "SESSION_NOT_FOUND", session=said)
+        raise absent(what, "SESSION_NOT_FOUND", session=said)
     if len(begun) > 1:
         raise _ambiguous(said, (f"{bare(each.name)}  {each.title}" for each in begun))
     return begun[0].name
@@ -104,7 +104,8 @@ def sandbox_of(session: str) -> str:
     return session.partition("/sessions/")[0]
 
 
-def _absent(message: str, reason: str, **facts: str) -> ApiError:
+def absent(message: str, reason: str, **facts: str) -> ApiError:
+    """Make the error that the service would answer of what is not there."""
     return ApiError(code=grpc.StatusCode.NOT_FOUND, reason=reason, message=message, metadata=facts)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from typer.core import TyperGroup
@@ -231,6 +231,7 @@ WorkspaceOnlyOption = Annotated[
         "--workspace-only", help="Of the backup the workspace alone; of another freelancer's nothing else may come."
     ),
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 class Globals:
@@ -279,6 +280,14 @@ _ANYWHERE = (
     "--for-client",
 )
 
+ORDER: Final = (
+    *("create", "ls", "show", "watch", "prompt", "chat", "sessions", "history"),
+    *("update", "pause", "resume", "rm", "packages", "commit", "images", "rollback", "upgrade", "sbom"),
+    *("backups", "restore", "usage", "budgets", "prices", "clients", "freelancers", "keys", "pools", "audit", "admin"),
+    "completion",
+)
+"""Of commands in the help: what one does first stands first. What is not named stands at the end."""
+
 
 class Root(TyperGroup):
     """The command group: takes connection options wherever they stand, and tells usage errors as JSON where asked."""
@@ -286,6 +295,10 @@ class Root(TyperGroup):
     @override
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # Any: typer keeps the type to itself
         return super().parse_args(ctx, hoist(args))
+
+    @override
+    def list_commands(self, ctx: Any) -> list[str]:  # Any: as above
+        return sorted(super().list_commands(ctx), key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     @override
     def main(self, args: Sequence[str] | None = None, *rest: Any, **extra: Any) -> Any:  # Any: typer's signature

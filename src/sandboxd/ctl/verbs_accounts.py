@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sandboxd.ctl.completion import complete_client, complete_freelancer
-from sandboxd.ctl.options import OutputOption
+from sandboxd.ctl.options import OutputOption, YesOption
 from sandboxd.ctl.root import app, execute, help_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ ModelsOption = Annotated[
     list[str] | None,
     typer.Option("--model", metavar="NAME|none", help="Allow this model or pattern; repeatable.", show_default=False),
 ]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 ProofOption = Annotated[
     Path | None, typer.Option("--proof", metavar="FILE", help="Write the proof there, its signature beside it.")
 ]

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sandboxd.ctl.completion import complete_backup, complete_sandbox
-from sandboxd.ctl.options import OutputOption, SandboxArgument, WorkspaceOnlyOption
+from sandboxd.ctl.options import OutputOption, SandboxArgument, WorkspaceOnlyOption, YesOption
 from sandboxd.ctl.root import app, execute, help_text
 from sandboxd.ctl.verbs_accounts import ClientArgument, clients
 
@@ -85,12 +85,16 @@ def show_backup(
     ),
 )
 def remove_backup(
-    context: typer.Context, sandbox: SandboxArgument, backup: BackupArgument, output: OutputOption = None
+    context: typer.Context,
+    sandbox: SandboxArgument,
+    backup: BackupArgument,
+    yes: YesOption = False,
+    output: OutputOption = None,
 ) -> None:
     """Delete a backup."""
     from sandboxd.ctl.commands import backups as command
 
-    execute(context, output, lambda shell: command.rm(shell, sandbox, backup))
+    execute(context, output, lambda shell: command.rm(shell, sandbox, backup, yes=yes))
 
 
 _COUNT = "N|default"

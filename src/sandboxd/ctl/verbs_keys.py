@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sandboxd.ctl.options import OutputOption
+from sandboxd.ctl.options import OutputOption, YesOption
 from sandboxd.ctl.root import app, execute, help_text
-from sandboxd.ctl.verbs_accounts import ClientArgument, YesOption
+from sandboxd.ctl.verbs_accounts import ClientArgument
 
 keys = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(keys, name="keys", help="Manage the clients' API keys; a key is never shown.")

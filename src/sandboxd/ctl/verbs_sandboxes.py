@@ -19,6 +19,7 @@ from sandboxd.ctl.options import (
     Tier,
     TimeoutOption,
     WorkspaceOnlyOption,
+    YesOption,
     parse_labels,
 )
 from sandboxd.ctl.root import app, execute, help_text, mode_name
@@ -164,7 +165,7 @@ def rm(
         list[str],
         typer.Argument(metavar="SANDBOX…", autocompletion=complete_sandbox, show_default=False),
     ],
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     force: Annotated[
         bool, typer.Option("--force", help="Even where what was installed cannot be kept as an image.")
     ] = False,

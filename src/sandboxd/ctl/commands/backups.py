@@ -12,7 +12,8 @@ from rich.text import Text
 from sandboxd.ctl import following
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount
-from sandboxd.ctl.names import bare, find_sandbox
+from sandboxd.ctl.names import absent, bare, find_sandbox
+from sandboxd.ctl.prompting import confirmed
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell, UsageError
 from sandboxd.ctl.tables import when
@@ -65,9 +66,13 @@ async def show(shell: Shell, said: str, wanted: str) -> Exit:
     return Exit.OK
 
 
-async def rm(shell: Shell, said: str, wanted: str) -> Exit:
-    """Delete a backup."""
-    backup = await shell.client.backups.delete(await find_backup(shell, said, wanted))
+async def rm(shell: Shell, said: str, wanted: str, *, yes: bool) -> Exit:
+    """Delete a backup, after a question unless told otherwise."""
+    name = await find_backup(shell, said, wanted)
+    if not yes and not await confirmed(shell, f"Delete {bare(name)} for good? [y/N] "):
+        shell.err.print(Text(f"{bare(name)} stays.", style="yellow"))
+        return Exit.OK
+    backup = await shell.client.backups.delete(name)
     if shell.json:
         shell.emit(backup)
         return Exit.OK
@@ -164,14 +169,17 @@ async def find_backup(shell: Shell, said: str, wanted: str) -> str:
     """Return the name of the one backup of a sandbox whose id ends so.
 
     Raises:
-        UsageError: There is none, or there are several.
+        ApiError: There is none.
+        UsageError: There are several.
     """
     name = await find_sandbox(shell.client, said, ended=True)
     wanted = bare(wanted)
     found = [each.name async for each in shell.client.backups.list(name, deleted=True) if each.name.endswith(wanted)]
-    if len(found) != 1 or not wanted:
-        what = "no backup" if not found else f"{len(found)} backups"
-        raise UsageError(f"{what} of {bare(name)} ends with {wanted!r}. See: sandboxctl backups ls {bare(name)}")
+    if not found:
+        raise absent(f"No backup of {bare(name)} ends with {wanted!r}.", "BACKUP_NOT_FOUND", sandbox=bare(name))
+    if len(found) > 1:
+        shown = ", ".join(bare(each) for each in found[:5])
+        raise UsageError(f"{len(found)} backups of {bare(name)} end with {wanted!r}; say more of it: {shown}")
     return found[0]
 
 
