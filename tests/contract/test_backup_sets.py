@@ -395,9 +395,10 @@ async def test_those_of_clients_that_are_being_deleted_are_left_to_the_erasure(w
 
 async def test_what_a_sandbox_gets_back_is_kept_word_for_word_while_it_does(world: UnitsWorld) -> None:
     sandbox = await in_state(world, SandboxState.TERMINATED, ended=minutes(10))
+    backup = BackupSetId(an_id("bak"))
     restoring = Restoring(
         id=RestoreId(an_id("rst")),
-        backup=BackupSetId(an_id("bak")),
+        backup=backup,
         paths={Volume.HOME: (b"a\xff\0b", b"c")},
         volumes=(Volume.WORKSPACE,),
         came_from="TERMINATED",
@@ -411,5 +412,19 @@ async def test_what_a_sandbox_gets_back_is_kept_word_for_word_while_it_does(worl
     async with world.units.begin() as work:
         found = await work.sandboxes.get(sandbox.id)
 
+        of_it, of_another = [await work.backup_sets.restoring(one) for one in (backup, BackupSetId("bak-0"))]
+
     assert (found.state, found.restoring) == (SandboxState.RESTORING, restoring)
+    assert (of_it, of_another) == (sandbox.id, None)
     assert found.enter(SandboxState.ACTIVE, at=minutes(12)).restoring is None
+
+
+async def test_a_set_whose_content_is_back_is_not_restored_from_any_more(world: UnitsWorld) -> None:
+    sandbox, backup = await in_state(world, SandboxState.TERMINATED, ended=minutes(10)), BackupSetId(an_id("bak"))
+    restoring = Restoring(id=RestoreId(an_id("rst")), backup=backup, came_from="TERMINATED", restored=True)
+
+    async with world.units.begin() as work:
+        await work.sandboxes.save(replace(sandbox.enter(SandboxState.RESTORING, at=minutes(11)), restoring=restoring))
+        await work.commit()
+    async with world.units.begin() as work:
+        assert await work.backup_sets.restoring(backup) is None

@@ -103,6 +103,14 @@ class FakeBackupSetRepository(BackupSetRepository):
         return found[0] if found else None
 
     @override
+    async def restoring(self, backup: BackupSetId) -> SandboxId | None:
+        for one in (await self.work.read()).sandboxes.values():
+            asked = one.restoring if one.state is SandboxState.RESTORING else None
+            if asked is not None and asked.backup == backup and not asked.restored:
+                return one.id
+        return None
+
+    @override
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
         found = await self._where(lambda one: one.status in {_S.CREATING, _S.DELETING} and one.id > (after or ""))
         return sorted(found, key=lambda one: one.id)[:limit]

@@ -101,7 +101,7 @@ class FakeBackupRepository(BackupRepository):
         kept = self.directory / snapshot
         for path in paths:
             if not is_there(kept, path):
-                raise BackupSnapshotNotFoundError(f"The snapshot has no {path!r}.", snapshot=snapshot)
+                raise BackupSnapshotNotFoundError(f"The backup has no {os.fsdecode(path)!r}.", snapshot=snapshot)
         into.rmdir()
         _copy(kept, into)
         if paths:

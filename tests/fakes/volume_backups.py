@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -132,9 +133,9 @@ class FakeVolumeBackups(VolumeBackups):
             back[volume] = {path: content for path, content in kept.files.items() if not paths or _below(path, paths)}
             for path in paths:
                 if not path or path.startswith(b"/") or b".." in path.split(b"/"):
-                    raise InvalidRequestError(f"{path!r} is no path relative to a snapshot's root.")
+                    raise InvalidRequestError(f"{os.fsdecode(path)!r} is no path below the root of a volume.")
                 if not any(_below(one, [path]) for one in back[volume]):
-                    raise BackupSnapshotNotFoundError(f"The snapshot has no {path!r}.", snapshot=snapshot)
+                    raise BackupSnapshotNotFoundError(f"The backup has no {os.fsdecode(path)!r}.", snapshot=snapshot)
         there = self.volumes.setdefault(order.into.sandbox, {volume: {} for volume in Volume})
         for volume, files in back.items():
             paths = order.paths.get(volume, ())

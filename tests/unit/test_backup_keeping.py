@@ -9,11 +9,19 @@ import pytest
 
 from sandboxd.manager.backup_keeping import BackupKeeping, KeepingReport
 from sandboxd.manager.backup_ports import BackupInProgressError
-from sandboxd.model.backup import BackupSet, BackupSetLockedError, BackupSetStatus, BackupTrigger, Consistency
+from sandboxd.model.backup import (
+    BackupSet,
+    BackupSetInUseError,
+    BackupSetLockedError,
+    BackupSetStatus,
+    BackupTrigger,
+    Consistency,
+)
 from sandboxd.model.backup_errors import BackupStorageUnavailableError
 from sandboxd.model.backup_retention import BackupRetention, Hold, RetentionOverrides
+from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import ClientId, FreelancerId
-from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
 from tests.manager_world import SOON, ManagerWorld, a_caller, a_request
 
@@ -149,6 +157,29 @@ async def test_the_retention_lets_old_sets_go_with_their_content_and_never_the_n
     assert {one.backup for one in world.volumes.kept.values()} == {newest.id}
     assert (await passed(world)).let_go == 0
     assert all(one.proof is not None for one in sets(world, S.DELETED))
+
+
+async def test_what_a_sandbox_is_being_restored_from_stays_until_it_is() -> None:
+    world = a_world(BackupRetention(keep_last=1, keep_daily=0, keep_weekly=0))
+    sandbox = await given(world)
+    first = await world.manager.backups.create(a_request(), sandbox.id, timeout=SOON)
+    world.clock.advance(60)
+    await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    world.clock.advance(60)
+    await world.manager.backups.create(a_request(), sandbox.id, timeout=SOON)  # so that the restore makes none
+    world.volumes.gate.clear()
+    with pytest.raises(DeadlineError):
+        await world.manager.restore(
+            a_request(), sandbox.id, backup=(sandbox.id, first.id), timeout=timedelta(milliseconds=50)
+        )
+
+    with pytest.raises(BackupSetInUseError, match=f"{sandbox.id} is being restored"):
+        await world.manager.backups.delete(a_request(), sandbox.id, first.id, timeout=SOON)
+    assert (await passed(world)).let_go == 0
+
+    world.volumes.gate.set()
+    await eventually(lambda: world.row(sandbox.id).state is SandboxState.ACTIVE)
+    assert (await passed(world)).let_go == 1
 
 
 async def test_a_locked_set_stays_for_policy_too() -> None:

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup import (
+    BackupSet,
+    BackupSetId,
+    BackupSetStatus,
+    BackupTrigger,
+    SnapshotId,
+    Volume,
+    VolumeSnapshot,
+)
 from sandboxd.model.backup_retention import (
     BackupPolicy,
     BackupRetention,
@@ -42,6 +50,10 @@ def a_set(
         create_time=take_time,
         update_time=take_time,
     )
+
+
+def by_restore(one: BackupSet) -> BackupSet:
+    return replace(one, trigger=BackupTrigger.RESTORE)
 
 
 def ago(**spans: float) -> datetime:
@@ -180,3 +192,12 @@ def test_letting_go_keeps_the_newest_stays_within_the_rules_and_is_done_after_on
     assert not sets or max(sets, key=lambda one: one.take_time) in left
     assert len(left) <= max(1, policy.keep_last) + policy.keep_daily + policy.keep_weekly
     assert let_go(left, policy, at=NOW) == []
+
+
+def test_what_restores_make_before_their_work_pushes_out_nothing_that_somebody_wanted() -> None:
+    wanted = [a_set(ago(hours=hours)) for hours in (12, 11, 10)]
+    undos = [by_restore(a_set(ago(minutes=minutes))) for minutes in (50, 40, 30, 20, 10)]
+
+    gone = let_go([*wanted, *undos], BackupRetention(keep_last=3, keep_daily=0, keep_weekly=0), at=NOW)
+
+    assert gone == undos[:2], "and of these themselves there are as many as of the others"

@@ -8,8 +8,13 @@ import pytest
 
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
 from sandboxd.model.backup import BackupSet, BackupTrigger, Volume
-from sandboxd.model.backup_errors import BackupRepositoryBusyError, BackupsOffError
-from sandboxd.model.errors import DeadlineError, InvalidRequestError, InvalidTransitionError, SandboxNotFoundError
+from sandboxd.model.backup_errors import (
+    BackupRepositoryBusyError,
+    BackupSnapshotNotFoundError,
+    BackupsOffError,
+    BackupUnnamedError,
+)
+from sandboxd.model.errors import DeadlineError, InvalidTransitionError, SandboxNotFoundError
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
 from tests.manager_world import NOW, SOON, ManagerWorld, a_caller, a_request
@@ -150,7 +155,7 @@ async def test_what_cannot_be_meant_is_refused_and_changes_nothing(world: Manage
     await paused(world, sandbox)
     await paused(world, other)
 
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(BackupUnnamedError, match="from which of its backups"):
         await restore(world, sandbox)
     with pytest.raises(BackupSetNotFoundError):
         await world.manager.restore(a_request(), sandbox.id, backup=(sandbox.id, theirs.id), timeout=SOON)
@@ -174,6 +179,20 @@ async def test_where_nothing_can_be_read_the_sandbox_is_where_it_was(world: Mana
     assert "Somebody is at it" in row.state_reason
     world.volumes.restore_trouble = None
     assert (await restore(world, sandbox)).state is S.ACTIVE
+
+
+async def test_a_restore_that_is_tried_again_backs_nothing_up_again(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    first = await backed_up(world, sandbox)
+    await paused(world, sandbox)
+    for _ in range(2):
+        with pytest.raises(BackupSnapshotNotFoundError, match="PAUSED as before"):
+            await restore(world, sandbox, first, workspace=[b"not-there"])
+        world.clock.advance(1)
+
+    await restore(world, sandbox, first)
+
+    assert [one.trigger for one in sets(world)] == [BackupTrigger.REQUEST, BackupTrigger.RESTORE]
 
 
 async def test_a_crash_in_the_middle_is_finished_by_another_replica(world: ManagerWorld) -> None:

@@ -21,7 +21,7 @@ from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, DeletionProof
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetInUseError, BackupSetStatus, DeletionProof
 from sandboxd.model.errors import DeadlineError, NotFoundError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, SandboxId
@@ -61,10 +61,14 @@ class BackupDeletions:
             BackupSetNotFoundError: There is none.
             BackupSetLockedError: Its window of immutability has not ended.
             BackupSetStatusError: It is being made.
+            BackupSetInUseError: A sandbox is being restored from it.
         """
         found = await work.backup_sets.get(backup, for_update=True)
         if found.status in (_S.DELETING, _S.DELETED):
             return found
+        by = await work.backup_sets.restoring(backup)
+        if by is not None:
+            raise BackupSetInUseError(found, by=by)
         marked = found.enter(_S.DELETING, at=self.clock.now())
         await work.backup_sets.save(marked)
         return marked

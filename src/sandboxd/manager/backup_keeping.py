@@ -19,7 +19,7 @@ from sandboxd.manager.backup_deletions import BackupDeletions
 from sandboxd.manager.backup_ports import MOST_SETS, BackupInProgressError
 from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.manager.ports import UnitsOfWork
-from sandboxd.model.backup import BackupSetLockedError, BackupSetStatus, BackupTrigger
+from sandboxd.model.backup import BackupSetInUseError, BackupSetLockedError, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import NothingToBackUpError
 from sandboxd.model.backup_retention import let_go
 from sandboxd.model.errors import NotFoundError, SandboxdError
@@ -125,7 +125,7 @@ class BackupKeeping:
             after = found[-1]
 
     async def _let_go_of(self, sandbox: SandboxId) -> int:
-        now, clients = self.making.clock.now(), set[ClientId]()
+        now, clients, gone = self.making.clock.now(), set[ClientId](), 0
         async with self.units.begin() as work:
             sets = await work.backup_sets.of_sandbox(sandbox, limit=MOST_SETS)
             if not sets:
@@ -135,13 +135,14 @@ class BackupKeeping:
             for one in old:
                 try:
                     clients.add((await self.deletions.mark(work, one.id)).client)
-                except (NotFoundError, BackupSetLockedError):
+                except (NotFoundError, BackupSetLockedError, BackupSetInUseError):
                     continue
+                gone += 1
             if clients:
                 await work.commit()
         for client in clients:
             await self.deletions.begin(client, patient=True)
-        return len(old)
+        return gone
 
     async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
         """Destroy all backups of a freelancer, or of a client with its repository; answers how many sets there were.

@@ -93,6 +93,10 @@ class BackupSetRepository(Protocol):
         """The newest COMPLETE one, by the moment that it is of: what a restore takes."""
         ...
 
+    async def restoring(self, backup: BackupSetId) -> SandboxId | None:
+        """A sandbox that is RESTORING from this set, and has not got back what it has."""
+        ...
+
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
         """CREATING and DELETING ones of all sandboxes, by id, after an id."""
         ...

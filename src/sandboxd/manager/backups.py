@@ -252,6 +252,7 @@ class Backups:
             SandboxNotFoundError, BackupSetNotFoundError: The caller has no such sandbox, or that no such backup.
             BackupSetLockedError: Its window of immutability has not ended.
             BackupSetStatusError: It is being made.
+            BackupSetInUseError: A sandbox is being restored from it.
             BackupsOffError: Nothing is backed up in this installation any more.
             RequestIdReusedError: The request id was used with another body.
             DeadlineError: It is not gone yet; the work goes on.

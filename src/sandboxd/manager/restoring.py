@@ -36,7 +36,7 @@ from sandboxd.model.backup import (
     Restoring,
     Volume,
 )
-from sandboxd.model.backup_errors import BackupDamagedError, BackupHomeError, BackupsOffError
+from sandboxd.model.backup_errors import BackupDamagedError, BackupHomeError, BackupsOffError, BackupUnnamedError
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.errors import (
     DatabaseUnavailableError,
@@ -117,7 +117,8 @@ class Restores:
             BackupHomeError: It is another freelancer's than the sandbox, and more than its workspace is wanted.
             BackupsOffError: Nothing is backed up in this installation.
             InvalidTransitionError: The sandbox has compute: it is stopped, paused or terminated before.
-            InvalidRequestError: It is not terminated, and no backup is named; or both paths and the workspace alone.
+            BackupUnnamedError: It is not terminated, and no backup is named.
+            InvalidRequestError: Both paths and the workspace alone.
             QuotaExceededError: It was terminated, and a quota does not hold it any more.
             DeadlineError: It is not done within `timeout`; the work goes on.
             SandboxdError: What could not be restored; the sandbox is where it was, or FAILED where it does not start.
@@ -139,10 +140,7 @@ class Restores:
             if backup is not None:
                 require_for(found, await usable_set(work, request.caller, backup), restoring)
             elif found.state is not SandboxState.TERMINATED:
-                raise InvalidRequestError(
-                    f"Sandbox {sandbox} is {found.state.value}: say from which backup it is to be restored.",
-                    violations=[FieldViolation(field="backup", description="names one of its backups")],
-                )
+                raise BackupUnnamedError(sandbox, found.state.value)
             if found.state is SandboxState.TERMINATED:
                 await self._admission.admit(work, found.client, found.freelancer, tier=found.tier, at=now)
             return replace(entered, restoring=restoring)
@@ -218,7 +216,9 @@ class Restores:
             async with self._units.begin() as work:
                 newest = await work.backup_sets.newest(sandbox.id)
                 sets = await work.backup_sets.of_sandbox(sandbox.id, limit=100)
-            still = restoring.still_since
+                life = await work.incarnations.get(sandbox.incarnation) if sandbox.incarnation else None
+            # A restore that failed begins the state anew; what the volumes have is of the last life, still.
+            still = restoring.still_since if life is None or life.end_time is None else life.end_time
             if (
                 newest is not None
                 and newest.consistency is Consistency.QUIESCED
@@ -300,13 +300,13 @@ class Restores:
 
 
 async def usable_set(work: UnitOfWork, caller: Caller, backup: tuple[SandboxId, BackupSetId]) -> BackupSet:
-    """The set that a caller names to restore from, and whose it is.
+    """The set that a caller names to restore from, and whose it is; locked, so that nobody begins to delete it now.
 
     Raises:
         BackupSetNotFoundError: The caller has no such sandbox, or that no such set.
         BackupSetStatusError: It is not complete.
     """
-    found = await work.backup_sets.get(backup[1])
+    found = await work.backup_sets.get(backup[1], for_update=True)
     try:
         require_visible(await work.sandboxes.get(found.sandbox), caller)
     except SandboxNotFoundError as error:

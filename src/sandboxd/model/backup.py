@@ -10,10 +10,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NewType
 
-from sandboxd.model.errors import ErrorKind, SandboxdError, WrongStateError
+from sandboxd.model.errors import ConflictError, ErrorKind, SandboxdError, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 BackupSetId = NewType("BackupSetId", str)
@@ -263,4 +263,18 @@ class BackupSetLockedError(WrongStateError):
             sandbox=backup.sandbox,
             backup=backup.id,
             until=until.isoformat(),
+        )
+
+
+class BackupSetInUseError(ConflictError):
+    """A sandbox is being restored from the backup set: it cannot be deleted before that has ended."""
+
+    reason = "BACKUP_IN_USE"
+
+    def __init__(self, backup: BackupSet, *, by: SandboxId) -> None:
+        super().__init__(
+            f"Sandbox {by} is being restored from backup {backup.id}. Delete it when that has ended.",
+            sandbox=by,
+            backup=backup.id,
+            retry_after=timedelta(seconds=30),
         )

@@ -5,12 +5,15 @@ from __future__ import annotations
 from sandboxd.model.errors import (
     ErrorKind,
     ExhaustedError,
+    FieldViolation,
     ForbiddenError,
+    InvalidRequestError,
     NotFoundError,
     SandboxdError,
     UnavailableError,
     WrongStateError,
 )
+from sandboxd.model.ids import SandboxId
 
 
 class BackupSnapshotNotFoundError(NotFoundError):
@@ -67,6 +70,19 @@ class BackupsOffError(WrongStateError):
     """This installation keeps no backups; `SANDBOXD_BACKUPS_LOCATION` says where they would lie."""
 
     reason = "BACKUPS_OFF"
+
+
+class BackupUnnamedError(InvalidRequestError):
+    """A sandbox that is not terminated can be restored from several backups, and nobody said from which."""
+
+    reason = "BACKUP_UNNAMED"
+
+    def __init__(self, sandbox: SandboxId, state: str) -> None:
+        super().__init__(
+            f"Sandbox {sandbox} is {state}: say from which of its backups it is to be restored.",
+            violations=[FieldViolation(field="backup", description="names one of its backups")],
+            sandbox=sandbox,
+        )
 
 
 class BackupCancelledError(SandboxdError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, BackupTrigger
 
 FAILED_KEPT_FOR: Final = timedelta(days=1)
 """How long a failed set can be read."""
@@ -110,7 +110,7 @@ def holds(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -
     """Say of each of one sandbox's COMPLETE sets why it is kept now; of one that is to go: nothing.
 
     The newest one is kept, whatever the policy says: it may be the only copy. A set that is locked is kept, and counts
-    where rules count.
+    where rules count. What a rule would keep if no restore had made a set before its work is kept, too.
 
     Args:
         sets: All of one sandbox, in any order.
@@ -127,13 +127,14 @@ def holds(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -
         key=lambda one: (one.take_time, one.id),
         reverse=True,
     )
+    # What restores made, as the undo of each, pushes nothing out: who tries one set after the other would lose them.
+    made = [one for one in complete if one.trigger is not BackupTrigger.RESTORE]
     by_rule = {
         Hold.NEWEST: {one.id for one in complete[:1]},
-        Hold.LAST: {one.id for one in complete[: policy.keep_last]},
-        Hold.DAILY: _newest_of_each(complete, policy.keep_daily, lambda moment: moment.date().isoformat()),
-        Hold.WEEKLY: _newest_of_each(
-            complete, policy.keep_weekly, lambda moment: "{}-{}".format(*moment.isocalendar()[:2])
-        ),
+        Hold.LAST: {one.id for those in (complete, made) for one in those[: policy.keep_last]},
+        Hold.DAILY: _newest_of_each(complete, policy.keep_daily, _day) | _newest_of_each(made, policy.keep_daily, _day),
+        Hold.WEEKLY: _newest_of_each(complete, policy.keep_weekly, _week)
+        | _newest_of_each(made, policy.keep_weekly, _week),
         Hold.LOCKED: {one.id for one in complete if _locked(one, at)},
     }
     return {one.id: frozenset(rule for rule, kept in by_rule.items() if one.id in kept) for one in complete}
@@ -163,6 +164,14 @@ def _newest_of_each(complete: Sequence[BackupSet], spans: int, span_of: Callable
         if span not in found and len(found) < spans:
             found[span] = one.id
     return set(found.values())
+
+
+def _day(moment: datetime) -> str:
+    return moment.date().isoformat()
+
+
+def _week(moment: datetime) -> str:
+    return "{}-{}".format(*moment.isocalendar()[:2])
 
 
 def _locked(one: BackupSet, at: datetime) -> bool:

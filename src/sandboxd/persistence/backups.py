@@ -28,15 +28,17 @@ from sandboxd.model.backup import (
 from sandboxd.model.errors import ConflictError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
+from sandboxd.model.sandbox import SandboxState
 from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import Row, Values
-from sandboxd.persistence.tables import BackupSetRow
+from sandboxd.persistence.tables import BackupSetRow, SandboxRow
 from sandboxd.persistence.tables.base import table
 from sandboxd.volumes.ports import VolumesNotFoundError
 
 _BACKUPS: Final = table(BackupSetRow)
+_SANDBOXES: Final = table(SandboxRow)
 _DELETED: Final = BackupSetStatus.DELETED.value
 _UNFINISHED: Final = (BackupSetStatus.CREATING.value, BackupSetStatus.DELETING.value)
 _RETAINED: Final = (BackupSetStatus.COMPLETE.value, BackupSetStatus.FAILED.value)
@@ -124,6 +126,18 @@ class PostgresBackupSetRepository(BackupSetRepository):
         statement = select(_BACKUPS).where(c.sandbox == sandbox, c.status == BackupSetStatus.COMPLETE.value)
         found = await self._many(statement.order_by(c.take_time.desc(), c.id.desc()).limit(1))
         return found[0] if found else None
+
+    @override
+    async def restoring(self, backup: BackupSetId) -> SandboxId | None:
+        c = _SANDBOXES.c
+        statement = select(c.id).where(
+            c.state == SandboxState.RESTORING.value,
+            c.restoring["backup"].astext == backup,
+            c.restoring["restored"].astext == "false",
+        )
+        with translated():
+            found = (await self._connection.execute(statement.limit(1))).scalar()
+        return None if found is None else SandboxId(found)
 
     @override
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:

@@ -169,7 +169,7 @@ class ResticRepository(BackupRepository):
             lost = [path for path in paths if not is_there(into, path)]
             if lost:
                 shown = ", ".join(repr(os.fsdecode(path)) for path in lost[:SHOWN])
-                raise BackupSnapshotNotFoundError(f"The snapshot has no {shown}.", snapshot=snapshot)
+                raise BackupSnapshotNotFoundError(f"The backup has no {shown}.", snapshot=snapshot)
             await asyncio.to_thread(dress, into, root)
         return RestoredTree(entries=listener.entries, bytes=listener.bytes)
 
