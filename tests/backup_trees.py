@@ -16,6 +16,8 @@ PATIENCE = timedelta(seconds=150)
 """Restic derives the key anew in each call, and a machine with 20 runnable processes is that much slower."""
 BACKUP_PASSWORD = "a secret\n"
 """What opens the repository of the fixture `empty_backups`."""
+DEEP = 2_100
+"""Levels: more than Python calls itself, and a longer path than the kernel takes."""
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 """cap_net_bind_service=ep, as the kernel keeps it."""
 
@@ -43,6 +45,19 @@ def everything(root: Path) -> dict[bytes, Any]:  # Any: what is said of a path d
 
 def _attributes(place: bytes) -> list[str]:
     return os.listxattr(place, follow_symlinks=False)
+
+
+def a_deep_tree(top: Path) -> None:
+    """Make a directory in a directory in a directory, with a file in the last one."""
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(DEEP):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
 
 
 def a_hard_tree(root: Path) -> None:

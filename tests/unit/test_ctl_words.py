@@ -18,7 +18,7 @@ from sandboxd.ctl.connection import Target, _parse
 from sandboxd.ctl.exits import Exit, of_status
 from sandboxd.ctl.figures import ago, money, span
 from sandboxd.ctl.jsonlines import to_dict, to_line
-from sandboxd.ctl.options import ORDER, asks_for_json, hoist
+from sandboxd.ctl.options import ORDER, Root, asks_for_json, hoist
 from sandboxd.ctl.permissions import understand
 from sandboxd.ctl.shell import UsageError
 from sandboxd.ctl.target import SetupError, TargetOptions, TlsOptions, find
@@ -256,7 +256,9 @@ def test_a_service_that_gives_a_reason_is_neither_asked_for_nor_short_of_a_sandb
 
 
 def test_commands_that_are_advised_are_there_and_all_that_are_there_have_their_place() -> None:
-    commands = get_command(app).list_commands(None)
+    root = get_command(app)
+    assert isinstance(root, Root)
+    commands = root.list_commands(None)
     source = Path(advice_module.__file__).read_text(encoding="utf-8")
     advised = set(re.findall(r"sandboxctl ([a-z]+)", source))
 

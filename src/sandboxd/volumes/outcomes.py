@@ -18,8 +18,8 @@ from sandboxd.model.backup_errors import (
     BackupToolError,
 )
 from sandboxd.model.errors import DeadlineError, InvalidRequestError, SandboxdError
+from sandboxd.volumes.placing import RestorePathBlockedError
 from sandboxd.volumes.ports import ForgottenSnapshots, RestoredTree, TakenVolumes
-from sandboxd.volumes.trees import RestorePathBlockedError
 
 Json = dict[str, Any]
 """An object of JSON. Any: JSON."""

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
 from sandboxd.model.errors import NotFoundError, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import Resources, Tier
+
+STAGING: Final = ".sandboxd-restore-"
+"""In a volume's root, with the restore's id behind: where what comes back is put together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

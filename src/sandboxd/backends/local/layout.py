@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.volumes.removing import remove_tree
 
 KEPT_LOGS: Final = 5
 """Logs of so many former incarnations stay for whoever looks for a cause."""
@@ -198,21 +199,22 @@ class Layout:
     def measure(self, sandbox: SandboxId) -> tuple[int, int]:
         """Files of a sandbox, and their lengths added up. What cannot be read is counted without its length."""
         files = size = 0
-        for place in (self.sandbox(sandbox).directory, self.kept / sandbox):
-            for directory, _, names in os.walk(place):
-                files += len(names)
-                for name in names:
+        left = [os.fspath(place) for place in (self.sandbox(sandbox).directory, self.kept / sandbox)]
+        while left:  # os.walk calls itself once for each level, of which a freelancer can make too many
+            with contextlib.suppress(OSError), os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        left.append(entry.path)
+                        continue
+                    files += 1
                     with contextlib.suppress(OSError):
-                        size += (Path(directory) / name).lstat().st_size
+                        size += entry.stat(follow_symlinks=False).st_size
         return files, size
 
     def erase(self, sandbox: SandboxId) -> None:
         """Remove everything of a sandbox; safe to repeat."""
         for place in (self.sandbox(sandbox).directory, self.kept / sandbox):
-            if place.is_dir():
-                for directory, _, _ in os.walk(place):
-                    Path(directory).chmod(0o700)  # a freelancer may have closed a directory to itself
-                shutil.rmtree(place)
+            remove_tree(os.fsencode(place))
 
     def owner_of(self, config: str) -> tuple[SandboxId, IncarnationId] | None:
         """Whose agent has this configuration file; None for a file that is not of ours."""
