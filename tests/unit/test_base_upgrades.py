@@ -398,6 +398,18 @@ async def test_a_plan_says_what_would_be_done_and_does_nothing(world: ManagerWor
         await world.manager.images.plan_upgrade(a_caller(client="other"), sandbox.id, timeout=SOON)
 
 
+async def test_files_with_names_that_are_no_text_are_told_of_as_text(world: ManagerWorld, mirror: Mirror) -> None:
+    sandbox = await given(world, RG, files={b"opt/\xff": b"by hand"})
+
+    plan = await world.manager.images.plan_upgrade(a_caller(), sandbox.id, timeout=SOON)
+    ended = await came_to(world, await begun(world, sandbox))
+
+    assert [list(one.paths) for one in plan.left_out] == [["opt/\\xff"]]
+    assert ended.failure is not None
+    assert "opt/\\xff" in ended.failure.message
+    assert ended.failure.message.encode()
+
+
 async def test_a_sandbox_that_is_started_meanwhile_ends_the_upgrade_and_runs_from_what_it_had(
     world: ManagerWorld, mirror: Mirror
 ) -> None:

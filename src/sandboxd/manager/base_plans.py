@@ -154,7 +154,7 @@ async def read_kept(find: Callable[[], Awaitable[Baseline]], read: Callable[[Bas
 
 def some_paths(reason: str, paths: Sequence[bytes]) -> LeftOutPaths:
     """Tell paths for people: how many, and a few of them."""
-    shown = tuple(path.decode("utf-8", "surrogateescape") for path in paths[:LISTED])
+    shown = tuple(path.decode("utf-8", "backslashreplace") for path in paths[:LISTED])
     return LeftOutPaths(reason=reason, count=len(paths), paths=shown)
 
 
