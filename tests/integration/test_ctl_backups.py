@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sandboxd.v1 import backup_pb2 as pb
 from tests.fakes.platform_server import FakePlatform
 from tests.integration.test_ctl_commands import BOX, ctl, platform
 
@@ -125,3 +126,17 @@ def test_create_takes_the_newest_backup_or_the_one_that_is_named(platform: FakeP
     assert (newest.from_backup.rpartition("/")[2], newest.sandbox.tier) == (f"bak-{2:026}", 2)
     assert (first.from_backup.rpartition("/")[2], first.workspace_only) == (f"bak-{1:026}", True)
     assert first.sandbox.freelancer == "bob"
+
+
+def test_one_that_somebody_else_asked_for_is_followed_or_ended(platform: FakePlatform) -> None:
+    none = ctl("backups", "follow", "demo"), ctl("backups", "cancel", "demo")
+    platform.CreateBackup(pb.CreateBackupRequest(sandbox=f"sandboxes/{BOX}"), None)
+    followed = ctl("backups", "follow", "demo")
+    platform.CreateBackup(pb.CreateBackupRequest(sandbox=f"sandboxes/{BOX}"), None)
+    ended = ctl("backups", "cancel", "demo")
+
+    assert [one.code for one in none] == [3, 3]
+    assert "No backup of" in none[0].err
+    assert (followed.code, "COMPLETE" in followed.out) == (0, True)
+    assert (ended.code, "It was cancelled." in ended.err) == (0, True)
+    assert [one.failure.reason for one in platform.backups.values()] == ["", "BACKUP_CANCELLED"]

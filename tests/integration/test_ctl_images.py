@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from sandboxd.v1 import sandbox_pb2
 from tests.fakes.platform_server import FakePlatform
 from tests.integration.test_ctl_commands import BOX, ctl, platform
 
@@ -130,6 +131,21 @@ def test_ctrl_c_cancels_the_commit(platform: FakePlatform) -> None:
     assert out == ""
     (image,) = platform.images.values()
     assert image.failure.reason == "COMMIT_CANCELLED"
+
+
+def test_one_that_somebody_else_began_is_followed_or_ended(platform: FakePlatform) -> None:
+    none = ctl("commit", "demo", "--follow"), ctl("commit", "demo", "--cancel")
+    platform.begin_commit(sandbox_pb2.CommitRequest(name=f"sandboxes/{BOX}"))
+    followed = ctl("commit", "demo", "--follow")
+    platform.begin_commit(sandbox_pb2.CommitRequest(name=f"sandboxes/{BOX}"))
+    ended = ctl("commit", "demo", "--cancel")
+
+    assert [one.code for one in none] == [3, 3]
+    assert "Nothing commits" in none[0].err
+    assert (followed.code, "the next start takes g000001" in followed.out) == (0, True)
+    assert (ended.code, "It was cancelled." in ended.err) == (0, True)
+    assert ctl("commit", "demo", "--cancel", "--dry-run").code == 2
+    assert len(platform.images) == 2, "nothing was begun by these"
 
 
 def test_an_upgrade_is_followed_to_its_end_and_says_what_was_left_out(platform: FakePlatform) -> None:

@@ -76,12 +76,6 @@ def _root(
     context.obj = Globals(target, output or Output.TEXT)
 
 
-def _run(context: typer.Context, output: Output | None, work: Callable[[Shell], Awaitable[Exit]]) -> None:
-    from sandboxd.ctl.shell import run
-
-    run(target_of(context), work, as_json=is_json(context, output))
-
-
 def help_text(what: str, *examples: str) -> str:
     """Write a command's help: what it does, then examples on lines of their own."""
     lines = "\n".join(f"  {each}" for each in examples)

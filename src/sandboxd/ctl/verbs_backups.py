@@ -48,6 +48,31 @@ def create_backup(
 
 
 @backups.command(
+    "follow",
+    help=help_text(
+        "Follow the backup of a sandbox that is being made. Ctrl-C cancels it; pressed again it leaves.",
+        "sandboxctl backups follow demo",
+    ),
+)
+def follow_backup(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+    """Follow a backup."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.follow(shell, sandbox))
+
+
+@backups.command(
+    "cancel",
+    help=help_text("End the backup of a sandbox that is being made.", "sandboxctl backups cancel demo"),
+)
+def cancel_backup(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+    """Cancel a backup."""
+    from sandboxd.ctl.commands import backups as command
+
+    execute(context, output, lambda shell: command.cancel(shell, sandbox))
+
+
+@backups.command(
     "ls",
     help=help_text(
         "List a sandbox's backups, the newest first; also of one that is terminated.",

@@ -18,6 +18,7 @@ from sandboxd.ctl.root import app, execute, help_text
         "sandboxctl commit demo",
         "sandboxctl commit demo --dry-run",
         "digest=$(sandboxctl commit demo --output json | jq -r .digest)",
+        "sandboxctl commit demo --follow",
     )
 )
 def commit(
@@ -25,6 +26,12 @@ def commit(
     sandbox: SandboxArgument,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count and show what would be kept; push and change nothing.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Begin nothing; follow the commit or upgrade that is at work.")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Begin nothing; end the commit or upgrade that is at work.")
     ] = False,
     request_id: Annotated[
         str, typer.Option("--request-id", help="Makes it one commit, however often it is sent.", show_default=False)
@@ -34,7 +41,12 @@ def commit(
     """Commit a sandbox."""
     from sandboxd.ctl.commands import images
 
-    execute(context, output, lambda shell: images.commit(shell, sandbox, dry_run=dry_run, request_id=request_id))
+    if sum((dry_run or bool(request_id), follow, cancel)) > 1:
+        raise typer.BadParameter("--follow and --cancel go with nothing else.")
+    if follow or cancel:
+        execute(context, output, lambda shell: (images.follow if follow else images.cancel)(shell, sandbox))
+    else:
+        execute(context, output, lambda shell: images.commit(shell, sandbox, dry_run=dry_run, request_id=request_id))
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""`sandboxctl backups create`, `ls`, `show`, `rm`, and `restore`."""
+"""`sandboxctl backups create`, `follow`, `cancel`, `ls`, `show`, `rm`, and `restore`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,31 @@ from sandboxd.v1 import backup_pb2 as pb
 async def create(shell: Shell, said: str, *, request_id: str) -> Exit:
     """Back a sandbox up and follow it to its end."""
     name = await find_sandbox(shell.client, said, ended=True)
-    backup = await _followed(shell, await shell.client.backups.begin(name, request_id=request_id))
+    return _show(shell, await _followed(shell, await shell.client.backups.begin(name, request_id=request_id)))
+
+
+async def follow(shell: Shell, said: str) -> Exit:
+    """Follow the backup of a sandbox that is being made."""
+    return _show(shell, await _followed(shell, await _in_the_making(shell, said)))
+
+
+async def cancel(shell: Shell, said: str) -> Exit:
+    """End the backup of a sandbox that is being made."""
+    backup = await shell.client.backups.cancel((await _in_the_making(shell, said)).name)
+    ended = _show(shell, backup)
+    return Exit.OK if backup.failure.reason == "BACKUP_CANCELLED" else ended
+
+
+async def _in_the_making(shell: Shell, said: str) -> pb.Backup:
+    name = await find_sandbox(shell.client, said, ended=True)
+    async for each in shell.client.backups.list(name):
+        if each.status == pb.BACKUP_STATUS_CREATING:
+            return each
+    raise absent(f"No backup of {bare(name)} is being made.", "BACKUP_NOT_FOUND", sandbox=bare(name))
+
+
+def _show(shell: Shell, backup: pb.Backup) -> Exit:
+    """Tell what a backup came to, also by the exit."""
     if shell.json:
         shell.emit(backup)
     else:

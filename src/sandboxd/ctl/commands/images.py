@@ -11,8 +11,9 @@ from rich.text import Text
 
 from sandboxd.ctl import following
 from sandboxd.ctl.exits import Exit
-from sandboxd.ctl.figures import amount, span
-from sandboxd.ctl.names import bare, find_sandbox
+from sandboxd.ctl.figures import amount, count, span
+from sandboxd.ctl.images import IN_FLIGHT
+from sandboxd.ctl.names import absent, bare, find_sandbox
 from sandboxd.ctl.sanitize import clean_line
 from sandboxd.ctl.shell import Shell, UsageError, write_line
 from sandboxd.ctl.tables import filled, when
@@ -34,11 +35,37 @@ async def commit(shell: Shell, said: str, *, dry_run: bool, request_id: str) -> 
     name = await find_sandbox(shell.client, said)
     image = await shell.client.images.begin(name, dry_run=dry_run, request_id=request_id)
     image = await followed(shell, image)
+    _show(shell, image)
+    return exit_of(image)
+
+
+async def follow(shell: Shell, said: str) -> Exit:
+    """Follow the commit or upgrade that works on a sandbox now."""
+    image = await followed(shell, await _in_flight(shell, said))
+    _show(shell, image)
+    return exit_of(image)
+
+
+async def cancel(shell: Shell, said: str) -> Exit:
+    """End the commit or upgrade that works on a sandbox now."""
+    image = await shell.client.images.cancel((await _in_flight(shell, said)).name)
+    _show(shell, image)
+    return Exit.OK if image.failure.reason == "COMMIT_CANCELLED" else exit_of(image)
+
+
+async def _in_flight(shell: Shell, said: str) -> pb.Image:
+    name = await find_sandbox(shell.client, said)
+    async for each in shell.client.images.list(name, everything=True):
+        if each.status in IN_FLIGHT:
+            return each
+    raise absent(f"Nothing commits {bare(name)} now.", "IMAGE_NOT_FOUND", sandbox=bare(name))
+
+
+def _show(shell: Shell, image: pb.Image) -> None:
     if shell.json:
         shell.emit(image)
     else:
         tell(shell, image)
-    return exit_of(image)
 
 
 def exit_of(image: pb.Image) -> Exit:
@@ -155,6 +182,8 @@ async def _last(shell: Shell, image: pb.Image, status: Status | None) -> pb.Imag
 
 
 def _far(progress: pb.CommitProgress) -> str:
+    if progress.phase == pb.COMMIT_PHASE_REPLAY:
+        return count(progress.entries, "package") if progress.entries else ""
     if progress.total_bytes:
         return f"{amount(progress.bytes)} of {amount(progress.total_bytes)}"
     if progress.entries:
