@@ -28,6 +28,7 @@ from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.baselines import FakeBaselines
 from tests.fakes.image_keys import new_signatures
 from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
+from tests.fakes.kept_volumes import FakeKeptVolumes
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeUnits, FakeWakeups
 from tests.fakes.packages import FakePackageSource
@@ -65,6 +66,7 @@ class ManagerWorld:
         signing: bool = False,
         signatures: SignaturePolicy | None = None,
         retention: BackupRetention | None = None,
+        release_after: timedelta = timedelta(0),
     ) -> None:
         self.lifecycle = lifecycle or LifecyclePolicy()
         self.retention = retention or BackupRetention()
@@ -99,6 +101,8 @@ class ManagerWorld:
         self.volumes = FakeVolumeBackups(
             now=self.clock.now, runs=lambda sandbox: bool(self.backend.running.get(sandbox))
         )
+        self.kept = FakeKeptVolumes(volumes=self.volumes, runs=lambda sandbox: sandbox in self.backend.files)
+        self.release_after = release_after
         self.backups = backups
         self.core, self.manager = self.replica("first")
         self.use = self.core.use
@@ -130,7 +134,13 @@ class ManagerWorld:
         return core, SandboxManager(core=core, conversations=self.conversations)
 
     def backup_tools(self) -> BackupTools:
-        return BackupTools(volumes=self.volumes, retention=self.retention, every=timedelta(days=1))
+        return BackupTools(
+            volumes=self.volumes,
+            retention=self.retention,
+            every=timedelta(days=1),
+            kept=self.kept,
+            release_after=self.release_after,
+        )
 
     async def given_active(self, caller: Caller | None = None, wish: NewSandbox | None = None) -> Sandbox:
         return await self.manager.create(a_request(caller), wish or NewSandbox(), timeout=SOON)

@@ -35,7 +35,10 @@ class BackupSettings(BaseSettings):
     backups_every_seconds: float = Field(default=86_400, ge=0, le=31_536_000)
     """How old the newest backup of a sandbox that is used may become; 0 backs nothing up by schedule."""
     backups_after_terminate: bool = True
-    """Back up what terminated sandboxes leave. Their volumes are kept all the same."""
+    """Back up what terminated sandboxes leave."""
+    backups_release_seconds: float = Field(default=604_800, ge=0, le=315_360_000)
+    """How long after its end a sandbox's volumes are released, where a backup of that end was read from the repository
+    right before; 0 keeps them for good."""
     backups_at_once: int = Field(default=2, ge=1, le=100)
     """Backups that policy lets a replica make at the same time; those that somebody asks for come beside them."""
     backups_look_seconds: float = Field(default=60, ge=0, le=86_400)
@@ -46,6 +49,9 @@ class BackupSettings(BaseSettings):
     """And the newest of each of so many days (UTC) that have any."""
     backups_keep_weekly: int = Field(default=4, ge=0, le=10_000)
     """And the newest of each of so many weeks (UTC) that have any."""
+    backups_released_seconds: float = Field(default=0, ge=0, le=3_153_600_000)
+    """How long a sandbox whose volumes were released can be restored: then its last backups go, too. 0 is without
+    end."""
     backups_immutable_seconds: float = Field(default=0, ge=0, le=315_360_000)
     """So long after its completion nothing deletes a backup, whoever asks, except the erasure of its client."""
 
@@ -56,5 +62,6 @@ class BackupSettings(BaseSettings):
             keep_last=self.backups_keep_last,
             keep_daily=self.backups_keep_daily,
             keep_weekly=self.backups_keep_weekly,
+            released_for=timedelta(seconds=self.backups_released_seconds),
             immutable_for=timedelta(seconds=self.backups_immutable_seconds),
         )

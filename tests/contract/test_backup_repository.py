@@ -207,6 +207,17 @@ async def test_a_snapshot_that_is_not_there_cannot_be_restored(repository: Backu
             await back(repository, snapshot, tmp_path / str(number))
 
 
+async def test_a_snapshot_can_be_read_for_nothing_but_the_proof(repository: BackupRepository, tree: Path) -> None:
+    snapshot = await taken(repository, tree)
+
+    read = await repository.read(snapshot, timeout=PATIENCE)
+
+    assert (read.id, read.tree) == (snapshot, (await repository.list(timeout=PATIENCE))[0].tree)
+    for wrong in (NOTHING, SnapshotId("latest"), SnapshotId("--help")):
+        with pytest.raises(BackupSnapshotNotFoundError):
+            await repository.read(wrong, timeout=PATIENCE)
+
+
 async def test_what_is_no_tree_and_what_is_no_word_are_refused(
     repository: BackupRepository, tree: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from sandboxd.backends.local.layout import Layout, SandboxFiles
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.clients import ResticRepositories
 from sandboxd.model.backup import BackupSetId, RestoreId, Volume
-from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
+from sandboxd.model.backup_errors import BackupDamagedError, BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
@@ -312,6 +312,21 @@ async def test_forgotten_sets_are_gone_and_others_are_not(world: VolumesWorld) -
         await restored(world, an_order(of_gone, of))
     await restored(world, an_order(of_stays, of))
     await world.backups.verify(ACME, content=True, timeout=PATIENCE)
+
+
+async def test_a_set_is_proven_by_reading_it_and_another_tree_or_none_is_not(world: VolumesWorld) -> None:
+    of, gone = a_sandbox(), a_name()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made, forgotten = await taken(world, a_name(), of), await taken(world, gone, of)
+    await world.backups.forget(ACME, [gone], prune=True, timeout=PATIENCE)
+
+    await world.backups.prove(ACME, made.volumes, timeout=PATIENCE)
+    with pytest.raises(BackupDamagedError):
+        await world.backups.prove(ACME, [replace(one, tree="0" * 64) for one in made.volumes], timeout=PATIENCE)
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await world.backups.prove(ACME, forgotten.volumes, timeout=PATIENCE)
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await world.backups.prove(ClientId("nobody"), made.volumes, timeout=PATIENCE)
 
 
 async def test_a_client_has_a_repository_of_its_own_that_is_destroyed_with_it(world: VolumesWorld) -> None:

@@ -11,11 +11,13 @@ from typing_extensions import override
 
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, BackupSetStatus
+from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.client import AccountState, Client
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.model.volume_release import has_end_of
 from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.persistence.paging import make_token, read_token
 
@@ -155,7 +157,9 @@ class FakeBackupSetRepository(BackupSetRepository):
         return self._ids(rows, wanted, after)[:limit]
 
     @override
-    async def ended(self, *, retry_before: datetime, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+    async def ended(
+        self, *, retry_before: datetime, of_end: bool = False, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
         rows = await self.work.read()
 
         def wanted(sandbox: Sandbox) -> bool:
@@ -165,12 +169,38 @@ class FakeBackupSetRepository(BackupSetRepository):
                 sandbox.state is SandboxState.TERMINATED
                 and ended is not None
                 and sandbox.state_reason != ERASED_MARK
+                and sandbox.volumes_released is None
                 and not any(
                     one.create_time >= ended
-                    and (one.failure in {"", "VOLUMES_NOT_FOUND"} or one.create_time >= retry_before)
+                    and (
+                        one.failure == "VOLUMES_NOT_FOUND"
+                        or one.create_time >= retry_before
+                        or (not one.failure and (not of_end or one.status is not _S.COMPLETE or says_end(one, sandbox)))
+                    )
                     for one in own
                 )
             )
+
+        def says_end(one: BackupSet, sandbox: Sandbox) -> bool:
+            return sandbox.incarnation is None or ENDED_INCARNATION in one.spec
+
+        return self._ids(rows, wanted, after)[:limit]
+
+    @override
+    async def to_release(
+        self, *, ended_before: datetime | None, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
+        rows = await self.work.read()
+
+        def wanted(sandbox: Sandbox) -> bool:
+            if sandbox.state is not SandboxState.TERMINATED or sandbox.state_reason == ERASED_MARK:
+                return False
+            if sandbox.volumes_released is not None:
+                return sandbox.volumes_released.end_time is None
+            own = [one for one in rows.backup_sets.values() if one.sandbox == sandbox.id]
+            ended = sandbox.terminate_time
+            over = ended is not None and ended_before is not None and ended < ended_before
+            return over and any(has_end_of(one, sandbox) for one in own)
 
         return self._ids(rows, wanted, after)[:limit]
 

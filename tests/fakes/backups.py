@@ -114,6 +114,13 @@ class FakeBackupRepository(BackupRepository):
         self._meet_trouble()
 
     @override
+    async def read(self, snapshot: SnapshotId, *, timeout: timedelta) -> TreeSnapshot:
+        self._meet_trouble()
+        if snapshot not in self.snapshots:
+            raise BackupSnapshotNotFoundError("There is no such snapshot.", snapshot=snapshot)
+        return self.snapshots[snapshot]
+
+    @override
     async def forget(self, snapshots: Sequence[SnapshotId], *, timeout: timedelta) -> ForgottenSnapshots:
         self._meet_trouble()
         for one in snapshots:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing_extensions import override
 
 from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
-from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
+from sandboxd.model.backup_errors import BackupDamagedError, BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.volumes.ports import (
@@ -57,6 +57,11 @@ class FakeVolumeBackups(VolumeBackups):
     """Raised by `take` alone."""
     restore_trouble: SandboxdError | None = None
     """Raised by `restore` alone."""
+    prove_trouble: SandboxdError | None = None
+    """Raised by `prove` alone."""
+    proving: asyncio.Event = field(default_factory=asyncio.Event)
+    """Proofs wait for it; open from the beginning."""
+    proved: list[SnapshotId] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Work waits for it; open from the beginning."""
     working: set[str] = field(default_factory=set)
@@ -66,6 +71,7 @@ class FakeVolumeBackups(VolumeBackups):
 
     def __post_init__(self) -> None:
         self.gate.set()
+        self.proving.set()
 
     def given(self, sandbox: SandboxId, *, home: Files | None = None, workspace: Files | None = None) -> None:
         self.volumes[sandbox] = {Volume.HOME: dict(home or {}), Volume.WORKSPACE: dict(workspace or {})}
@@ -163,6 +169,20 @@ class FakeVolumeBackups(VolumeBackups):
     @override
     async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
         self._meet_trouble()
+
+    @override
+    async def prove(self, client: ClientId, volumes: Sequence[VolumeSnapshot], *, timeout: timedelta) -> None:
+        self._meet_trouble()
+        await self.proving.wait()
+        if self.prove_trouble is not None:
+            raise self.prove_trouble
+        for one in volumes:
+            kept = self.kept.get(one.snapshot)
+            if kept is None or kept.client != client:
+                raise BackupSnapshotNotFoundError("There is no such snapshot.", snapshot=one.snapshot)
+            if kept.taken.tree != one.tree:
+                raise BackupDamagedError("Another tree.", snapshot=one.snapshot)
+        self.proved += [one.snapshot for one in volumes]
 
     @override
     async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:

@@ -230,6 +230,8 @@ async def test_a_damaged_pack_is_found_by_a_check_of_contents_and_by_a_restore(
     with pytest.raises(BackupDamagedError):
         await repository.verify(content=True, timeout=PATIENCE)
     with pytest.raises(BackupDamagedError):
+        await repository.read(snapshot.id, timeout=PATIENCE)
+    with pytest.raises(BackupDamagedError):
         await repository.restore(snapshot.id, tmp_path / "back", timeout=PATIENCE, progress=ignore)
 
 

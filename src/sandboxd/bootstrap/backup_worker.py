@@ -28,11 +28,12 @@ from sandboxd.operator.backup_shape import CONFIG_DIRECTORY, VOLUMES_DIRECTORY, 
 from sandboxd.volumes.outcomes import (
     error_as_mapping,
     forgotten_as_mapping,
+    proved_as_mapping,
     restored_as_mapping,
     taken_as_mapping,
 )
 from sandboxd.volumes.ports import BackupRepository, RestoreOrder, VolumesOf, VolumesProgress
-from sandboxd.volumes.trees import forget_sets, restore_trees, take_trees, within
+from sandboxd.volumes.trees import forget_sets, prove_trees, restore_trees, take_trees, within
 
 INTERRUPTED_STATUS: Final = 143
 """Of a worker that was told to end: the work is taken up by another."""
@@ -144,6 +145,8 @@ async def _do(
                 return restored_as_mapping(restored)
             case BackupAction.FORGET:
                 return forgotten_as_mapping(await forget_sets(repository, work.sets, prune=work.prune, timeout=left()))
+            case BackupAction.VERIFY if work.snapshots:
+                return proved_as_mapping(await prove_trees(repository, [*work.snapshots.values()], timeout=left()))
             case BackupAction.VERIFY:
                 await repository.verify(content=work.content, timeout=left())
                 return {}

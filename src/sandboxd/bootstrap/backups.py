@@ -27,6 +27,8 @@ def backup_tools(settings: Settings, placement: Placement) -> BackupTools | None
         delete_timeout=longest,
         every=timedelta(seconds=settings.backups_every_seconds),
         after_terminate=settings.backups_after_terminate,
+        kept=placement.kept,
+        release_after=timedelta(seconds=settings.backups_release_seconds),
         at_once=settings.backups_at_once,
         pause=timedelta(seconds=settings.backups_look_seconds),
     )

@@ -13,12 +13,14 @@ from urllib.parse import urlsplit
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.backends.certificates import CertificateAuthority
 from sandboxd.backends.kubernetes.backend import KubernetesBackend
+from sandboxd.backends.kubernetes.kept_volumes import KubernetesKeptVolumes
 from sandboxd.backends.kubernetes.key_store import SecretKeyStore
-from sandboxd.backends.kubernetes.objects import Installation
+from sandboxd.backends.kubernetes.objects import Installation, SandboxObjects
 from sandboxd.backends.kubernetes.pod_place import POD_PLACE
 from sandboxd.backends.kubernetes.pool_board import KubernetesPoolBoard
 from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
 from sandboxd.backends.local.backend import CliFiles, LocalBackend
+from sandboxd.backends.local.kept_volumes import LocalKeptVolumes
 from sandboxd.backends.local.launching import Launcher
 from sandboxd.bootstrap.keys import KeyFiles
 from sandboxd.bootstrap.sources import SystemClock
@@ -29,6 +31,7 @@ from sandboxd.kubeapi.client import KubeClient
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.key_ports import KeyStore
 from sandboxd.manager.pool_ports import PoolBoard
+from sandboxd.manager.release_ports import KeptVolumes
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
 from sandboxd.settings_rules import is_loopback
@@ -57,6 +60,8 @@ class Placement:
     """What boots a new image once, where there is such."""
     backups: VolumeBackups | None = None
     """What backs sandboxes' volumes up where they are placed; None: nothing, or with the local backend this machine."""
+    kept: KeptVolumes | None = None
+    """Where removed sandboxes' volumes are, and how they are released."""
     cluster: KubeClient | None = None
     """The API server of the cluster, where sandboxes are placed in one."""
 
@@ -104,7 +109,7 @@ def make_placement(
 
     if settings.backend == "local":
         local = make_local_backend(settings, authority=authority, connector=connector, clock=clock)
-        return Placement(backend=local, open=nothing, close=nothing)
+        return Placement(backend=local, open=nothing, close=nothing, kept=LocalKeptVolumes(data=settings.home))
     _require_reachable_gateway(settings)
     _require_reachable_storage(settings)
     client = KubeClient(settings.kubeconfig)
@@ -144,6 +149,7 @@ def make_placement(
         images=backend.images,
         probe=backend.probe,
         backups=backups,
+        kept=KubernetesKeptVolumes(SandboxObjects(client, installation), clock=clock),
         cluster=client,
     )
 

@@ -71,7 +71,7 @@ class BackupClient:
                 return
             request.page_token = page.next_page_token
 
-    async def delete(self, backup: str, *, timeout: float = WORK_SECONDS) -> backup_pb2.Backup:
-        """Delete a backup, and return it when the repository has none of it."""
-        request = backup_pb2.DeleteBackupRequest(request_id=new_request_id(), name=backup)
+    async def delete(self, backup: str, *, give_up: bool = False, timeout: float = WORK_SECONDS) -> backup_pb2.Backup:
+        """Delete a backup, and return it when the repository has none of it; `give_up`: also the only one."""
+        request = backup_pb2.DeleteBackupRequest(request_id=new_request_id(), name=backup, give_up=give_up)
         return (await self._connection.call(self._stub.DeleteBackup, request, timeout=timeout)).backup

@@ -127,6 +127,7 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
         ("created", _moment(sandbox, "create_time")),
         ("last use", _moment(sandbox, "last_use_time")),
         ("terminated", _moment(sandbox, "terminate_time")),
+        ("volumes", _release_line(sandbox)),
         ("rests", lifecycle_line(sandbox.lifecycle)),
         ("kept awake", _until(sandbox, "keep_awake_until")),
         ("next", _next(sandbox)),
@@ -136,6 +137,15 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
         if str(value):
             table.add_row(Text(name, style="dim"), value)
     return table
+
+
+def _release_line(sandbox: sandbox_pb2.Sandbox) -> str:
+    """Write where the files of a terminated sandbox are, where its volumes were released."""
+    if not sandbox.HasField("volumes_release"):
+        return ""
+    said = sandbox.volumes_release
+    since = f"released {when(said.end_time)}" if said.HasField("end_time") else "being released"
+    return f"{since}; restore brings them back from {bare(said.backup)}"
 
 
 def lifecycle_line(wishes: sandbox_pb2.Lifecycle) -> str:

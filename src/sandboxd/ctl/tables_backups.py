@@ -21,6 +21,7 @@ HOLDS: Final = {
     pb.BACKUP_HOLD_DAILY: "day",
     pb.BACKUP_HOLD_WEEKLY: "week",
     pb.BACKUP_HOLD_LOCKED: "immutable",
+    pb.BACKUP_HOLD_ONLY_COPY: "only copy",
 }
 
 

@@ -107,19 +107,23 @@ def show_backup(
     help=help_text(
         "Delete a backup for good, with all content that no other one needs. Answers how it is known that it is gone.",
         "sandboxctl backups rm demo 8f3k2m",
+        "sandboxctl backups rm demo 8f3k2m --give-up   # the only one, of a sandbox whose volumes were released",
     ),
 )
 def remove_backup(
     context: typer.Context,
     sandbox: SandboxArgument,
     backup: BackupArgument,
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="Also where it is all that is left of the sandbox.")
+    ] = False,
     yes: YesOption = False,
     output: OutputOption = None,
 ) -> None:
     """Delete a backup."""
     from sandboxd.ctl.commands import backups as command
 
-    execute(context, output, lambda shell: command.rm(shell, sandbox, backup, yes=yes))
+    execute(context, output, lambda shell: command.rm(shell, sandbox, backup, yes=yes, give_up=give_up))
 
 
 _COUNT = "N|default"

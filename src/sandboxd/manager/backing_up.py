@@ -31,6 +31,7 @@ from sandboxd.model.backup import (
     Consistency,
 )
 from sandboxd.model.backup_errors import BackupAbandonedError, BackupCancelledError, NothingToBackUpError
+from sandboxd.model.backup_spec import spec_of
 from sandboxd.model.errors import (
     ConflictError,
     DatabaseUnavailableError,
@@ -333,20 +334,6 @@ class BackingUp:
             seconds=round((backup.update_time - backup.create_time).total_seconds(), 3),
         )
         self.on_ended(backup)
-
-
-def spec_of(sandbox: Sandbox) -> Mapping[str, str]:
-    """Say what a sandbox is made from, as far as a restore to a new one needs it."""
-    said = {
-        "display_name": sandbox.display_name,
-        "tier": sandbox.tier.value,
-        "model": sandbox.model,
-        "approval_mode": sandbox.approval_mode.value,
-        "state": sandbox.state.value,
-    }
-    if sandbox.dirty_since is not None:
-        said["unsaved_since"] = sandbox.dirty_since.isoformat()
-    return said
 
 
 def _consistency(before: Sandbox, after: Sandbox, *, taken_from: datetime, backup: BackupSet) -> Consistency:

@@ -21,7 +21,14 @@ from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetInUseError, BackupSetStatus, DeletionProof
+from sandboxd.model.backup import (
+    BackupOnlyCopyError,
+    BackupSet,
+    BackupSetId,
+    BackupSetInUseError,
+    BackupSetStatus,
+    DeletionProof,
+)
 from sandboxd.model.errors import DeadlineError, NotFoundError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, SandboxId
@@ -54,11 +61,17 @@ class BackupDeletions:
         """Begin without a failure."""
         self._patience = Patience(self.clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
 
-    async def mark(self, work: UnitOfWork, backup: BackupSetId) -> BackupSet:
+    async def mark(self, work: UnitOfWork, backup: BackupSetId, *, give_up: bool = False) -> BackupSet:
         """Write down that a set goes, for good; whoever comes next deletes it.
+
+        Args:
+            work: A unit of work.
+            backup: Which.
+            give_up: Also where it is all that is left of its sandbox.
 
         Raises:
             BackupSetNotFoundError: There is none.
+            BackupOnlyCopyError: It is all that is left of its sandbox, and nobody gives that up.
             BackupSetLockedError: Its window of immutability has not ended.
             BackupSetStatusError: It is being made.
             BackupSetInUseError: A sandbox is being restored from it.
@@ -66,6 +79,8 @@ class BackupDeletions:
         found = await work.backup_sets.get(backup, for_update=True)
         if found.status in (_S.DELETING, _S.DELETED):
             return found
+        if found.pinned_time is not None and not give_up:
+            raise BackupOnlyCopyError(found)
         by = await work.backup_sets.restoring(backup)
         if by is not None:
             raise BackupSetInUseError(found, by=by)

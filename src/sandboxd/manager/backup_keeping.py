@@ -77,10 +77,11 @@ class BackupKeeping:
         if not self.making.tools.after_terminate:
             return 0
         retry_before = self.making.clock.now() - RETRY
+        of_end = bool(self.making.tools.release_after)
 
         async def page(after: SandboxId | None) -> Sequence[SandboxId]:
             async with self.units.begin() as work:
-                return await work.backup_sets.ended(retry_before=retry_before, limit=PAGE, after=after)
+                return await work.backup_sets.ended(retry_before=retry_before, of_end=of_end, limit=PAGE, after=after)
 
         return await self._begin(page, BackupTrigger.TERMINATE)
 
@@ -134,7 +135,7 @@ class BackupKeeping:
             old = let_go(sets, policy.retention, at=now)
             for one in old:
                 try:
-                    clients.add((await self.deletions.mark(work, one.id)).client)
+                    clients.add((await self.deletions.mark(work, one.id, give_up=one.pinned_time is not None)).client)
                 except (NotFoundError, BackupSetLockedError, BackupSetInUseError):
                     continue
                 gone += 1

@@ -52,6 +52,16 @@ class BackupMetrics:
             registry=registry,
         )
 
+        self._released = Counter(
+            "sandboxd_volume_releases_total",
+            "Terminated sandboxes whose volumes were to be released, by outcome (done; failed: it is tried again).",
+            ("outcome",),
+            registry=registry,
+        )
+        self._released_bytes = Counter(
+            "sandboxd_volume_release_bytes_total", "Room that released volumes had taken.", registry=registry
+        )
+
     def ended(self, backup: BackupSet, outcome: BackupOutcome) -> None:
         """Note a backup that has ended."""
         self._backups.labels(backup.trigger.value, outcome).inc()
@@ -71,3 +81,8 @@ class BackupMetrics:
     def deleted(self, outcome: WorkOutcome, *, sets: int) -> None:
         """Note a deletion, or that it has to be tried again."""
         self._deleted.labels(outcome).inc(sets)
+
+    def released(self, outcome: WorkOutcome, *, size_bytes: int = 0) -> None:
+        """Note that a terminated sandbox's volumes were released, or could not be."""
+        self._released.labels(outcome).inc()
+        self._released_bytes.inc(size_bytes)

@@ -121,11 +121,24 @@ class BackupSetRepository(Protocol):
         """
         ...
 
-    async def ended(self, *, retry_before: datetime, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+    async def ended(
+        self, *, retry_before: datetime, of_end: bool = False, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
         """Terminated sandboxes of whose kept volumes nobody has begun a set since they ended, by id, after an id.
 
-        A set that FAILED before `retry_before` does not count, unless there were no volumes. Not those of clients that
-        are being deleted, and none that was erased.
+        A set that FAILED before `retry_before` does not count, unless there were no volumes; with `of_end` neither does
+        a complete one that does not say of which end it is. Not those of clients that are being deleted, none that was
+        erased, and none whose volumes were released.
+        """
+        ...
+
+    async def to_release(
+        self, *, ended_before: datetime | None, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
+        """Terminated sandboxes whose volumes may go, by id, after an id.
+
+        Those that ended before a moment and have a COMPLETE, quiesced set of that end (None: no such), and those whose
+        release has begun and not ended. Not those of clients that are being deleted, and none that was erased.
         """
         ...
 

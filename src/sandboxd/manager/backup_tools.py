@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sandboxd.manager.ports import UnitOfWork
+from sandboxd.manager.release_ports import KeptVolumes
 from sandboxd.model.backup_retention import BackupPolicy, BackupRetention
 from sandboxd.model.client import ClientPolicy
 from sandboxd.model.ids import ClientId
@@ -27,6 +28,10 @@ class BackupTools:
     by schedule."""
     after_terminate: bool = True
     """Back up what terminated sandboxes leave."""
+    kept: KeptVolumes | None = None
+    """Where removed sandboxes' volumes are; None: none of them are released."""
+    release_after: timedelta = timedelta(0)
+    """How long after its end a sandbox's volumes are released where a set has them; zero: they are not."""
     at_once: int = 2
     """Sets that policy lets this replica make at the same time."""
     pause: timedelta = timedelta(minutes=1)

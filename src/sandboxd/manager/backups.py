@@ -27,6 +27,7 @@ from sandboxd.manager.ports import (
     UnitsOfWork,
 )
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.volume_release import VolumeReleases
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import BackupEndedError, BackupsOffError
 from sandboxd.model.backup_retention import Keeping, holds
@@ -57,6 +58,7 @@ class BackupRoom:
     making: BackingUp
     deletions: BackupDeletions
     keeping: BackupKeeping
+    releases: VolumeReleases
 
     async def run(self) -> None:
         """Keep leases, and repair what crashes left, until cancelled."""
@@ -64,10 +66,13 @@ class BackupRoom:
             group.create_task(self.making.tasks.run(), name="backup-leases")
             group.create_task(self._recover(), name="backup-recovery")
             group.create_task(self.keeping.run(), name="backup-keeping")
+            group.create_task(self.releases.run(), name="volume-releases")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let work end within the grace; the rest is for the recovery of whoever comes next."""
-        await self.making.tasks.drain(grace=grace)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.making.tasks.drain(grace=grace), name="drain-backing-up")
+            group.create_task(self.releases.drain(grace=grace), name="drain-volume-releases")
 
     async def finish_left_over(self) -> None:
         """Go on with every backup and every deletion that nobody works on."""
@@ -242,14 +247,16 @@ class Backups:
         return found if self._room is None else await self._room.making.wait(found.id, timeout=timeout)
 
     async def delete(
-        self, request: Request, sandbox: SandboxId, backup: BackupSetId, *, timeout: timedelta
+        self, request: Request, sandbox: SandboxId, backup: BackupSetId, *, give_up: bool = False, timeout: timedelta
     ) -> BackupSet:
         """Delete a set with all content that no other needs; answers it DELETED, with how that is known.
 
-        Also the newest one, and the only one, goes when somebody says so: policy alone keeps it.
+        Also the newest one, and the only one, goes when somebody says so: policy alone keeps it. One that is all that
+        is left of its sandbox needs `give_up`.
 
         Raises:
             SandboxNotFoundError, BackupSetNotFoundError: The caller has no such sandbox, or that no such backup.
+            BackupOnlyCopyError: The sandbox's volumes were released, and this is what it could be restored from.
             BackupSetLockedError: Its window of immutability has not ended.
             BackupSetStatusError: It is being made.
             BackupSetInUseError: A sandbox is being restored from it.
@@ -266,7 +273,7 @@ class Backups:
             if earlier is not None:
                 found = await self._earlier(work, earlier, claim)
             else:
-                found = await room.deletions.mark(work, backup)
+                found = await room.deletions.mark(work, backup, give_up=give_up)
             await work.commit()
         await self._changes.announce(sandbox)
         await room.deletions.begin(found.client)

@@ -28,6 +28,7 @@ from sandboxd.manager.startup import Startup
 from sandboxd.manager.tokens import TokenKeeper
 from sandboxd.manager.tools import ManagerTools
 from sandboxd.manager.use import SandboxUse
+from sandboxd.manager.volume_release import VolumeReleases
 
 
 class ManagerCore:
@@ -157,7 +158,17 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
         deeds=tools.deeds,
     )
     keeping = BackupKeeping(units=tools.units, making=making, deletions=deletions, duties=tools.duties)
-    return BackupRoom(units=tools.units, making=making, deletions=deletions, keeping=keeping)
+    releases = VolumeReleases(
+        units=tools.units,
+        tools=tools.backups,
+        tasks=LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease),
+        changes=changes,
+        duties=tools.duties,
+        clock=tools.clock,
+        metrics=tools.backup_metrics,
+        deeds=tools.deeds,
+    )
+    return BackupRoom(units=tools.units, making=making, deletions=deletions, keeping=keeping, releases=releases)
 
 
 def _trust(tools: ManagerTools) -> ImageTrust | None:

@@ -55,6 +55,7 @@ from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError, VolumesPr
 
 END_TIMEOUT: Final = timedelta(seconds=60)
 REMOVE_TIMEOUT: Final = timedelta(seconds=60)
+CLEAR_TIMEOUT: Final = timedelta(minutes=5)
 
 log = structlog.get_logger(__name__)
 
@@ -141,6 +142,11 @@ class Restores:
                 require_for(found, await usable_set(work, request.caller, backup), restoring)
             elif found.state is not SandboxState.TERMINATED:
                 raise BackupUnnamedError(sandbox, found.state.value)
+            if found.volumes_released is not None and not restoring.whole:
+                raise InvalidRequestError(
+                    f"The volumes of sandbox {sandbox} were released: restore it whole first.",
+                    violations=[FieldViolation(field="paths", description="needs volumes that are there")],
+                )
             if found.state is SandboxState.TERMINATED:
                 await self._admission.admit(work, found.client, found.freelancer, tier=found.tier, at=now)
             return replace(entered, restoring=restoring)
@@ -170,6 +176,7 @@ class Restores:
             raise InternalError(f"Sandbox {intent.sandbox.id} is RESTORING, and nothing says what.")
         if not restoring.restored:
             try:
+                intent = await self._clear(intent)
                 chosen = await self._bring_back(intent.sandbox, restoring)
             except (DatabaseUnavailableError, StaleOwnerError):
                 raise  # recovery goes on
@@ -182,11 +189,13 @@ class Restores:
 
     async def _bring_back(self, sandbox: Sandbox, restoring: Restoring) -> BackupSet:
         room = self.require_room()
-        if not _is_new(sandbox):
+        released = sandbox.volumes_released
+        if released is None and not _is_new(sandbox):
             await self._protect(room.making, sandbox, restoring)
+        wanted = restoring.backup or (released.backup if released is not None else None)
         async with self._units.begin() as work:
-            if restoring.backup is not None:
-                chosen: BackupSet | None = await work.backup_sets.get(restoring.backup)
+            if wanted is not None:
+                chosen: BackupSet | None = await work.backup_sets.get(wanted)
             else:
                 chosen = await work.backup_sets.newest(sandbox.id)
             if chosen is None:
@@ -209,6 +218,21 @@ class Restores:
         log.info("backup.restored", sandbox=sandbox.id, backup=chosen.id, entries=back.entries, bytes=back.bytes)
         failpoint("restore.after_volumes")
         return chosen
+
+    async def _clear(self, intent: Intent) -> Intent:
+        """Destroy what a release that broke off, or a restore that failed, has left: a set has all that counts."""
+        sandbox, kept = intent.sandbox, self.require_room().making.tools.kept
+        released = sandbox.volumes_released
+        if released is None or released.end_time is not None or kept is None:
+            return intent
+        if left := await kept.find(sandbox.id, timeout=REMOVE_TIMEOUT):
+            await kept.release(sandbox.id, left, timeout=CLEAR_TIMEOUT)
+        over = replace(released, end_time=self._clock.now())
+
+        async def cleared(_: UnitOfWork, found: Sandbox) -> Sandbox:
+            return replace(found, released=over, version=found.version + 1)
+
+        return await self._intents.advance(intent, cleared)
 
     async def _protect(self, making: BackingUp, sandbox: Sandbox, restoring: Restoring) -> None:
         """See that a set has what the volumes have now: a restore replaces it."""
@@ -253,8 +277,12 @@ class Restores:
             await work.incarnations.save(replace(former, end_time=now, end_reason="RESTORED"))
         planned, life = self._startup.new_life(sandbox)
         await work.incarnations.add(life)
+        released = sandbox.volumes_released
+        if released is not None:
+            pinned = await work.backup_sets.get(released.backup, for_update=True)
+            await work.backup_sets.save(pinned.pin(at=None))
         done = replace(restoring, restored=True)
-        return replace(planned, restoring=done, update_time=now, version=planned.version + 1)
+        return replace(planned, restoring=done, released=None, update_time=now, version=planned.version + 1)
 
     async def _turn_back(self, intent: Intent, restoring: Restoring, error: SandboxdError) -> None:
         """Put it back to where it came from; of what came back halfway, repeating the restore makes a whole."""
@@ -272,7 +300,14 @@ class Restores:
         error.add(f"Sandbox {sandbox} is {state.value} {told}.", sandbox=sandbox, state=state.value)
 
         async def back(_: UnitOfWork, before: Sandbox) -> Sandbox:
-            return before.enter(state, at=self._clock.now(), reason=error.message)
+            returned = before.enter(state, at=self._clock.now(), reason=error.message)
+            if state is not SandboxState.TERMINATED or before.terminate_time is None:
+                return returned
+            # It ended when it ended: what is in its volumes halfway is not taken for how it did.
+            ended, released = restoring.still_since or returned.state_time, before.volumes_released
+            if released is not None:
+                released = replace(released, end_time=None)  # what came back of them goes again
+            return replace(returned, state_time=ended, terminate_time=before.terminate_time, released=released)
 
         await self._intents.settle(intent, back, error=error)
 

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import Final, NewType
 
 from sandboxd.model.errors import ConflictError, ErrorKind, SandboxdError, WrongStateError
-from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 
 BackupSetId = NewType("BackupSetId", str)
 RestoreId = NewType("RestoreId", str)
@@ -139,6 +139,8 @@ class BackupSet:
     locked_until: datetime | None = None
     """Before that nothing deletes it, whoever asks."""
     trigger: BackupTrigger = BackupTrigger.REQUEST
+    pinned_time: datetime | None = None
+    """Since then its sandbox's volumes are released: it is all that is left of how that ended."""
     checksum: str = ""
     """SHA-256 of all that a restore takes from it: image, trees and spec; of a COMPLETE one."""
     cancelled: bool = False
@@ -199,6 +201,10 @@ class BackupSet:
         }
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
+    def pin(self, *, at: datetime | None) -> BackupSet:
+        """Return it as all that is left of its sandbox since a moment; None: as one of several things again."""
+        return replace(self, pinned_time=at, update_time=at or self.update_time, version=self.version + 1)
+
     def snapshot(self, volume: Volume) -> SnapshotId | None:
         """Return the snapshot of a volume; None where it has none."""
         return next((one.snapshot for one in self.volumes if one.volume is volume), None)
@@ -206,6 +212,20 @@ class BackupSet:
     def delete(self, proof: DeletionProof, *, at: datetime) -> BackupSet:
         """Return it DELETED with the proof. Raises as `enter`."""
         return replace(self.enter(_S.DELETED, at=at), proof=proof)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleasedVolumes:
+    """A terminated sandbox's volumes were given back, as a set has all that was in them."""
+
+    backup: BackupSetId
+    """The set."""
+    incarnation: IncarnationId
+    """The last life before: of a later one this says nothing."""
+    begin_time: datetime
+    """Since then the set is what counts, whatever of the volumes is still there."""
+    end_time: datetime | None = None
+    """When nothing of them was there any more; None while that is to come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,6 +269,20 @@ class BackupSetStatusError(WrongStateError):
             backup=backup.id,
             status=backup.status.value,
             wanted=wanted.value,
+        )
+
+
+class BackupOnlyCopyError(WrongStateError):
+    """The sandbox's volumes were released: the set is all that is left of it, and goes only if somebody says so."""
+
+    reason = "BACKUP_ONLY_COPY"
+
+    def __init__(self, backup: BackupSet) -> None:
+        super().__init__(
+            f"Backup {backup.id} is all that is left of sandbox {backup.sandbox}: its volumes were released. Say "
+            "`give_up` (sandboxctl: --give-up) to give its files up for good.",
+            sandbox=backup.sandbox,
+            backup=backup.id,
         )
 
 

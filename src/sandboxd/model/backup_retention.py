@@ -25,6 +25,8 @@ class Hold(enum.Enum):
     """It is the newest of one of `keep_daily` days."""
     WEEKLY = "weekly"
     """It is the newest of one of `keep_weekly` weeks."""
+    ONLY_COPY = "only_copy"
+    """Its sandbox's volumes were released: it is all that is left of it."""
     LOCKED = "locked"
     """Its window of immutability has not ended."""
 
@@ -52,6 +54,8 @@ class BackupRetention:
     """The newest of each day, of so many days (UTC) that have any."""
     keep_weekly: int = 4
     """The newest of each week, of so many weeks (ISO, UTC) that have any."""
+    released_for: timedelta = timedelta(0)
+    """How long a sandbox whose volumes were released can be restored: then all of its sets go. Zero: without end."""
     immutable_for: timedelta = timedelta(0)
     """From its completion on nothing deletes a set for so long, whoever asks. Written into each set when it is
     complete: another span later on changes nothing for it."""
@@ -63,6 +67,8 @@ class BackupRetention:
                 raise ValueError(f"{name} is 0 to 10000, not {getattr(self, name)}")
         if not timedelta(0) <= self.immutable_for <= timedelta(days=3650):
             raise ValueError(f"immutable_for is 0 to 3650 days, not {self.immutable_for}")
+        if not timedelta(0) <= self.released_for <= timedelta(days=36_500):
+            raise ValueError(f"released_for is 0 to 36500 days, not {self.released_for}")
 
     def under(self, wishes: RetentionOverrides) -> BackupRetention:
         """Answer what holds for a client that wants some of it otherwise."""
@@ -70,6 +76,7 @@ class BackupRetention:
             keep_last=self.keep_last if wishes.keep_last is None else wishes.keep_last,
             keep_daily=self.keep_daily if wishes.keep_daily is None else wishes.keep_daily,
             keep_weekly=self.keep_weekly if wishes.keep_weekly is None else wishes.keep_weekly,
+            released_for=self.released_for,
             immutable_for=self.immutable_for if wishes.immutable_for is None else wishes.immutable_for,
         )
 
@@ -101,6 +108,9 @@ class Keeping:
         """When it is let go; None where that depends on sets to come, or it is going already."""
         if one.status is BackupSetStatus.FAILED:
             return one.update_time + FAILED_KEPT_FOR
+        span = self.policy.retention.released_for
+        if one.status is BackupSetStatus.COMPLETE and one.pinned_time is not None and span:
+            return max(one.pinned_time + span, one.locked_until or one.pinned_time)
         if one.status is not BackupSetStatus.COMPLETE or self.holds.get(one.id, frozenset()) - {Hold.LOCKED}:
             return None
         return one.locked_until or one.update_time
@@ -109,8 +119,9 @@ class Keeping:
 def holds(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -> Mapping[BackupSetId, frozenset[Hold]]:
     """Say of each of one sandbox's COMPLETE sets why it is kept now; of one that is to go: nothing.
 
-    The newest one is kept, whatever the policy says: it may be the only copy. A set that is locked is kept, and counts
-    where rules count. What a rule would keep if no restore had made a set before its work is kept, too.
+    The newest one is kept, whatever the policy says: it may be the only copy. So is one that is all that is left of its
+    sandbox, until `released_for` is over: then nothing but a lock keeps any of them. A set that is locked is kept, and
+    counts where rules count. What a rule would keep if no restore had made a set before its work is kept, too.
 
     Args:
         sets: All of one sandbox, in any order.
@@ -135,8 +146,11 @@ def holds(sets: Sequence[BackupSet], policy: BackupRetention, *, at: datetime) -
         Hold.DAILY: _newest_of_each(complete, policy.keep_daily, _day) | _newest_of_each(made, policy.keep_daily, _day),
         Hold.WEEKLY: _newest_of_each(complete, policy.keep_weekly, _week)
         | _newest_of_each(made, policy.keep_weekly, _week),
+        Hold.ONLY_COPY: {one.id for one in complete if one.pinned_time is not None},
         Hold.LOCKED: {one.id for one in complete if _locked(one, at)},
     }
+    if any(_over(one, policy, at) for one in complete):
+        by_rule = {Hold.LOCKED: by_rule[Hold.LOCKED]}
     return {one.id: frozenset(rule for rule, kept in by_rule.items() if one.id in kept) for one in complete}
 
 
@@ -172,6 +186,10 @@ def _day(moment: datetime) -> str:
 
 def _week(moment: datetime) -> str:
     return "{}-{}".format(*moment.isocalendar()[:2])
+
+
+def _over(one: BackupSet, policy: BackupRetention, at: datetime) -> bool:
+    return bool(policy.released_for) and one.pinned_time is not None and one.pinned_time + policy.released_for <= at
 
 
 def _locked(one: BackupSet, at: datetime) -> bool:

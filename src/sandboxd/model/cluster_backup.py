@@ -79,7 +79,7 @@ class PlacedBackup:
     backup: BackupSetId = _NO_SET
     """Of `TAKE`: the set."""
     snapshots: Mapping[Volume, SnapshotId] = field(default_factory=dict)
-    """Of `RESTORE`."""
+    """Of `RESTORE`; of `VERIFY` these alone are read, with all their content."""
     paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
     """Of `RESTORE`."""
     sizes: Mapping[Volume, str] = field(default_factory=dict)
@@ -116,6 +116,8 @@ class PlacedBackup:
                 made |= {"sets": [*self.sets], "prune": self.prune}
             case BackupAction.VERIFY:
                 made |= {"content": self.content}
+                if self.snapshots:
+                    made["snapshots"] = {volume.value: one for volume, one in self.snapshots.items()}
             case BackupAction.DESTROY:
                 pass
         return made

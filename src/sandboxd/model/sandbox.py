@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Final
 
-from sandboxd.model.backup import Restoring
+from sandboxd.model.backup import ReleasedVolumes, Restoring
 from sandboxd.model.errors import InvalidTransitionError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import SandboxImage
@@ -167,6 +167,9 @@ class Sandbox:
     """What its next start takes; None is the base."""
     restoring: Restoring | None = None
     """What is brought back, while it is RESTORING."""
+    released: ReleasedVolumes | None = None
+    """Of the volumes of a terminated one, and of one that is being restored from that. `volumes_released` says whether
+    it is still so."""
     dirty_since: datetime | None = None
     """First known change of its root file system that no commit has: gone with the compute, or gone already where it
     has none. Written by who keeps packages alone, as is the count; the version does not grow with them."""
@@ -174,6 +177,13 @@ class Sandbox:
     """How many packages belong to that; 0 beside a `dirty_since` where it was something else."""
     version: int = 1
     """Grows with every write; the API shows it as the etag."""
+
+    @property
+    def volumes_released(self) -> ReleasedVolumes | None:
+        """Where its volumes were given back, and nothing has begun with new ones; else None."""
+        ended = self.state in (SandboxState.TERMINATED, SandboxState.RESTORING)
+        said = self.released
+        return said if ended and said is not None and said.incarnation == self.incarnation else None
 
     def enter(self, state: SandboxState, *, at: datetime, reason: str = "", hint: str = "") -> Sandbox:
         """Return this sandbox in its next state.

@@ -25,6 +25,7 @@ from sandboxd.model.backup import (
     Volume,
     VolumeSnapshot,
 )
+from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.errors import ConflictError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
@@ -183,23 +184,49 @@ class PostgresBackupSetRepository(BackupSetRepository):
         )
 
     @override
-    async def ended(self, *, retry_before: datetime, limit: int, after: SandboxId | None = None) -> Sequence[SandboxId]:
+    async def ended(
+        self, *, retry_before: datetime, of_end: bool = False, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
         return await self._sandboxes(
-            """
+            f"""
             s.state = 'TERMINATED' AND s.state_reason <> :erased AND s.terminate_time IS NOT NULL
+            AND NOT COALESCE(s.released->>'incarnation' = s.incarnation, false)
             AND NOT EXISTS (
                 SELECT FROM backup_sets b WHERE b.sandbox = s.id AND b.create_time >= s.terminate_time
-                AND (b.failure = '' OR b.failure = :nothing OR b.create_time >= :retry_before))
+                AND (b.failure = :nothing OR b.create_time >= :retry_before OR (b.failure = '' AND (
+                    NOT :of_end OR b.status <> 'complete' OR s.incarnation IS NULL
+                    OR b.spec->>'{ENDED_INCARNATION}' IS NOT NULL))))
             """,
             limit=limit,
             after=after,
             erased=ERASED_MARK,
             nothing=VolumesNotFoundError.reason,
             retry_before=retry_before,
+            of_end=of_end,
+        )
+
+    @override
+    async def to_release(
+        self, *, ended_before: datetime | None, limit: int, after: SandboxId | None = None
+    ) -> Sequence[SandboxId]:
+        return await self._sandboxes(
+            f"""
+            s.state = 'TERMINATED' AND s.state_reason <> :erased AND s.incarnation IS NOT NULL AND (
+                (s.released->>'incarnation' = s.incarnation AND s.released->>'end_time' IS NULL)
+                OR (s.released->>'incarnation' IS DISTINCT FROM s.incarnation
+                    AND s.terminate_time < CAST(:ended_before AS timestamptz)
+                    AND EXISTS (
+                        SELECT FROM backup_sets b WHERE b.sandbox = s.id AND b.status = 'complete'
+                        AND b.consistency = 'quiesced' AND b.spec->>'{ENDED_INCARNATION}' = s.incarnation)))
+            """,
+            limit=limit,
+            after=after,
+            erased=ERASED_MARK,
+            ended_before=ended_before,
         )
 
     async def _sandboxes(
-        self, condition: str, *, limit: int, after: SandboxId | None, **values: str | float | datetime
+        self, condition: str, *, limit: int, after: SandboxId | None, **values: str | float | datetime | None
     ) -> Sequence[SandboxId]:
         statement = f"""
             SELECT s.id FROM sandboxes s JOIN clients c ON c.id = s.client
@@ -256,6 +283,7 @@ def _values(backup: BackupSet) -> Values:
         "status": backup.status.value,
         "locked_until": backup.locked_until,
         "trigger": backup.trigger.value,
+        "pinned_time": backup.pinned_time,
         "checksum": backup.checksum,
         "cancelled": backup.cancelled,
         "attempts": backup.attempts,
@@ -325,6 +353,7 @@ def _read(row: Row) -> BackupSet:
         status=BackupSetStatus(row["status"]),
         locked_until=row["locked_until"],
         trigger=BackupTrigger(row["trigger"]),
+        pinned_time=row["pinned_time"],
         checksum=row["checksum"],
         cancelled=row["cancelled"],
         attempts=row["attempts"],

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
 from sandboxd.manager.ports import ErrorRecord, RequestOutcome, RequestRecord
-from sandboxd.model.backup import BackupSetId, RestoreId, Restoring, Volume
+from sandboxd.model.backup import BackupSetId, ReleasedVolumes, RestoreId, Restoring, Volume
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
 from sandboxd.model.image import GenerationId, SandboxImage
@@ -35,7 +35,7 @@ _MOMENTS: Final = (
 )
 
 
-_UNSAVED: Final[Values] = {"dirty_since": None, "unsaved_packages": 0, "restoring": None}
+_UNSAVED: Final[Values] = {"dirty_since": None, "unsaved_packages": 0, "restoring": None, "released": None}
 """What is no part of a sandbox as it was: it is written by who keeps packages (`packages.py`), or on the way."""
 
 
@@ -63,6 +63,7 @@ def sandbox_values(sandbox: Sandbox) -> Values:
         "keep_awake_until": sandbox.keep_awake_until,
         "terminate_time": sandbox.terminate_time,
         "restoring": None if sandbox.restoring is None else _restoring_json(sandbox.restoring),
+        "released": None if sandbox.released is None else _released_json(sandbox.released),
         "image_generation": image.generation if image else None,
         "image_number": image.number if image else None,
         "image_reference": image.reference if image else None,
@@ -101,6 +102,7 @@ def read_sandbox(row: Row) -> Sandbox:
         terminate_time=row["terminate_time"],
         image=image,
         restoring=None if row["restoring"] is None else _read_restoring(row["restoring"]),
+        released=None if row["released"] is None else _read_released(row["released"]),
         dirty_since=row["dirty_since"],
         unsaved_packages=row["unsaved_packages"],
         version=row["version"],
@@ -130,6 +132,24 @@ def _read_restoring(said: Values) -> Restoring:
         came_from=said["came_from"],
         still_since=None if said["still_since"] is None else datetime.fromisoformat(said["still_since"]),
         restored=said["restored"],
+    )
+
+
+def _released_json(released: ReleasedVolumes) -> Values:
+    return {
+        "backup": released.backup,
+        "incarnation": released.incarnation,
+        "begin_time": released.begin_time.isoformat(),
+        "end_time": None if released.end_time is None else released.end_time.isoformat(),
+    }
+
+
+def _read_released(said: Values) -> ReleasedVolumes:
+    return ReleasedVolumes(
+        backup=BackupSetId(said["backup"]),
+        incarnation=IncarnationId(said["incarnation"]),
+        begin_time=datetime.fromisoformat(said["begin_time"]),
+        end_time=None if said["end_time"] is None else datetime.fromisoformat(said["end_time"]),
     )
 
 

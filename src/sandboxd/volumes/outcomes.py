@@ -85,6 +85,16 @@ def restored_from_mapping(given: Mapping[str, Any]) -> RestoredTree:
     return RestoredTree(entries=int(given["entries"]), bytes=int(given["bytes"]))
 
 
+def proved_as_mapping(trees: Mapping[SnapshotId, str]) -> Json:
+    """Snapshots that were read, with the tree of each."""
+    return {"trees": dict(trees)}
+
+
+def proved_from_mapping(given: Mapping[str, Any]) -> Mapping[SnapshotId, str]:
+    """Read it; a worker that knows nothing of it has read none. Raises KeyError, TypeError or ValueError."""
+    return {SnapshotId(name): str(tree) for name, tree in (given or {"trees": {}})["trees"].items()}
+
+
 def forgotten_as_mapping(forgotten: ForgottenSnapshots) -> Json:
     """Snapshots that are no more."""
     return {"snapshots": [*forgotten.snapshots], "left": forgotten.left}

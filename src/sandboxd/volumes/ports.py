@@ -164,6 +164,15 @@ class BackupRepository(Protocol):
         """
         ...
 
+    async def read(self, snapshot: SnapshotId, *, timeout: timedelta) -> TreeSnapshot:
+        """Read all content of a snapshot, and keep nothing of it: what comes to its end can be restored.
+
+        Raises:
+            BackupSnapshotNotFoundError: There is no such snapshot.
+            BackupDamagedError: Some of it is missing, or is other content.
+        """
+        ...
+
     async def forget(self, snapshots: Sequence[SnapshotId], *, timeout: timedelta) -> ForgottenSnapshots:
         """Remove snapshots, and look that they are gone; ones that are not there are gone already.
 
@@ -315,6 +324,15 @@ class VolumeBackups(Protocol):
 
     async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
         """Check a client's repository as `BackupRepository.verify`; a client without one has nothing to check."""
+        ...
+
+    async def prove(self, client: ClientId, volumes: Sequence[VolumeSnapshot], *, timeout: timedelta) -> None:
+        """Read every byte of a set's snapshots: at its return each is there, is the tree that it was, and can be read.
+
+        Raises:
+            BackupSnapshotNotFoundError: One is not there, or the client never had a repository.
+            BackupDamagedError: Content is missing or is other content, or the tree is not the one that was taken.
+        """
         ...
 
     async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:

@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from sandboxd.model.backup import BackupSetId, Volume, VolumeSnapshot
+from sandboxd.model.backup import BackupSetId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup_errors import BackupDamagedError
 from sandboxd.model.errors import DeadlineError, InvalidRequestError
 from sandboxd.model.ids import SandboxId
 from sandboxd.volumes.placing import clear_staging, put_paths, put_whole
@@ -117,6 +118,27 @@ async def forget_sets(
         if prune:
             await repository.prune(timeout=left())
     return gone
+
+
+async def prove_trees(
+    repository: BackupRepository, snapshots: Sequence[SnapshotId], *, timeout: timedelta
+) -> Mapping[SnapshotId, str]:
+    """Read all content of snapshots; answers the tree of each."""
+    async with within(timeout) as left:
+        return {one: (await repository.read(one, timeout=left())).tree for one in snapshots}
+
+
+def compare_trees(volumes: Sequence[VolumeSnapshot], trees: Mapping[SnapshotId, str]) -> None:
+    """Hold what was read against what was taken.
+
+    Raises:
+        BackupDamagedError: It is another tree, or nobody has read it.
+    """
+    for one in volumes:
+        if trees.get(one.snapshot) != one.tree:
+            raise BackupDamagedError(
+                f"The backup of {one.volume.value} is not the tree that was taken.", snapshot=one.snapshot
+            )
 
 
 @asynccontextmanager

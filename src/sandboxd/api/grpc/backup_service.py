@@ -117,6 +117,7 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
             _request(request),
             sandbox_id(request.name),
             backup_id(request.name),
+            give_up=request.give_up,
             timeout=current_rpc().remaining(at_most=MAX_WAIT),
         )
         return pb.DeleteBackupResponse(backup=encode_backup(gone))

@@ -85,6 +85,7 @@ def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backu
         update_time=timestamp(backup.update_time),
         holds=sorted(HOLDS[hold] for hold in kept),
         expire_time=None if keeping is None else timestamp(keeping.expire_time(backup)),
+        only_copy_time=timestamp(backup.pinned_time),
     )
 
 

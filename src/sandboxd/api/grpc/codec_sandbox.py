@@ -77,6 +77,7 @@ def encode_sandbox(sandbox: Sandbox, *, backend: str, planned: NextStep | None =
         next_step=encode_next_step(planned),
         unsaved=_encode_unsaved(sandbox),
         image=image_name(sandbox.id, sandbox.image.number) if sandbox.image else "",
+        volumes_release=_encode_release(sandbox),
     )
 
 
@@ -84,6 +85,17 @@ def _encode_unsaved(sandbox: Sandbox) -> pb.Unsaved | None:
     if sandbox.dirty_since is None:
         return None
     return pb.Unsaved(dirty_since=timestamp(sandbox.dirty_since), packages=sandbox.unsaved_packages)
+
+
+def _encode_release(sandbox: Sandbox) -> pb.VolumesRelease | None:
+    said = sandbox.volumes_released
+    if said is None:
+        return None
+    return pb.VolumesRelease(
+        backup=f"{sandbox_name(sandbox.id)}/backups/{said.backup}",
+        begin_time=timestamp(said.begin_time),
+        end_time=timestamp(said.end_time),
+    )
 
 
 def encode_change(change: SandboxChange, *, backend: str, planned: NextStep | None = None) -> pb.WatchResponse:

@@ -24,8 +24,8 @@ from sandboxd.kubeapi.client import segment
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeInvalidError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import Reflector
-from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume
-from sandboxd.model.backup_errors import BackupToolError
+from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup_errors import BackupSnapshotNotFoundError, BackupToolError
 from sandboxd.model.cluster import API_VERSION, SERVE_MANAGER, Mode, claims_of
 from sandboxd.model.cluster_backup import (
     BACKUP_LABEL,
@@ -45,6 +45,7 @@ from sandboxd.model.sources import Clock
 from sandboxd.volumes.outcomes import (
     error_of,
     forgotten_from_mapping,
+    proved_from_mapping,
     restored_from_mapping,
     taken_from_mapping,
 )
@@ -60,6 +61,7 @@ from sandboxd.volumes.ports import (
     VolumesOf,
     VolumesProgress,
 )
+from sandboxd.volumes.trees import compare_trees
 
 REQUEST_TIMEOUT: Final = timedelta(seconds=10)
 SHORTEST: Final = timedelta(seconds=10)
@@ -171,6 +173,22 @@ class KubernetesVolumeBackups(VolumeBackups):
     async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
         work = PlacedBackup(action=BackupAction.VERIFY, deadline=timeout, template=self._template, content=content)
         await self._do_once(client, work, timeout=timeout)
+
+    @override
+    async def prove(self, client: ClientId, volumes: Sequence[VolumeSnapshot], *, timeout: timedelta) -> None:
+        work = PlacedBackup(
+            action=BackupAction.VERIFY,
+            deadline=timeout,
+            template=self._template,
+            content=True,
+            snapshots={one.volume: one.snapshot for one in volumes},
+        )
+        trees = _read(proved_from_mapping, await self._do_once(client, work, timeout=timeout))
+        if not trees:
+            raise BackupSnapshotNotFoundError(
+                "Nobody has read the snapshots: the client has no repository.", client=client
+            )
+        compare_trees(volumes, trees)
 
     @override
     async def destroy(self, client: ClientId, *, timeout: timedelta) -> None:

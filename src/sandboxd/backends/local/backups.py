@@ -16,7 +16,8 @@ from typing_extensions import override
 
 from sandboxd.backends.local import processes
 from sandboxd.backends.local.layout import Layout, SandboxFiles
-from sandboxd.model.backup import BackupSetId, RestoreId, Volume
+from sandboxd.model.backup import BackupSetId, RestoreId, Volume, VolumeSnapshot
+from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.volumes.ports import (
     BackupRepository,
@@ -30,7 +31,7 @@ from sandboxd.volumes.ports import (
     VolumesOf,
     VolumesProgress,
 )
-from sandboxd.volumes.trees import forget_sets, restore_trees, take_trees, within
+from sandboxd.volumes.trees import compare_trees, forget_sets, prove_trees, restore_trees, take_trees, within
 
 
 class ClientRepositories(Protocol):
@@ -96,6 +97,14 @@ class LocalVolumeBackups(VolumeBackups):
             repository = await self._repositories.find(client, timeout=left())
             if repository is not None:
                 await repository.verify(content=content, timeout=left())
+
+    @override
+    async def prove(self, client: ClientId, volumes: Sequence[VolumeSnapshot], *, timeout: timedelta) -> None:
+        async with within(timeout) as left:
+            repository = await self._repositories.find(client, timeout=left())
+            if repository is None:
+                raise BackupSnapshotNotFoundError("The client has no repository of backups.", client=client)
+            compare_trees(volumes, await prove_trees(repository, [one.snapshot for one in volumes], timeout=left()))
 
     @override
     async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:

@@ -3,6 +3,7 @@
 <data>/sandboxes/<sandbox>/home, workspace            what is kept
 <data>/sandboxes/<sandbox>/run/<incarnation>/…        what one life needs
 <data>/kept/<sandbox>/                                what a terminated sandbox leaves
+<data>/kept/.leaving-<sandbox>-…/                     that, while it is being destroyed
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +21,8 @@ from typing import Any, Final
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.volumes.removing import remove_tree
 
+LEAVING: Final = ".leaving-"
+"""Begins the name of what is being destroyed among what is kept."""
 KEPT_LOGS: Final = 5
 """Logs of so many former incarnations stay for whoever looks for a cause."""
 
@@ -213,8 +218,27 @@ class Layout:
 
     def erase(self, sandbox: SandboxId) -> None:
         """Remove everything of a sandbox; safe to repeat."""
-        for place in (self.sandbox(sandbox).directory, self.kept / sandbox):
+        for place in (self.sandbox(sandbox).directory, self.kept / sandbox, *self._leaving(sandbox)):
             remove_tree(os.fsencode(place))
+
+    def identity_of_kept(self, sandbox: SandboxId) -> str | None:
+        """Say which very directory a terminated sandbox has left: a later one has another. None: none is there."""
+        try:
+            status = (self.kept / sandbox).lstat()
+        except FileNotFoundError:
+            return None
+        return f"{status.st_dev}-{status.st_ino}-{status.st_ctime_ns}"
+
+    def release(self, sandbox: SandboxId, identities: Collection[str]) -> None:
+        """Remove what a terminated sandbox has left, if it is one of these; safe to repeat, after a crash too."""
+        if self.identity_of_kept(sandbox) in identities:
+            # Out of the way first: nobody finds it halfway.
+            (self.kept / sandbox).rename(self.kept / f"{LEAVING}{sandbox}-{secrets.token_hex(4)}")
+        for place in self._leaving(sandbox):
+            remove_tree(os.fsencode(place))
+
+    def _leaving(self, sandbox: SandboxId) -> Sequence[Path]:
+        return sorted(self.kept.glob(f"{LEAVING}{sandbox}-*"))
 
     def owner_of(self, config: str) -> tuple[SandboxId, IncarnationId] | None:
         """Whose agent has this configuration file; None for a file that is not of ours."""

@@ -81,6 +81,7 @@ class ResticChild:
         timeout: timedelta,
         directory: Path | None = None,
         on_message: Callable[[Message], None] | None = None,
+        keep: bool = True,
     ) -> Ended:
         """Run it to its end. Whoever is cancelled meanwhile interrupts it, so that its lock goes with it.
 
@@ -89,6 +90,7 @@ class ResticChild:
             timeout: For all of it.
             directory: Where it runs.
             on_message: Takes the JSON of each line of stdout and stderr as it comes; without it stdout is kept.
+            keep: Else stdout is read and thrown away, however much it is.
 
         Raises:
             BackupToolError: It cannot be started, or says more than any restic does.
@@ -100,7 +102,7 @@ class ResticChild:
         scope = asyncio.timeout(timeout.total_seconds())
         try:
             async with scope, asyncio.TaskGroup() as group:
-                group.create_task(_read_out(process, ended, on_message), name="restic answers")
+                group.create_task(_read_out(process, ended, on_message, keep=keep), name="restic answers")
                 group.create_task(_read_complaints(process, ended, on_message), name="restic complaints")
                 ended.code = await process.wait()
         except BaseExceptionGroup as group_error:
@@ -154,9 +156,14 @@ class ResticChild:
         return environment
 
 
-async def _read_out(process: Process, ended: Ended, on_message: Callable[[Message], None] | None) -> None:
+async def _read_out(
+    process: Process, ended: Ended, on_message: Callable[[Message], None] | None, *, keep: bool
+) -> None:
     pipe = process.stdout
     assert pipe is not None
+    if not keep:
+        await _drain(pipe)
+        return
     if on_message is None:
         kept = bytearray()
         while piece := await pipe.read(_CHUNK):

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -180,6 +181,17 @@ class ResticRepository(BackupRepository):
             raise failure(ended)
 
     @override
+    async def read(self, snapshot: SnapshotId, *, timeout: timedelta) -> TreeSnapshot:
+        _check_ids([snapshot])
+        async with _within(timeout) as left:
+            found = await self._one(snapshot, timeout=left())
+            # As an archive that nobody keeps: every piece is fetched, decrypted and held against its own name.
+            ended = await self._run("dump", "--archive=tar", snapshot, "/", timeout=left(), keep=False)
+        if ended.code != 0:
+            raise failure(ended)
+        return found
+
+    @override
     async def forget(self, snapshots: Sequence[SnapshotId], *, timeout: timedelta) -> ForgottenSnapshots:
         _check_ids(snapshots)
         async with _within(timeout) as left:
@@ -207,12 +219,14 @@ class ResticRepository(BackupRepository):
         timeout: timedelta,
         directory: Path | None = None,
         on_message: Callable[[Message], None] | None = None,
+        keep: bool = True,
     ) -> Ended:
         """Run it; where a lock is in its way, remove those of dead processes of this machine, and run it once more."""
         async with _within(timeout) as left:
-            ended = await self._child.run(*arguments, timeout=left(), directory=directory, on_message=on_message)
+            run = partial(self._child.run, *arguments, directory=directory, on_message=on_message, keep=keep)
+            ended = await run(timeout=left())
             if ended.code == LOCKED and await self._unlock(left()):
-                ended = await self._child.run(*arguments, timeout=left(), directory=directory, on_message=on_message)
+                ended = await run(timeout=left())
         return ended
 
     async def _unlock(self, timeout: timedelta) -> bool:

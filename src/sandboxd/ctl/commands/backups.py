@@ -90,13 +90,13 @@ async def show(shell: Shell, said: str, wanted: str) -> Exit:
     return Exit.OK
 
 
-async def rm(shell: Shell, said: str, wanted: str, *, yes: bool) -> Exit:
+async def rm(shell: Shell, said: str, wanted: str, *, yes: bool, give_up: bool = False) -> Exit:
     """Delete a backup, after a question unless told otherwise."""
     name = await find_backup(shell, said, wanted)
     if not yes and not await confirmed(shell, f"Delete {bare(name)} for good? [y/N] "):
         shell.err.print(Text(f"{bare(name)} stays.", style="yellow"))
         return Exit.OK
-    backup = await shell.client.backups.delete(name)
+    backup = await shell.client.backups.delete(name, give_up=give_up)
     if shell.json:
         shell.emit(backup)
         return Exit.OK
@@ -248,6 +248,8 @@ def _tell(shell: Shell, backup: pb.Backup) -> None:
         shell.say(f"  kept as: {kept}", "dim")
     if backup.HasField("lock_time"):
         shell.say(f"  immutable until {when(backup.lock_time)}, whoever asks", "dim")
+    if backup.HasField("only_copy_time"):
+        shell.say(f"  the volumes were released {when(backup.only_copy_time)}: it is all that is left of the sandbox")
     if backup.HasField("deletion"):
         shell.say(f"  gone since {when(backup.deletion.forget_time)}", "dim")
     for warning in backup.warnings:

@@ -31,6 +31,7 @@ class BackupSetRow(Base):
     status: Mapped[str]
     locked_until: Mapped[Moment | None]
     trigger: Mapped[str] = mapped_column(server_default=text("'request'"))
+    pinned_time: Mapped[Moment | None]
     checksum: Mapped[str] = mapped_column(server_default=text("''"))
     cancelled: Mapped[bool] = mapped_column(server_default=text("false"))
     attempts: Mapped[int] = mapped_column(server_default=text("1"))

@@ -41,6 +41,8 @@ class SandboxRow(Base):
     """When the sweep looks at it next; every change of the sandbox asks for a look at once."""
     restoring: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
     """What is brought back, while it is RESTORING."""
+    released: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
+    """Which backup set has what its volumes had, and since when they are gone."""
     image_generation: Mapped[str | None]
     """No foreign key: generations refer to their sandbox."""
     image_number: Mapped[int | None]
