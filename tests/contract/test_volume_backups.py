@@ -294,8 +294,13 @@ async def test_a_path_that_the_set_has_not_changes_nothing(world: VolumesWorld) 
         await restored(world, an_order(made, of, workspace=[b"src/none.py"]))
     with pytest.raises(InvalidRequestError):
         await restored(world, an_order(made, of, workspace=[b"../home/.bashrc"]))
+    changed = {**HOME, b".bashrc": b"changed"}
+    await world.given(of, {Volume.HOME: changed, Volume.WORKSPACE: WORK})
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await restored(world, an_order(made, of, home=[b".bashrc"], workspace=[b"src/none.py"]))
 
     assert await world.files(of, Volume.WORKSPACE) == WORK
+    assert await world.files(of, Volume.HOME) == changed, "nor what would have come back"
 
 
 async def test_forgotten_sets_are_gone_and_others_are_not(world: VolumesWorld) -> None:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from typing_extensions import override
 
-from sandboxd.backends.restic.trees import check_path, checked_tree, is_there, make_empty
+from sandboxd.backends.restic.trees import checked_tree, is_there, make_empty
 from sandboxd.model.backup import SnapshotId
 from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
+from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.ports import BackupProgress, BackupRepository, ForgottenSnapshots, RestoredTree, TreeSnapshot
 from tests.rootfs_trees import all_paths
 

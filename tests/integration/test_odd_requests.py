@@ -138,7 +138,15 @@ async def test_an_odd_request_has_its_answer_and_breaks_nothing(tmp_path: Path, 
         image = await core.manager.images.commit(boss, sandbox.id, timeout=SOON)
         backup = await core.manager.backups.create(a_request(), sandbox.id, timeout=SOON)
         name = f"sandboxes/{sandbox.id}"
-        chance = Chance(7, [name, f"{name}/backups/{backup.id}", f"{name}/images/{image.generation.tag}", f"{name}/backups/bak-{'0' * 26}"])
+        chance = Chance(
+            7,
+            [
+                name,
+                f"{name}/backups/{backup.id}",
+                f"{name}/images/{image.generation.tag}",
+                f"{name}/backups/bak-{'0' * 26}",
+            ],
+        )
         requests = [chance.fill(GetMessageClass(method.input_type)()) for _ in range(EACH)]
 
         codes = await asyncio.gather(*(answer_of(world, method, one) for one in requests))

@@ -14,7 +14,7 @@ from sandboxd.model.backup_errors import (
     BackupsOffError,
     BackupUnnamedError,
 )
-from sandboxd.model.errors import DeadlineError, InvalidTransitionError, SandboxNotFoundError
+from sandboxd.model.errors import DeadlineError, InvalidRequestError, InvalidTransitionError, SandboxNotFoundError
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
 from tests.manager_world import NOW, SOON, ManagerWorld, a_caller, a_request
@@ -162,7 +162,13 @@ async def test_what_cannot_be_meant_is_refused_and_changes_nothing(world: Manage
     with pytest.raises(SandboxNotFoundError):
         await world.manager.restore(a_request(a_caller(client="other")), sandbox.id, timeout=SOON)
 
+    for path in (b"../etc", b"", b"a//b", b"nul\0", b".sandboxd-restore-x/y"):
+        with pytest.raises(InvalidRequestError) as refused:
+            await restore(world, other, theirs, home=[path])
+        assert [one.field for one in refused.value.violations] == ["paths"]
+
     assert world.row(sandbox.id).state is S.PAUSED
+    assert sets(world) == [theirs], "nothing is backed up for it"
 
 
 async def test_where_nothing_can_be_read_the_sandbox_is_where_it_was(world: ManagerWorld) -> None:

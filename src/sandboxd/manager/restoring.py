@@ -51,6 +51,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
+from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError, VolumesProgress
 
 END_TIMEOUT: Final = timedelta(seconds=60)
@@ -119,7 +120,7 @@ class Restores:
             BackupsOffError: Nothing is backed up in this installation.
             InvalidTransitionError: The sandbox has compute: it is stopped, paused or terminated before.
             BackupUnnamedError: It is not terminated, and no backup is named.
-            InvalidRequestError: Both paths and the workspace alone.
+            InvalidRequestError: Both paths and the workspace alone, or a path is none.
             QuotaExceededError: It was terminated, and a quota does not hold it any more.
             DeadlineError: It is not done within `timeout`; the work goes on.
             SandboxdError: What could not be restored; the sandbox is where it was, or FAILED where it does not start.
@@ -156,6 +157,8 @@ class Restores:
                 "Paths say themselves what of a volume comes back: leave out that the workspace alone is wanted.",
                 violations=[FieldViolation(field="workspace_only", description="does not go with paths")],
             )
+        for path in (one for those in (paths or {}).values() for one in those):
+            check_path(path)
         claim = self._requests.record(request, "Restore", sandbox)
         failpoint("restore.before_commit")
         began = self._clock.monotonic()

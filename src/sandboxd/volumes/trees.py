@@ -7,7 +7,6 @@ freelancer's: no link of it is followed, and nothing outside of its root is touc
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -15,8 +14,9 @@ from pathlib import Path
 
 from sandboxd.model.backup import BackupSetId, SnapshotId, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import BackupDamagedError
-from sandboxd.model.errors import DeadlineError, InvalidRequestError
+from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import SandboxId
+from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.placing import clear_staging, put_paths, put_whole
 from sandboxd.volumes.ports import (
     STAGING,
@@ -85,26 +85,39 @@ async def restore_trees(
     timeout: timedelta,
     progress: Callable[[VolumesProgress], None],
 ) -> RestoredTree:
-    """Bring volumes back into their roots, which are there; see `VolumeBackups.restore`."""
+    """Bring volumes back into their roots, which are there; see `VolumeBackups.restore`.
+
+    Nothing takes its place before all of it is there.
+    """
     entries = size = 0
+    name = f"{STAGING}{order.id}"
+    paths = {volume: _outermost(order.paths.get(volume, ())) for volume in order.snapshots}
     async with within(timeout) as left:
-        for volume, snapshot in order.snapshots.items():
-            root, paths = trees[volume], _outermost(order.paths.get(volume, ()))
-            staging = root / f"{STAGING}{order.id}"
-            await asyncio.to_thread(clear_staging, root)
-            try:
+        try:
+            for volume, snapshot in order.snapshots.items():
+                await asyncio.to_thread(clear_staging, trees[volume])
                 back = await repository.restore(
-                    snapshot, staging, paths=paths, timeout=left(), progress=_teller(volume, progress)
+                    snapshot,
+                    trees[volume] / name,
+                    paths=paths[volume],
+                    timeout=left(),
+                    progress=_teller(volume, progress),
                 )
-                if paths:
-                    await asyncio.to_thread(put_paths, root, staging, paths)
-                else:
-                    await asyncio.to_thread(put_whole, root, staging)
-            finally:
-                await asyncio.shield(asyncio.to_thread(clear_staging, root))
-            _tell_end(volume, back.entries, back.bytes, progress)
-            entries, size = entries + back.entries, size + back.bytes
+                _tell_end(volume, back.entries, back.bytes, progress)
+                entries, size = entries + back.entries, size + back.bytes
+            for volume, some in paths.items():
+                await asyncio.to_thread(_put, trees[volume], trees[volume] / name, some)
+        finally:
+            for volume in paths:
+                await asyncio.shield(asyncio.to_thread(clear_staging, trees[volume]))
     return RestoredTree(entries=entries, bytes=size)
+
+
+def _put(root: Path, staging: Path, paths: Sequence[bytes]) -> None:
+    if paths:
+        put_paths(root, staging, paths)
+    else:
+        put_whole(root, staging)
 
 
 async def forget_sets(
@@ -166,12 +179,7 @@ def _tell_end(volume: Volume, files: int, size: int, progress: Callable[[Volumes
 
 
 def _outermost(paths: Sequence[bytes]) -> Sequence[bytes]:
-    """Leave out what comes back with a path above it.
-
-    Raises:
-        InvalidRequestError: A path names what restores put together.
-    """
+    """Leave out what comes back with a path above it."""
     for path in paths:
-        if path.startswith(os.fsencode(STAGING)):
-            raise InvalidRequestError(f"{path!r} was left by a restore, and is not brought back.")
+        check_path(path)
     return [path for path in sorted(set(paths)) if not any(path.startswith(one + b"/") for one in paths)]

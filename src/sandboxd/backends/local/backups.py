@@ -17,7 +17,8 @@ from typing_extensions import override
 from sandboxd.backends.local import processes
 from sandboxd.backends.local.layout import Layout, SandboxFiles
 from sandboxd.model.backup import BackupSetId, RestoreId, Volume, VolumeSnapshot
-from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
+from sandboxd.model.backup_errors import BackupIncompleteError, BackupSnapshotNotFoundError
+from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.volumes.ports import (
     BackupRepository,
@@ -66,7 +67,18 @@ class LocalVolumeBackups(VolumeBackups):
             if files is None:
                 raise VolumesNotFoundError(of.sandbox)
             repository = await self._repositories.open(of.client, timeout=left())
-            return await take_trees(repository, backup, of.sandbox, _trees(files), timeout=left(), progress=progress)
+            try:
+                return await take_trees(
+                    repository, backup, of.sandbox, _trees(files), timeout=left(), progress=progress
+                )
+            except SandboxdError as error:
+                if files.present:
+                    raise
+                raise BackupIncompleteError(
+                    f"The volumes of sandbox {of.sandbox} were moved while they were read: it was terminated or "
+                    "restored. Try again.",
+                    sandbox=of.sandbox,
+                ) from error
 
     @override
     async def restore(

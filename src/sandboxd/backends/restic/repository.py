@@ -34,7 +34,7 @@ from sandboxd.backends.restic.answers import (
     snapshot_in,
 )
 from sandboxd.backends.restic.child import Ended, Message, ResticChild, ResticSettings
-from sandboxd.backends.restic.trees import SHOWN, check_path, checked_tree, dress, is_there, make_empty
+from sandboxd.backends.restic.trees import SHOWN, checked_tree, dress, is_there, make_empty
 from sandboxd.model.backup import SnapshotId
 from sandboxd.model.backup_errors import (
     BackupIncompleteError,
@@ -44,6 +44,7 @@ from sandboxd.model.backup_errors import (
     BackupToolError,
 )
 from sandboxd.model.errors import DeadlineError, InvalidRequestError
+from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.ports import BackupProgress, BackupRepository, ForgottenSnapshots, RestoredTree, TreeSnapshot
 
 log = structlog.get_logger(__name__)

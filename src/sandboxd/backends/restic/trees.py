@@ -29,12 +29,6 @@ def checked_tree(tree: Path) -> Path:
     return found
 
 
-def check_path(path: bytes) -> None:
-    """Raise InvalidRequestError where a path is none below a root."""
-    if not path or b"\0" in path or any(part in {b"", b".", b".."} for part in path.split(b"/")):
-        raise InvalidRequestError(f"{os.fsdecode(path)!r} is no path below the root of a volume.")
-
-
 def make_empty(into: Path) -> None:
     """Make a directory that a tree can come back into.
 
