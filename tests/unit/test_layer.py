@@ -464,6 +464,16 @@ def test_keys_are_left_out_kept_or_refused_by_the_policy() -> None:
     assert make(base(Base(path=b"srv", content=b"key: " + KEY)), ended(a_file(b"srv", b"key: " + KEY))).left_out == {}
 
 
+@pytest.mark.parametrize("policy", SecretPolicy)
+def test_the_key_that_debian_makes_for_every_machine_is_kept(policy: SecretPolicy) -> None:
+    key = b"-----BEGIN PRIVATE " + b"KEY-----\n" + b"Zm9vYmFyYmF6cXV4" * 8
+    frames = ended(a_file(b"etc/ssl/private/ssl-cert-snakeoil.key", key))
+
+    made = make(base(Base(path=b"etc/ssl/private", mode=0o710)), frames, secrets=policy)
+
+    assert (made.names[-1], made.left_out) == ("etc/ssl/private/ssl-cert-snakeoil.key", {})
+
+
 def test_settings_with_credentials_are_left_out_whatever_the_policy_is() -> None:
     frames = ended(a_file(b".npmrc", b"//registry/:_authToken=abc"))
 

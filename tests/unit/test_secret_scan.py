@@ -83,6 +83,8 @@ def test_settings_with_credentials_are_a_secret_of_another_kind() -> None:
         (b"opt/venv/lib/python3.11/site-packages/PyJWT.dist-info/METADATA", False),
         (b"srv/app/node_modules/jose/README.md", False),
         (b"var/lib/dpkg/info/x.postinst", False),
+        (b"etc/ssl/private/ssl-cert-snakeoil.key", False),
+        (b"etc/ssl/private/shop.example.key", True),
     ],
 )
 def test_what_packages_bring_is_not_searched(path: bytes, *, scanned: bool) -> None:

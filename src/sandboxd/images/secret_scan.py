@@ -2,7 +2,9 @@
 
 A find may cost a file (`SecretPolicy.STRIP`), so high entropy, words like `password` and URLs with a name in them are
 none: they are in every second configuration. What package managers own is not looked at: libraries bring keys and
-tokens for their tests and documentation, and are broken without them.
+tokens for their tests and documentation, and are broken without them. Nor is the one key that a package of Debian makes
+for itself at its installation: its certificate is signed by itself, nobody trusts it, and PostgreSQL, which names it,
+does not start without it (docs/adr/0055-snakeoil.md).
 
 `stream/redaction.py` has looser forms on purpose: there, a word too many that is blanked costs nothing.
 """
@@ -28,6 +30,7 @@ _PACKAGE_TREES: Final = (
     b"var/lib/apt/",
 )
 _NOT_PACKAGE_TREES: Final = (b"usr/local/", b"usr/src/")
+_MADE_BY_PACKAGES: Final = frozenset({b"etc/ssl/private/ssl-cert-snakeoil.key"})
 _PACKAGE_DIRECTORIES: Final = re.compile(
     rb"/(?:site-packages|dist-packages|node_modules|gems|rustlib)/|^usr/local/(?:lib|include|share)/|/\.cargo/registry/|/pkg/mod/"
 )
@@ -67,9 +70,11 @@ _TRIED: Final = tuple((needle, re.compile(form)) for needles, form in _FORMS for
 
 
 def is_scanned(path: bytes) -> bool:
-    """Whether a file is a person's, as far as its place says it."""
+    """Whether a file is a person's, as far as its place tells."""
     if may_hold_token(path):
         return True
+    if path in _MADE_BY_PACKAGES:
+        return False
     if path.startswith(_PACKAGE_TREES) and not path.startswith(_NOT_PACKAGE_TREES):
         return False
     return _PACKAGE_DIRECTORIES.search(path) is None
