@@ -27,7 +27,8 @@ class OperatorMetrics:
         self._depth = Gauge("sandboxd_operator_queue_depth", "Keys that wait to be reconciled.", registry=registry)
         self._seconds = Histogram(
             "sandboxd_operator_reconcile_seconds",
-            "How long a pass over a sandbox, pool, probe, client's namespace or template's images takes, and its end.",
+            "How long a pass over a sandbox, pool, probe, backup, client's namespace or template's images takes, and "
+            "how it ended.",
             ("subject", "outcome"),
             buckets=_BUCKETS,
             registry=registry,
