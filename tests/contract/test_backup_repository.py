@@ -16,7 +16,7 @@ from sandboxd.backends.restic.repository import ResticRepository
 from sandboxd.model.backup import SnapshotId
 from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError
-from sandboxd.volumes.ports import BackupProgress, BackupRepository
+from sandboxd.volumes.ports import STAGING, BackupProgress, BackupRepository
 from tests.backup_trees import BACKUP_PASSWORD, PATIENCE, a_hard_tree, everything, ignore, without_sockets
 from tests.fakes.backups import FakeBackupRepository
 from tests.s3_server import an_s3_server
@@ -125,6 +125,25 @@ async def test_paths_come_back_with_all_below_them_and_nothing_else(
         wanted |= {one for one in before if one == path or one.startswith(path + b"/") or path.startswith(one + b"/")}
     assert after.keys() - {b"/links"} == wanted
     assert all(after[one] == before[one] for one in wanted)
+
+
+async def test_what_a_broken_restore_left_in_the_root_is_not_taken(
+    repository: BackupRepository, tree: Path, tmp_path: Path
+) -> None:
+    left = tree / f"{STAGING}rst-1"
+    (left / "inside").mkdir(parents=True)
+    (left / "inside/half").write_text("half")
+    of_the_freelancer = tree / "inside" / f"{STAGING}notes"
+    of_the_freelancer.mkdir(parents=True)
+    (of_the_freelancer / "mine").write_text("mine")
+
+    snapshot = await taken(repository, tree)
+
+    shutil.rmtree(left)
+    without_sockets(tree)
+    after = everything(await back(repository, snapshot, tmp_path / "back"))
+    assert after.keys() == everything(tree).keys()
+    assert (tmp_path / "back/inside" / of_the_freelancer.name / "mine").read_text() == "mine"
 
 
 async def test_a_path_that_the_snapshot_has_not_is_refused_also_through_a_link(

@@ -27,6 +27,7 @@ from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.volumes.ports import (
+    STAGING,
     RestoreOrder,
     TakenVolumes,
     VolumeBackups,
@@ -256,6 +257,20 @@ async def test_a_whole_volume_takes_the_place_of_what_is_there(world: VolumesWor
 
     assert await world.files(of, Volume.HOME) == HOME
     assert await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_what_a_broken_restore_left_is_not_taken_and_goes_with_the_next_one(world: VolumesWorld) -> None:
+    of, left = a_sandbox(), f"{STAGING}rst-1/half".encode()
+    await world.given(of, {Volume.HOME: HOME | {left: b"half"}, Volume.WORKSPACE: WORK | {left: b"half"}})
+    made = await taken(world, a_name(), of)
+
+    await restored(world, an_order(made, of, home=[b".bashrc"]))
+
+    assert await world.files(of, Volume.HOME) == HOME
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+    await world.destroy(of)
+    await restored(world, an_order(made, of))
+    assert await world.files(of, Volume.HOME) == HOME
 
 
 async def test_paths_come_back_beside_what_is_there(world: VolumesWorld) -> None:

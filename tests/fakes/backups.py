@@ -18,7 +18,14 @@ from sandboxd.model.backup import SnapshotId
 from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.volumes.paths import check_path
-from sandboxd.volumes.ports import BackupProgress, BackupRepository, ForgottenSnapshots, RestoredTree, TreeSnapshot
+from sandboxd.volumes.ports import (
+    STAGING,
+    BackupProgress,
+    BackupRepository,
+    ForgottenSnapshots,
+    RestoredTree,
+    TreeSnapshot,
+)
 from tests.rootfs_trees import all_paths
 
 
@@ -148,6 +155,8 @@ class FakeBackupRepository(BackupRepository):
 
 def _copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", "--sparse=always", "--", source, target], check=True, capture_output=True)
+    for left in target.glob(f"{STAGING}*"):
+        shutil.rmtree(left)
     for path in list(all_paths(target)):
         place = target / os.fsdecode(path)
         if place.is_socket():

@@ -17,6 +17,7 @@ from sandboxd.model.backup_errors import BackupDamagedError, BackupSnapshotNotFo
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.volumes.ports import (
+    STAGING,
     BackupProgress,
     ForgottenSnapshots,
     RestoredTree,
@@ -96,7 +97,7 @@ class FakeVolumeBackups(VolumeBackups):
     def _keep(
         self, backup: BackupSetId, of: VolumesOf, volume: Volume, progress: Callable[[VolumesProgress], None]
     ) -> KeptFiles:
-        files = self.volumes[of.sandbox][volume]
+        files = _without_staging(self.volumes[of.sandbox][volume])
         size = sum(map(len, files.values()))
         said = json.dumps(sorted((path.hex(), content.hex()) for path, content in files.items()))
         tree = hashlib.sha256(said.encode()).hexdigest()
@@ -143,6 +144,8 @@ class FakeVolumeBackups(VolumeBackups):
                 if not any(_below(one, [path]) for one in back[volume]):
                     raise BackupSnapshotNotFoundError(f"The backup has no {os.fsdecode(path)!r}.", snapshot=snapshot)
         there = self.volumes.setdefault(order.into.sandbox, {volume: {} for volume in Volume})
+        for volume, files in there.items():
+            there[volume] = _without_staging(files)
         for volume, files in back.items():
             paths = order.paths.get(volume, ())
             stays = {path: content for path, content in there[volume].items() if paths and not _below(path, paths)}
@@ -207,6 +210,10 @@ class FakeVolumeBackups(VolumeBackups):
     def _meet_trouble(self) -> None:
         if self.trouble is not None:
             raise self.trouble
+
+
+def _without_staging(files: Files) -> Files:
+    return {path: content for path, content in files.items() if not path.startswith(STAGING.encode())}
 
 
 def _below(path: bytes, paths: Sequence[bytes]) -> bool:

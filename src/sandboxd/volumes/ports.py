@@ -18,7 +18,8 @@ from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import Resources, Tier
 
 STAGING: Final = ".sandboxd-restore-"
-"""In a volume's root, with the restore's id behind: where what comes back is put together."""
+"""In a volume's root, with the restore's id behind: where what comes back is put together. One that broke off is not
+backed up, and removed by the next restore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +77,8 @@ class BackupRepository(Protocol):
     """Keeps trees of files: by content, each piece once, encrypted.
 
     What is kept of a tree, its root among it: files, directories, symbolic links, pipes; modes, owners, extended
-    attributes, modification times in nanoseconds, hard links, holes, names of any bytes. Not sockets, and nothing of
-    other file systems mounted in it.
+    attributes, modification times in nanoseconds, hard links, holes, names of any bytes. Not sockets, nothing of other
+    file systems mounted in it, and nothing in its root whose name begins with `STAGING`.
 
     Several snapshots and restores may run at once; `forget`, `verify` and `prune` want to be alone, and are refused
     while others run. Everything is safe to repeat. Whoever is cancelled or killed in the middle leaves a repository

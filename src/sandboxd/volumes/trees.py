@@ -94,8 +94,9 @@ async def restore_trees(
     paths = {volume: _outermost(order.paths.get(volume, ())) for volume in order.snapshots}
     async with within(timeout) as left:
         try:
+            for root in trees.values():  # also of what is not restored now
+                await asyncio.to_thread(clear_staging, root)
             for volume, snapshot in order.snapshots.items():
-                await asyncio.to_thread(clear_staging, trees[volume])
                 back = await repository.restore(
                     snapshot,
                     trees[volume] / name,

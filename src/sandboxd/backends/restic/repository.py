@@ -45,7 +45,14 @@ from sandboxd.model.backup_errors import (
 )
 from sandboxd.model.errors import DeadlineError, InvalidRequestError
 from sandboxd.volumes.paths import check_path
-from sandboxd.volumes.ports import BackupProgress, BackupRepository, ForgottenSnapshots, RestoredTree, TreeSnapshot
+from sandboxd.volumes.ports import (
+    STAGING,
+    BackupProgress,
+    BackupRepository,
+    ForgottenSnapshots,
+    RestoredTree,
+    TreeSnapshot,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -107,6 +114,7 @@ class ResticRepository(BackupRepository):
                     "--one-file-system",
                     "--group-by=host",
                     f"--host={source}",
+                    b"--exclude=" + _escaped(os.fsencode(tree / STAGING)) + b"*",
                     *named,
                     "--",
                     tree.name,
@@ -158,7 +166,7 @@ class ResticRepository(BackupRepository):
                 "--json",
                 "--sparse",
                 f"--target={into}",
-                *(word for path in paths for word in (b"--include", b"/" + _WILD.sub(rb"\\\1", path))),
+                *(word for path in paths for word in (b"--include", b"/" + _escaped(path))),
                 f"{snapshot}:/{root.name}",
                 timeout=left(),
                 on_message=listener.take,
@@ -353,6 +361,11 @@ def _incomplete(what: str, listener: _Listener, ended: Ended) -> BackupIncomplet
         return found
     paths = ", ".join(repr(path) for path in listener.unread)
     return BackupIncompleteError(f"Not everything could be {what}: {paths}. See to these, then try again.", paths=paths)
+
+
+def _escaped(path: bytes) -> bytes:
+    """A path as a pattern of restic's that fits it alone."""
+    return _WILD.sub(rb"\\\1", path)
 
 
 def _check_words(source: str, tags: Mapping[str, str]) -> None:
