@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,17 @@ INCARNATION = IncarnationId("inc-1")
 LIMITS = ImageLimits(raw_bytes=1 << 30, compressed_bytes=1 << 30)
 LOWER = tar(entry("bin/sh", b"shell", mode=0o755, mtime=0), entry("etc/passwd", b"root", mtime=0))
 UPPER = tar(entry("usr/share/doc/old", b"old", mtime=0))
+
+
+class Loss(Enum):
+    """What a builder may declare that it does not keep (docs/images-kept.md)."""
+
+    SAME_BYTES = "same bytes"
+    """The same tree is the same digest each time, and the layer above the base the very one that we have written."""
+    MEDIA_TYPES = "media types"
+    """OCI's throughout, whatever the base has."""
+    HISTORY = "history"
+    """One line, which says that it is a commit."""
 
 
 class Interfering(Registry):
@@ -115,6 +127,8 @@ class BuildWorld:
     spool: Spool
     baselines: RegistryBaselines
     builder: RegistryImageBuilder
+    losses: frozenset[Loss] = frozenset()
+    """What the builder declares."""
     progress: list[BuildProgress] = field(default_factory=list)
 
     @classmethod
@@ -162,6 +176,7 @@ class BuildWorld:
             spool=spool,
             baselines=baselines,
             builder=builder,
+            losses=frozenset() if builds is None else frozenset(Loss),
         )
         made = await baselines.baseline(world.base, timeout=SOON)
         capture.entries = {one.entry.path: one.entry for one in read_records(made.file) if one.entry.path}
