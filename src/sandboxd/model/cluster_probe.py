@@ -18,7 +18,7 @@ from sandboxd.model.ids import SandboxId
 
 PROBE_PREFIX: Final = "probe-"
 """Begins the name of every one; its pod has the same."""
-KEPT: Final = timedelta(seconds=60)
+KEPT: Final = timedelta(seconds=30)
 """How long a probe whose deadline is over stays, for whoever waits for it and is late."""
 
 
