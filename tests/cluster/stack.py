@@ -73,9 +73,16 @@ class ClusterStack(Stack):
                 await self.kill(role)
         await asyncio.to_thread(self.installation.forget_sandboxes)
 
-    async def log_has(self, role: str, words: str, *, within: float = 60.0) -> None:
-        """Wait until a role's log has these words."""
-        await eventually(lambda: words in (self.home / f"{role}.log").read_text(), within=within, what=words)
+    async def reports(self, *words: str) -> None:
+        """Wait until `serve` says this of what rows and cluster do not have in common; it looks when it is asked to."""
+        async with self.client(role="platform") as client:
+
+            async def said() -> bool:
+                await client.admin.sweep(["orphans"])
+                lines = (self.home / "serve.log").read_text().splitlines()
+                return any(all(word in line for word in words) for line in lines)
+
+            await eventually(said, within=90, every=0.5, what=" ".join(words))
 
 
 def image_of(stack: ClusterStack, sandbox: pb.Sandbox) -> str:

@@ -71,7 +71,7 @@ async def test_nothing_that_is_written_by_hand_loses_files_or_runs_a_sandbox_twi
             await client.pause(sandbox.name)
             write(stack, sandbox, mode="Running")
             stray = stack.resource(sandbox)["spec"]["incarnation"]
-            await stack.log_has("serve", f'"kind": "incarnation_unknown", "name": "{stray}"', within=60)
+            await stack.reports('"kind": "incarnation_unknown"', f'"name": "{stray}"')
             assert (await client.get(sandbox.name)).state == sandbox_pb2.SANDBOX_STATE_PAUSED
             await client.resume(sandbox.name)
             await assert_works(stack, seen, sandbox, lives=5)

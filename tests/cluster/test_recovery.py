@@ -115,7 +115,7 @@ async def test_a_deleted_namespace_is_told_as_missing_files_and_the_row_stays(st
 
         stack.installation.kubectl("delete", "namespace", stack.namespace, "--wait=true")
 
-        await stack.log_has("serve", '"kind": "files_missing"', within=90)
+        await stack.reports('"kind": "files_missing"')
         found = await client.get(sandbox.name)
     assert found.state == ACTIVE, "nothing that is known of it is thrown away"
 
@@ -134,7 +134,7 @@ async def test_a_sandbox_that_no_row_knows_is_reported_and_left_alone(stack: Clu
 
     stack.kubectl("apply", "-f", "-", stdin=json.dumps(body))
 
-    await stack.log_has("serve", f'"name": "{stray}"', within=90)
+    await stack.reports(f'"name": "{stray}"')
     assert stack.get("sandboxes.sandboxd.dev", stray)["metadata"].get("deletionTimestamp") is None
 
 

@@ -70,8 +70,7 @@ class Stack:
             },
             with_api_key=False,
         )
-        settings = Settings(data_dir=self.home)
-        self.token = DevIssuer.open(settings).mint(client="dev", subject="dev", role="client_admin", seconds=3600)
+        self.token = self.mint("client_admin")
 
     # ------------------------------------------------------------------ processes
 
@@ -156,11 +155,16 @@ class Stack:
 
     # ------------------------------------------------------------------ as a client
 
+    def mint(self, role: str) -> str:
+        """A token of the stack's client in this role."""
+        issuer = DevIssuer.open(Settings(data_dir=self.home))
+        return issuer.mint(client="dev", subject="dev", role=role, seconds=3600)
+
     @asynccontextmanager
-    async def client(self, *, retry: RetryPolicy = PATIENT) -> AsyncIterator[Client]:
-        async with connect(
-            f"127.0.0.1:{self.ports['grpc']}", token=self.token, retry=retry, reconnect=PATIENT
-        ) as client:
+    async def client(self, *, retry: RetryPolicy = PATIENT, role: str = "") -> AsyncIterator[Client]:
+        """A caller; the administrator of the stack's client unless another role is named."""
+        token = self.mint(role) if role else self.token
+        async with connect(f"127.0.0.1:{self.ports['grpc']}", token=token, retry=retry, reconnect=PATIENT) as client:
             yield client
 
     @property
