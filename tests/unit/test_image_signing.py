@@ -5,24 +5,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from typing_extensions import override
 
 from sandboxd.backends.image_keys import KeyFileError, PemSigningKey, PemTrustedKeys
+from sandboxd.images.manifests import Descriptor
 from sandboxd.images.ports import ImageReference
 from sandboxd.images.referrers import tag_of_subject
 from sandboxd.images.registry import Manifest, digest_of
-from sandboxd.images.signatures import SIGNATURES
+from sandboxd.images.signatures import SIGNATURES, carried, make_signature_manifest
 from sandboxd.images.signing import ImageSignatures, SignaturePolicy, Verdict
 from sandboxd.model.commit_errors import ImageUntrustedError
-from sandboxd.model.errors import UnavailableError
+from sandboxd.model.errors import DeadlineError, UnavailableError
 from sandboxd.model.image import Generation, GenerationStatus
 from sandboxd.model.image_keeping import digest_of as image_digest
 from sandboxd.model.sandbox import Sandbox, SandboxState
@@ -161,6 +166,52 @@ async def test_what_was_tampered_with_is_no_signature(tampered: str) -> None:
     await registry.push(REPOSITORY, tag, forged, timeout=SOON)
 
     assert await signing(registry, key).look(image) in (Verdict.BAD, Verdict.MISSING)
+
+
+async def test_signatures_that_cannot_be_read_hide_no_good_one() -> None:
+    registry, key = FakeRegistry(), a_key()
+    image = await given_image(registry)
+    subject = Descriptor(media_type="application/vnd.oci.image.manifest.v1+json", digest=image.digest, size=5)
+    for number in range(9):
+        spoiled = carried(b"%d" % number, b"signature")
+        registry.blobs[REPOSITORY][spoiled.document.digest] = b"of another length"
+        manifest = make_signature_manifest([spoiled], subject=subject)
+        await registry.attach(REPOSITORY, f"of-somebody-{number}", manifest, timeout=SOON)
+    with pytest.raises(UnavailableError):
+        await signing(registry, key).look(image)
+
+    await signing(registry, key).sign(image)
+
+    assert await signing(registry, key).look(image) is Verdict.GOOD
+
+
+async def test_however_many_have_signed_before_ours_counts() -> None:
+    registry, key = FakeRegistry(), a_key()
+    image = await given_image(registry)
+    for _ in range(SIGNATURES + 1):
+        await signing(registry, a_key()).sign(image)
+
+    await signing(registry, key).sign(image)
+
+    assert await signing(registry, key).look(image) is Verdict.GOOD
+    assert not await signing(registry, key).sign(image)
+
+
+async def test_a_look_at_signatures_has_an_end() -> None:
+    registry, key = FakeRegistry(), a_key()
+    image = await given_image(registry)
+    await signing(registry, key).sign(image)
+
+    class Slow(FakeRegistry):
+        @override
+        async def attached(self, repository: str, subject: str, *, timeout: timedelta) -> Sequence[Manifest]:
+            await asyncio.sleep(timeout.total_seconds())
+            return []
+
+    looking = replace(signing(Slow(), key), look_timeout=timedelta(milliseconds=20))
+
+    with pytest.raises(DeadlineError):
+        await looking.look(image)
 
 
 async def test_an_image_that_nobody_has_signed_has_no_signature() -> None:

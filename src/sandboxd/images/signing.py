@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -15,6 +15,7 @@ from sandboxd.images.referrers import tag_of_subject
 from sandboxd.images.registry import Registry
 from sandboxd.images.signatures import (
     SIGNATURE_TAG,
+    SIGNATURES,
     CarriedSignature,
     carried,
     document_of,
@@ -23,10 +24,12 @@ from sandboxd.images.signatures import (
     names_image,
     read_signatures,
 )
-from sandboxd.model.errors import NotFoundError
+from sandboxd.model.errors import DeadlineError, NotFoundError, UnavailableError
 
 SIGN_TIMEOUT: Final = timedelta(seconds=20)
 """For each call of the registry."""
+LOOK_TIMEOUT: Final = timedelta(seconds=60)
+"""For all of a look: whoever may push can attach more than anybody wants to read while a start waits."""
 
 
 class SigningKey(Protocol):
@@ -75,6 +78,7 @@ class ImageSignatures:
     trusted: TrustedKeys
     key: SigningKey | None = None
     """None where this installation only verifies."""
+    look_timeout: timedelta = LOOK_TIMEOUT
 
     async def sign(self, image: ImageReference) -> bool:
         """Sign an image; False where our signature is there already. Signatures of others stay.
@@ -96,7 +100,7 @@ class ImageSignatures:
             present = []
         if any((one.document, one.signature) == (ours.document, ours.signature) for one in present):
             return False
-        signatures = [*present, ours]
+        signatures = [ours, *present[: SIGNATURES - 1]]  # ours first, or enough others would hide it
         for blob in (document, make_configuration(signatures)):
             await upload_missing(registry, repository, blob, timeout=SIGN_TIMEOUT)
         described = Descriptor(media_type=subject.media_type, digest=subject.digest, size=len(subject.content))
@@ -105,23 +109,35 @@ class ImageSignatures:
         return True
 
     async def look(self, image: ImageReference) -> Verdict:
-        """Say whether an image is signed by a trusted key.
+        """Say whether an image is signed by a trusted key. One signature that cannot be read hides no other.
 
         Raises:
             UnavailableError, DeadlineError: The registry cannot be asked now.
         """
-        found = False
-        async for document, signature in self._documents(image):
-            found = True
-            if self.trusted.verifies(document, signature) and names_image(document, image):
-                return Verdict.GOOD
-        return Verdict.BAD if found else Verdict.MISSING
+        try:
+            async with asyncio.timeout(self.look_timeout.total_seconds()):
+                return await self._look(image)
+        except TimeoutError as error:
+            raise DeadlineError(
+                f"The signatures of {image} were not read within {self.look_timeout.total_seconds():.0f} s. Try again.",
+                image=str(image),
+            ) from error
 
-    async def _documents(self, image: ImageReference) -> AsyncIterator[tuple[bytes, bytes]]:
+    async def _look(self, image: ImageReference) -> Verdict:
+        found, trouble = False, None
         attached = await self.registry.attached(image.repository, image.digest, timeout=SIGN_TIMEOUT)
-        for manifest in attached:
-            for one in read_signatures(manifest):
-                yield await self._document(image, one), one.signature
+        for one in (each for manifest in attached for each in read_signatures(manifest)):
+            try:
+                document = await self._document(image, one)
+            except UnavailableError as error:
+                trouble = error
+                continue
+            found = True
+            if self.trusted.verifies(document, one.signature) and names_image(document, image):
+                return Verdict.GOOD
+        if trouble is not None:
+            raise trouble
+        return Verdict.BAD if found else Verdict.MISSING
 
     async def _document(self, image: ImageReference, one: CarriedSignature) -> bytes:
         """Read what was signed; what the registry has lost of it is as good as nothing."""
