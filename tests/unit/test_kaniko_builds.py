@@ -22,7 +22,7 @@ from sandboxd.backends.kubernetes.kaniko_builds import (
 from sandboxd.backends.kubernetes.refusals import ClusterUnavailableError, PlacementError
 from sandboxd.images.kaniko import KanikoOrder
 from sandboxd.images.ports import ImageReference
-from sandboxd.kubeapi.errors import KubeForbiddenError
+from sandboxd.kubeapi.errors import KubeForbiddenError, KubeUnavailableError
 from sandboxd.kubeapi.ports import Json
 from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import SandboxId
@@ -129,6 +129,33 @@ async def test_what_comes_to_no_image_is_told_and_nothing_is_left(status: Json |
 
     assert words in caught.value.message
     assert "-n builds" in caught.value.message
+    assert nodes.nothing_left()
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+async def test_a_job_whose_making_was_not_answered_is_left_by_nobody(how: str) -> None:
+    made = asyncio.Event()
+
+    class Silent(Nodes):
+        @override
+        async def create(
+            self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None
+        ) -> Json:
+            await super().create(path, body, field_manager=field_manager, timeout=timeout)
+            made.set()
+            if how == "is cancelled":
+                await asyncio.Event().wait()
+            raise KubeUnavailableError("The API server does not answer.")
+
+    nodes = Silent(container({"running": {}}, "Running"))
+    building = asyncio.create_task(builds(nodes).run(ORDER, timeout=SOON))
+    await made.wait()
+    if how == "is cancelled":
+        building.cancel()
+
+    with pytest.raises((asyncio.CancelledError, ClusterUnavailableError)):
+        await building
+
     assert nodes.nothing_left()
 
 

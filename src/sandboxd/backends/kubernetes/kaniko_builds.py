@@ -105,9 +105,9 @@ class KubernetesKanikoBuilds(KanikoBuilds):
         scope = asyncio.timeout(timeout.total_seconds())
         try:
             async with scope:
-                await self._create(name, build_job(name, order, self._place, timeout=timeout))
                 done = False
-                try:
+                try:  # also where it is not known whether there is a Job by now
+                    await self._create(name, build_job(name, order, self._place, timeout=timeout))
                     digest = await self._follow(name, order)
                     done = True
                     return digest
