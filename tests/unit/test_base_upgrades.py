@@ -80,7 +80,7 @@ class Mirror:
             name, _, version = word.replace("==", "=").partition("=")
             there = self.versions.get(name, [])
             if not there or (version and version not in there):
-                await process.write(f"E: no {word} anywhere\n".encode())
+                await process.write(f"Reading\x1b[31m\nE: no {word} anywhere\r\n\0".encode())
                 return 100
             manager = M.DPKG if command[0] == "apt-get" else M.PIP
             installed.append(a_package(manager, name, version or there[-1]))
@@ -250,7 +250,9 @@ async def test_a_package_that_cannot_be_installed_keeps_the_old_image_and_is_nam
     sandbox = await given(world, RG, SIX)
     del mirror.versions["ripgrep"]
 
-    with pytest.raises(ReplayIncompleteError, match=r"dpkg ripgrep 14\.1-1 \(E: no ripgrep anywhere\)"):
+    with pytest.raises(
+        ReplayIncompleteError, match=r"dpkg ripgrep 14\.1-1 \(Reading\?\[31m / E: no ripgrep anywhere / \?\)"
+    ):
         await upgrade(world, sandbox)
 
     assert world.row(sandbox.id).image == sandbox.image
@@ -569,6 +571,64 @@ async def test_by_policy_what_failed_for_good_is_not_tried_again_until_the_base_
     world.running.present = replace(BASE, digest=f"sha256:{'d' * 64}")
     assert await policy.once() == 1
     await ended(world)
+
+
+async def test_by_policy_what_failed_for_good_is_tried_again_with_another_image(
+    world: ManagerWorld, mirror: Mirror
+) -> None:
+    sandbox = await given(world, RG)
+    world.clock.advance(2 * RETRY.total_seconds())
+    versions = mirror.versions.pop("ripgrep")
+    policy = automatic(world)
+    await policy.once()
+    assert await ended(world) == [(sandbox.id, G.FAILED)]
+    mirror.versions["ripgrep"] = versions
+    world.running.present = BASE
+    await world.manager.resume(a_request(), sandbox.id, timeout=SOON)
+    world.builder.roots[sandbox.id] = "with what was seen to"
+    await world.manager.images.commit(a_request(), sandbox.id, timeout=SOON)
+    await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    known(world, sandbox.id, RG)
+    world.running.present = NEW_BASE
+    world.clock.advance(QUIET.total_seconds())
+
+    assert await policy.once() == 1
+    assert (sandbox.id, G.ACTIVE) in await ended(world)
+
+
+async def test_by_policy_what_could_not_be_known_is_tried_again_when_the_sandbox_has_lived_since(
+    world: ManagerWorld, mirror: Mirror
+) -> None:
+    sandbox = await given(world, RG)
+    record = world.units.rows.package_records[sandbox.id]
+    world.units.rows.package_records[sandbox.id] = replace(record, complete=False)
+    world.clock.advance(2 * RETRY.total_seconds())
+    policy = automatic(world)
+    await policy.once()
+    assert await ended(world) == [(sandbox.id, G.FAILED)]
+    assert await policy.once() == 0
+    await world.manager.resume(a_request(), sandbox.id, timeout=SOON)
+    await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    known(world, sandbox.id, RG)
+    world.clock.advance(QUIET.total_seconds())
+
+    assert await policy.once() == 1
+    assert (sandbox.id, G.ACTIVE) in await ended(world)
+
+
+async def test_by_policy_one_sandbox_whose_image_has_no_row_keeps_no_other_from_it(
+    world: ManagerWorld, mirror: Mirror
+) -> None:
+    broken = await given(world, RG)
+    world.running.present = BASE
+    sandbox = await given(world, RG)
+    assert broken.id < sandbox.id
+    assert broken.image is not None
+    del world.units.rows.generations[broken.image.generation]
+    world.clock.advance(QUIET.total_seconds())
+
+    assert await automatic(world).once() == 1
+    assert await ended(world) == [(sandbox.id, G.ACTIVE)]
 
 
 async def test_by_policy_what_failed_by_weather_is_tried_again_later(world: ManagerWorld, mirror: Mirror) -> None:

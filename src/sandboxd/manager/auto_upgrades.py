@@ -1,8 +1,8 @@
 """Moves images of resting sandboxes to the template's base by itself, where the installation wants that: few at a time.
 
 One replica at a time looks, a page of sandboxes with each pass, so that a fleet of any size costs the same; what it
-begins is an upgrade like one that somebody asks for. It never tries one base twice that failed for good, and never
-undoes a rollback.
+begins is an upgrade like one that somebody asks for. It tries no base twice that failed for good, unless the sandbox
+has another image since, or has lived where that was what lacked; and it never undoes a rollback.
 """
 
 from __future__ import annotations
@@ -22,8 +22,14 @@ from sandboxd.manager.commits import Commits
 from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.manager.tools import ManagerTools
-from sandboxd.model.commit_errors import BaseCurrentError, SandboxNotRestingError
-from sandboxd.model.errors import ConflictError, ErrorKind, SandboxdError, SandboxNotFoundError
+from sandboxd.model.commit_errors import BaseCurrentError, PackagesUnknownError, SandboxNotRestingError
+from sandboxd.model.errors import (
+    ConflictError,
+    DatabaseUnavailableError,
+    ErrorKind,
+    SandboxdError,
+    SandboxNotFoundError,
+)
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
 from sandboxd.model.replay import ReplayPolicy
@@ -103,6 +109,11 @@ class AutoUpgrades:
             return await self._begin(sandbox.id, base)
         except (BaseCurrentError, SandboxNotRestingError, SandboxNotFoundError, ConflictError):
             return False  # by now
+        except DatabaseUnavailableError:
+            raise
+        except SandboxdError as error:  # one that cannot be looked at must not keep those behind it from their turn
+            log.warning("upgrades.not_begun", sandbox=sandbox.id, error=error.message)
+            return False
 
     async def _begin(self, name: SandboxId, base: ImageReference) -> bool:
         now = self.clock.now()
@@ -120,7 +131,7 @@ class AutoUpgrades:
                 at=now,
             )
             earlier = await work.generations.list(name, everything=True, page_size=HISTORY, page_token="")
-            if not _may_begin(earlier.items, base=str(base), at=now):
+            if not _may_begin(earlier.items, wanted, at=now):
                 return False
             held = await self.commits.hold(work, wanted)
             await work.commit()
@@ -129,10 +140,18 @@ class AutoUpgrades:
         return True
 
 
-def _may_begin(earlier: Sequence[Generation], *, base: str, at: datetime) -> bool:
-    """Tell whether a base is to be tried: not where it was tried, unless that failed by something that passes."""
-    tried = [one for one in earlier if one.trigger is CommitTrigger.UPGRADE and one.base == base]
-    return all(_passing(one) and (one.end_time or at) <= at - RETRY for one in tried)
+def _may_begin(earlier: Sequence[Generation], wanted: Generation, *, at: datetime) -> bool:
+    """Tell whether an upgrade is to be tried: not where its base was, unless that failed by something that passes."""
+    tried = [one for one in earlier if one.trigger is CommitTrigger.UPGRADE and one.base == wanted.base]
+    return all(_mended(one, wanted) or (_passing(one) and (one.end_time or at) <= at - RETRY) for one in tried)
+
+
+def _mended(tried: Generation, wanted: Generation) -> bool:
+    """Whether what an attempt failed by was of something that is another one by now."""
+    if tried.status is not GenerationStatus.FAILED or tried.failure is None:
+        return False
+    unknown = tried.failure.reason == PackagesUnknownError.reason
+    return tried.parent != wanted.parent or (unknown and tried.incarnation != wanted.incarnation)
 
 
 def _passing(one: Generation) -> bool:

@@ -19,6 +19,7 @@ import structlog
 from sandboxd.manager.agents import visit
 from sandboxd.manager.package_ports import PackageSource
 from sandboxd.model.errors import DeadlineError
+from sandboxd.model.legible import legible
 from sandboxd.model.packages import InstalledPackages, Package, PackageManager, PackagePlace
 from sandboxd.model.processes import (
     OutputChunk,
@@ -201,7 +202,7 @@ class _Commands:
         log.info("upgrade.command_ended", command=command[:3], exit=None if code is None else code.exit_code)
         if code is not None and not code.exit_code and not code.signal:
             return ""
-        return text[-SHOWN:].strip() or f"{command[0]} failed without a word"
+        return legible(text, limit=SHOWN) or f"{command[0]} failed without a word"
 
     async def _tail(self, name: ProcessId) -> str:
         kept = b""
