@@ -18,8 +18,7 @@ from tools.restic import ensure_restic, found_restic
 HERE = Path(__file__).parent
 KEPT = ("SANDBOXD_CACHE_DIR",)
 ORDER = ("unit", "chart", "contract", "integration", "cluster", "e2e")
-"""What is quick and finds most comes first, what wants the machine for itself last: CI's lane for the cluster has ended
-by then. Other directories come before these."""
+"""What is quick and finds most comes first, what wants most of the machine last; other directories before these."""
 
 
 def pytest_configure() -> None:
