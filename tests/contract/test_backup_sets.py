@@ -26,10 +26,10 @@ from sandboxd.model.backup import (
 )
 from sandboxd.model.backup_errors import BackupStorageFullError
 from sandboxd.model.client import AccountState
+from sandboxd.model.erasure import ERASED_MARK
 from sandboxd.model.errors import ConflictError, InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id
 from sandboxd.model.sandbox import Sandbox, SandboxState
-from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.volumes.ports import VolumesNotFoundError
 from tests.contract.units_world import NOON, UnitsWorld, an_id, given_sandbox
 

@@ -32,6 +32,7 @@ from sandboxd.model.events import (
     TurnCompleted,
     TurnStarted,
 )
+from sandboxd.model.final_backup import FinalBackup, final_backup
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.lifecycle import LifecyclePolicy
 from sandboxd.model.next_step import NextStep, next_step
@@ -154,6 +155,9 @@ class FakeManager:
         self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
     ) -> Settled:
         return Settled(sandbox=await self._move(request, sandbox, SandboxState.TERMINATED), kept="in the attic")
+
+    async def final_backup(self, sandbox: Sandbox) -> FinalBackup | None:
+        return final_backup(sandbox, [], wanted=True)
 
     async def restore(
         self,

@@ -13,12 +13,12 @@ from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFou
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, BackupSetStatus
 from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.client import AccountState, Client
+from sandboxd.model.erasure import ERASED_MARK
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.volume_release import has_end_of
-from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.persistence.paging import make_token, read_token
 
 _S = BackupSetStatus

@@ -24,6 +24,7 @@ from grpc_status import rpc_status
 from typing_extensions import override
 
 from sandboxd.v1 import (
+    backup_pb2,
     sandbox_pb2,
     sandbox_pb2_grpc,
     session_pb2,
@@ -244,6 +245,7 @@ class FakePlatform(
         self._enter("Terminate", request, context)
         sandbox = self._sandbox(request.name, context)
         self._set_state(sandbox, sandbox_pb2.SANDBOX_STATE_TERMINATED)
+        sandbox.final_backup.state = backup_pb2.FINAL_BACKUP_STATE_PENDING
         self._leave(context)
         return sandbox_pb2.TerminateResponse(sandbox=sandbox, kept="/data/kept")
 

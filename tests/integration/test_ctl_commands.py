@@ -294,6 +294,7 @@ def test_rm_without_a_terminal_needs_yes(platform: FakePlatform) -> None:
     assert ctl("rm", "demo", "--yes").out.splitlines() == [
         f"✓ {BOX} is terminated",
         "  its files were kept: /data/kept",
+        "  backed up: not yet; policy does it soon",
     ]
     assert ctl("ls", "-q").out == f"{OTHER}\n"
 

@@ -20,12 +20,13 @@ from sandboxd.model.backup import (
 from sandboxd.model.backup_errors import BackupStorageUnavailableError
 from sandboxd.model.backup_retention import BackupRetention, Hold, RetentionOverrides
 from sandboxd.model.errors import DeadlineError
+from sandboxd.model.final_backup import FinalBackupState
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
 from tests.manager_world import SOON, ManagerWorld, a_caller, a_request
 
-S, T = BackupSetStatus, BackupTrigger
+S, T, F = BackupSetStatus, BackupTrigger, FinalBackupState
 DAY = 86_400
 
 
@@ -99,6 +100,41 @@ async def test_what_a_terminated_sandbox_leaves_is_backed_up_once_and_is_quiesce
 
     (made,) = sets(world)
     assert (made.trigger, made.status, made.consistency) == (T.TERMINATE, S.COMPLETE, Consistency.QUIESCED)
+
+
+async def test_of_a_terminated_sandbox_it_is_said_what_it_is_backed_up_as_and_of_another_nothing(
+    world: ManagerWorld,
+) -> None:
+    sandbox = await given(world)
+    seen = [await final(world, sandbox)]
+    await world.manager.terminate(a_request(), sandbox.id, timeout=SOON)
+    seen += [await final(world, sandbox)]
+    world.clock.advance(1)
+    world.volumes.take_trouble = BackupStorageUnavailableError("Away.")
+    await passed(world)
+    seen += [await final(world, sandbox)]
+    world.volumes.take_trouble = None
+    world.clock.advance(3601)
+    world.volumes.gate.clear()
+    await keeping(world).keep()
+    seen += [await final(world, sandbox)]
+    world.volumes.gate.set()
+    await eventually(lambda: not keeping(world).making.tasks.count)
+    seen += [await final(world, sandbox)]
+    (made,) = sets(world, S.COMPLETE)
+    await world.manager.backups.delete(a_request(), sandbox.id, made.id, timeout=SOON)
+    seen += [await final(world, sandbox)]
+
+    assert seen == [None, F.PENDING, F.FAILED, F.CREATING, F.COMPLETE, F.DELETED]
+    object.__setattr__(keeping(world).making.tools, "after_terminate", False)
+    other = await given(world)
+    await world.manager.terminate(a_request(), other.id, timeout=SOON)
+    assert await final(world, other) is F.OFF
+
+
+async def final(world: ManagerWorld, sandbox: Sandbox) -> FinalBackupState | None:
+    found = await world.manager.final_backup(await world.manager.get(a_caller(), sandbox.id))
+    return None if found is None else found.state
 
 
 async def test_one_that_failed_is_tried_again_after_an_hour_and_one_without_volumes_is_not(

@@ -14,7 +14,7 @@ from rich.text import Text
 from sandboxd.ctl.figures import ago, count, money, span
 from sandboxd.ctl.names import bare
 from sandboxd.ctl.sanitize import clean, clean_line
-from sandboxd.v1 import sandbox_pb2, session_pb2, usage_pb2
+from sandboxd.v1 import backup_pb2, sandbox_pb2, session_pb2, usage_pb2
 
 GAP = 3
 """Columns between two cells, where the terminal is measured."""
@@ -128,6 +128,7 @@ def sandbox_facts(sandbox: sandbox_pb2.Sandbox) -> Table:
         ("last use", _moment(sandbox, "last_use_time")),
         ("terminated", _moment(sandbox, "terminate_time")),
         ("volumes", _release_line(sandbox)),
+        ("backed up", final_line(sandbox)),
         ("rests", lifecycle_line(sandbox.lifecycle)),
         ("kept awake", _until(sandbox, "keep_awake_until")),
         ("next", _next(sandbox)),
@@ -146,6 +147,31 @@ def _release_line(sandbox: sandbox_pb2.Sandbox) -> str:
     said = sandbox.volumes_release
     since = f"released {when(said.end_time)}" if said.HasField("end_time") else "being released"
     return f"{since}; restore brings them back from {bare(said.backup)}"
+
+
+def final_line(sandbox: sandbox_pb2.Sandbox) -> str:
+    """Say what a terminated sandbox is backed up as; nothing of another one."""
+    if not sandbox.HasField("final_backup"):
+        return ""
+    final = sandbox.final_backup
+    name = bare(final.backup)
+    match final.state:
+        case backup_pb2.FINAL_BACKUP_STATE_PENDING:
+            return "not yet; policy does it soon"
+        case backup_pb2.FINAL_BACKUP_STATE_CREATING:
+            return f"not yet: {name} is being made"
+        case backup_pb2.FINAL_BACKUP_STATE_COMPLETE:
+            return f"as {name}"
+        case backup_pb2.FINAL_BACKUP_STATE_FAILED:
+            return f"not yet: {clean_line(final.failure.message)} Policy tries again."
+        case backup_pb2.FINAL_BACKUP_STATE_EMPTY:
+            return "no: it had no volumes"
+        case backup_pb2.FINAL_BACKUP_STATE_DELETED:
+            return f"no more: {name} was deleted"
+        case backup_pb2.FINAL_BACKUP_STATE_OFF:
+            return "no: this installation does not"
+        case _:
+            return str(final.state)
 
 
 def lifecycle_line(wishes: sandbox_pb2.Lifecycle) -> str:

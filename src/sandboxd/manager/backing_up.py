@@ -110,6 +110,11 @@ class BackingUp:
     report_every: timedelta = REPORT_EVERY
     on_ended: Callable[[BackupSet], None] = lambda _: None
 
+    @property
+    def has_room(self) -> bool:
+        """Whether policy may begin one more here."""
+        return self.tasks.count < self.tools.at_once
+
     async def insert(
         self, work: UnitOfWork, sandbox: SandboxId, *, name: BackupSetId, trigger: BackupTrigger
     ) -> HeldBackup:

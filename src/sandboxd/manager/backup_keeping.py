@@ -101,9 +101,9 @@ class BackupKeeping:
     ) -> int:
         """Begin as many as this replica makes at once; the rest waits for the next pass."""
         begun, after = 0, None
-        while self.making.tasks.count < self.making.tools.at_once and (found := await page(after)):
+        while self.making.has_room and (found := await page(after)):
             for sandbox in found:
-                if self.making.tasks.count >= self.making.tools.at_once:
+                if not self.making.has_room:
                     break
                 try:
                     await self.making.begin(sandbox, trigger=trigger)

@@ -33,9 +33,10 @@ from sandboxd.model.backup_errors import BackupEndedError, BackupsOffError
 from sandboxd.model.backup_retention import Keeping, holds
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.errors import ErrorKind, InternalError, RequestIdReusedError, SandboxdError
+from sandboxd.model.final_backup import FinalBackup, final_backup
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.paging import Page
-from sandboxd.model.sandbox import Sandbox
+from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import IdSource
 
 WATCH_SECONDS: Final = 1.0
@@ -203,6 +204,17 @@ class Backups:
             policy = await making.tools.policy_of(work, found.client)
             sets = await work.backup_sets.of_sandbox(sandbox, limit=MOST_SETS)
         return Keeping(policy=policy, holds=holds(sets, policy.retention, at=making.clock.now()))
+
+    async def final(self, sandbox: Sandbox) -> FinalBackup | None:
+        """Say what a terminated sandbox is backed up as; None of one that is not. The caller may know of it."""
+        if sandbox.state is not SandboxState.TERMINATED:
+            return None
+        async with self._units.begin() as work:
+            page = await work.backup_sets.list(
+                sandbox.client, sandbox=sandbox.id, deleted=True, page_size=PAGE, page_token=""
+            )
+        wanted = self._room is not None and self._room.making.tools.after_terminate
+        return final_backup(sandbox, page.items, wanted=wanted)
 
     async def watch(self, caller: Caller, sandbox: SandboxId, backup: BackupSetId) -> AsyncIterator[BackupSet]:
         """Follow a backup: as it is now, then each change and its progress, until it has ended. Raises as `get`."""

@@ -37,6 +37,7 @@ from sandboxd.manager.sweep import Sweep
 from sandboxd.manager.sweeping import SweepLoop
 from sandboxd.model.backup import BackupSetId, Volume
 from sandboxd.model.caller import Caller, Request
+from sandboxd.model.final_backup import FinalBackup
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
@@ -272,6 +273,10 @@ class SandboxManager:
     ) -> Settled:
         """End a sandbox; see `Resting.terminate`."""
         return await self.resting.terminate(request, sandbox, force=force, timeout=timeout)
+
+    async def final_backup(self, sandbox: Sandbox) -> FinalBackup | None:
+        """Say what a terminated sandbox is backed up as; None of one that is not terminated."""
+        return await self.backups.final(sandbox)
 
     async def restore(
         self,

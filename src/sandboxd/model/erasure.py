@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import NewType
+from typing import Final, NewType
 
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 ErasureId = NewType("ErasureId", str)
 
 DOCUMENT_VERSION = 1
+ERASED_MARK: Final = "erased"
+"""`state_reason` of a sandbox whose files and texts are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

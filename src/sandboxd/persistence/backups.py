@@ -26,11 +26,11 @@ from sandboxd.model.backup import (
     VolumeSnapshot,
 )
 from sandboxd.model.backup_spec import ENDED_INCARNATION
+from sandboxd.model.erasure import ERASED_MARK
 from sandboxd.model.errors import ConflictError, ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import SandboxState
-from sandboxd.persistence.erasures import ERASED_MARK
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import Row, Values

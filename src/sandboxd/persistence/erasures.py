@@ -15,7 +15,7 @@ from typing_extensions import override
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.ports import MAX_PAGE_SIZE
 from sandboxd.model.client_errors import ErasureNotFoundError
-from sandboxd.model.erasure import Erasure, ErasureId, ErasureItem, PendingFiles, Signature
+from sandboxd.model.erasure import ERASED_MARK, Erasure, ErasureId, ErasureItem, PendingFiles, Signature
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.persistence.errors import translated
@@ -25,8 +25,6 @@ from sandboxd.persistence.tables import ErasureRow
 from sandboxd.persistence.tables.base import table
 
 _ERASURES: Final = table(ErasureRow)
-ERASED_MARK: Final = "erased"
-"""`state_reason` of a sandbox whose files and texts are gone."""
 _OURS: Final = "client = :client AND (CAST(:freelancer AS text) IS NULL OR freelancer = :freelancer)"
 _SESSIONS: Final = f"SELECT id FROM sessions WHERE {_OURS}"  # noqa: S608  constant text
 _SANDBOXES: Final = f"SELECT id FROM sandboxes WHERE {_OURS}"  # noqa: S608  constant text

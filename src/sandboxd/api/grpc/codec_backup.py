@@ -17,6 +17,7 @@ from sandboxd.model.backup import (
     VolumeSnapshot,
 )
 from sandboxd.model.backup_retention import Hold, Keeping
+from sandboxd.model.final_backup import FinalBackup, FinalBackupState
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.legible import legible
 from sandboxd.v1 import backup_pb2 as pb
@@ -37,6 +38,15 @@ TRIGGERS: Final = {
 CONSISTENCIES: Final = {
     Consistency.QUIESCED: pb.BACKUP_CONSISTENCY_QUIESCED,
     Consistency.CRASH_CONSISTENT: pb.BACKUP_CONSISTENCY_CRASH_CONSISTENT,
+}
+FINALS: Final = {
+    FinalBackupState.PENDING: pb.FINAL_BACKUP_STATE_PENDING,
+    FinalBackupState.CREATING: pb.FINAL_BACKUP_STATE_CREATING,
+    FinalBackupState.COMPLETE: pb.FINAL_BACKUP_STATE_COMPLETE,
+    FinalBackupState.FAILED: pb.FINAL_BACKUP_STATE_FAILED,
+    FinalBackupState.EMPTY: pb.FINAL_BACKUP_STATE_EMPTY,
+    FinalBackupState.DELETED: pb.FINAL_BACKUP_STATE_DELETED,
+    FinalBackupState.OFF: pb.FINAL_BACKUP_STATE_OFF,
 }
 VOLUMES: Final = {
     Volume.HOME: pb.BACKUP_VOLUME_KIND_HOME,
@@ -86,6 +96,19 @@ def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backu
         holds=sorted(HOLDS[hold] for hold in kept),
         expire_time=None if keeping is None else timestamp(keeping.expire_time(backup)),
         only_copy_time=timestamp(backup.pinned_time),
+    )
+
+
+def encode_final_backup(final: FinalBackup) -> pb.FinalBackup:
+    """Encode what a terminated sandbox is backed up as."""
+    found = final.backup
+    if found is None:
+        return pb.FinalBackup(state=FINALS[final.state])
+    return pb.FinalBackup(
+        state=FINALS[final.state],
+        backup=backup_name(found),
+        take_time=timestamp(found.take_time),
+        failure=_failure(found) if final.state is FinalBackupState.FAILED else None,
     )
 
 

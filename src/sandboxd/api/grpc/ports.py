@@ -16,6 +16,7 @@ from sandboxd.manager.reading import SandboxChange, Selection
 from sandboxd.model.backup import BackupSetId, Volume
 from sandboxd.model.caller import Caller, Request
 from sandboxd.model.events import SessionEvent
+from sandboxd.model.final_backup import FinalBackup
 from sandboxd.model.ids import RequestId, SandboxId, SessionId, TurnId
 from sandboxd.model.next_step import NextStep
 from sandboxd.model.paging import Page
@@ -139,6 +140,10 @@ class SandboxManager(Protocol):
         self, request: Request, sandbox: SandboxId, *, timeout: timedelta, force: bool = False
     ) -> Settled:
         """End a sandbox."""
+        ...
+
+    async def final_backup(self, sandbox: Sandbox) -> FinalBackup | None:
+        """Say what a terminated sandbox is backed up as; None of one that is not terminated."""
         ...
 
     async def restore(

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_backup import KINDS, backup_of
+from sandboxd.api.grpc.codec_backup import KINDS, backup_of, encode_final_backup
 from sandboxd.api.grpc.codec_image import encode_image
 from sandboxd.api.grpc.codec_sandbox import (
     decode_edit,
@@ -81,7 +81,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
     async def Get(self, request: pb.GetRequest, context: Context) -> pb.GetResponse:
         """Return one sandbox."""
         sandbox = await self._manager.get(current_rpc().caller, sandbox_id(request.name))
-        return pb.GetResponse(sandbox=await self._shown(sandbox))
+        return pb.GetResponse(sandbox=await self._shown_whole(sandbox))
 
     @override
     async def List(self, request: pb.ListRequest, context: Context) -> pb.ListResponse:
@@ -167,7 +167,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
             force=request.force,
             timeout=_budget(rpc),
         )
-        return pb.TerminateResponse(sandbox=await self._shown(settled.sandbox), kept=settled.kept)
+        return pb.TerminateResponse(sandbox=await self._shown_whole(settled.sandbox), kept=settled.kept)
 
     @override
     async def Restore(self, request: pb.RestoreRequest, context: Context) -> pb.RestoreResponse:
@@ -200,6 +200,13 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
 
     async def _shown(self, sandbox: Sandbox) -> pb.Sandbox:
         return encode_sandbox(sandbox, backend=self._backend, planned=await self._manager.next_step(sandbox))
+
+    async def _shown_whole(self, sandbox: Sandbox) -> pb.Sandbox:
+        """With what it is backed up as, which lists and watches do not look up."""
+        shown, final = await self._shown(sandbox), await self._manager.final_backup(sandbox)
+        if final is not None:
+            shown.final_backup.CopyFrom(encode_final_backup(final))
+        return shown
 
 
 def _request(rpc: Rpc, message: Message, request_id: str) -> Request:

@@ -19,7 +19,7 @@ from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import span
 from sandboxd.ctl.names import bare, find_sandbox
 from sandboxd.ctl.shell import Shell, UsageError, write_line
-from sandboxd.ctl.tables import sandbox_facts, sandbox_table, session_table, state_name
+from sandboxd.ctl.tables import final_line, sandbox_facts, sandbox_table, session_table, state_name
 from sandboxd.v1 import sandbox_pb2
 
 T = TypeVar("T")
@@ -157,6 +157,8 @@ async def rm(shell: Shell, said: Sequence[str], *, yes: bool, force: bool = Fals
             shell.say(f"✓ {bare(name)} is terminated", "green")
             if response.kept:
                 shell.say(f"  its files were kept: {response.kept}", "dim")
+            if backed_up := final_line(response.sandbox):
+                shell.say(f"  backed up: {backed_up}", "dim")
     if failure is not None:
         raise failure
     return Exit.OK
