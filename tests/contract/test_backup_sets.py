@@ -12,6 +12,7 @@ import pytest
 
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError
 from sandboxd.model.backup import (
+    BackupFreeze,
     BackupSet,
     BackupSetId,
     BackupSetProgress,
@@ -52,6 +53,7 @@ def a_set(sandbox: Sandbox, *, at: datetime = NOON, image: str = "") -> BackupSe
         freelancer=sandbox.freelancer,
         take_time=at,
         image=image,
+        freeze=BackupFreeze(required=True, longest=timedelta(seconds=7.5)),
         create_time=at,
         update_time=at,
     )

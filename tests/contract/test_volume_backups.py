@@ -231,6 +231,23 @@ async def test_a_set_is_asked_for_again_and_is_the_same(world: VolumesWorld) -> 
     assert {one.volume: one.added_bytes for one in another.volumes}[Volume.WORKSPACE] < len(WORK[b"src/data.bin"])
 
 
+async def test_another_reading_of_a_set_is_of_what_there_is_then_and_goes_with_the_set(world: VolumesWorld) -> None:
+    of, backup = a_sandbox(), a_name()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    first = await taken(world, backup, of)
+    await world.backups.end(backup, timeout=PATIENCE)
+    await world.given(of, {Volume.HOME: {b"later": b"1"}, Volume.WORKSPACE: WORK})
+
+    second = await world.backups.take(backup, of, timeout=PATIENCE, progress=lambda _: None, reading=2)
+    again = await world.backups.take(backup, of, timeout=PATIENCE, progress=lambda _: None, reading=2)
+
+    assert [one.snapshot for one in again.volumes] == [one.snapshot for one in second.volumes]
+    assert {one.snapshot for one in second.volumes}.isdisjoint({one.snapshot for one in first.volumes})
+    assert {one.volume: one.files for one in second.volumes} == {Volume.HOME: 1, Volume.WORKSPACE: len(WORK)}
+    gone = await world.backups.forget(of.client, [backup], prune=False, timeout=PATIENCE)
+    assert {*gone.snapshots} == {one.snapshot for taken in (first, second) for one in taken.volumes}
+
+
 async def test_kept_volumes_of_a_removed_sandbox_are_taken_and_brought_back_into_their_place(
     world: VolumesWorld,
 ) -> None:

@@ -37,6 +37,7 @@ Files = dict[bytes, bytes]
 class KeptFiles:
     client: ClientId
     backup: BackupSetId
+    reading: int
     sandbox: SandboxId
     taken: VolumeSnapshot
     take_time: datetime
@@ -65,6 +66,8 @@ class FakeVolumeBackups(VolumeBackups):
     proved: list[SnapshotId] = field(default_factory=list)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Work waits for it; open from the beginning."""
+    frozen_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    """Readings of even numbers, of sandboxes that stand still, wait for this one too; open from the beginning."""
     working: set[str] = field(default_factory=set)
     ended: list[str] = field(default_factory=list)
     pruned: list[ClientId] = field(default_factory=list)
@@ -73,29 +76,42 @@ class FakeVolumeBackups(VolumeBackups):
     def __post_init__(self) -> None:
         self.gate.set()
         self.proving.set()
+        self.frozen_gate.set()
 
     def given(self, sandbox: SandboxId, *, home: Files | None = None, workspace: Files | None = None) -> None:
         self.volumes[sandbox] = {Volume.HOME: dict(home or {}), Volume.WORKSPACE: dict(workspace or {})}
 
     @override
     async def take(
-        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+        self,
+        backup: BackupSetId,
+        of: VolumesOf,
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+        reading: int = 1,
     ) -> TakenVolumes:
-        await self._work(backup)
+        await self._work(backup if reading == 1 else f"{backup}/{reading}")
         if self.take_trouble is not None:
             raise self.take_trouble
-        of_set = [one for one in self.kept.values() if (one.client, one.backup) == (of.client, backup)]
+        mine = (of.client, backup, reading)
+        of_set = [one for one in self.kept.values() if (one.client, one.backup, one.reading) == mine]
         if {one.taken.volume for one in of_set} != set(Volume):
             if of.sandbox not in self.volumes:
                 raise VolumesNotFoundError(of.sandbox)
-            of_set = [self._keep(backup, of, volume, progress) for volume in Volume]
+            of_set = [self._keep(backup, of, volume, progress, reading) for volume in Volume]
         return TakenVolumes(
             take_time=min(one.take_time for one in of_set),
             volumes=sorted((one.taken for one in of_set), key=lambda one: one.volume.value),
         )
 
     def _keep(
-        self, backup: BackupSetId, of: VolumesOf, volume: Volume, progress: Callable[[VolumesProgress], None]
+        self,
+        backup: BackupSetId,
+        of: VolumesOf,
+        volume: Volume,
+        progress: Callable[[VolumesProgress], None],
+        reading: int,
     ) -> KeptFiles:
         files = _without_staging(self.volumes[of.sandbox][volume])
         size = sum(map(len, files.values()))
@@ -105,10 +121,11 @@ class FakeVolumeBackups(VolumeBackups):
         one = KeptFiles(
             client=of.client,
             backup=backup,
+            reading=reading,
             sandbox=of.sandbox,
             taken=VolumeSnapshot(
                 volume=volume,
-                snapshot=SnapshotId(hashlib.sha256(f"{backup} {volume.value}".encode()).hexdigest()),
+                snapshot=SnapshotId(hashlib.sha256(f"{backup} {volume.value} {reading}".encode()).hexdigest()),
                 tree=tree,
                 files=len(files),
                 bytes=size,
@@ -203,6 +220,8 @@ class FakeVolumeBackups(VolumeBackups):
         self.working.add(name)
         try:
             await self.gate.wait()
+            if "/" in name and not int(name.rpartition("/")[2]) % 2:
+                await self.frozen_gate.wait()
         finally:
             self.working.discard(name)
         self._meet_trouble()

@@ -19,8 +19,7 @@ from sqlalchemy import text
 
 from sandboxd.backends.signing import Ed25519Signer
 from sandboxd.images.registry import OCI_MANIFEST, Manifest
-from sandboxd.manager.backing_up import volumes_of
-from sandboxd.manager.backup_tools import BackupTools
+from sandboxd.manager.backup_tools import BackupTools, volumes_of
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics

@@ -135,7 +135,13 @@ async def _do(
         match work.action:
             case BackupAction.TAKE:
                 taken = await take_trees(
-                    repository, work.backup, work.sandbox, places.volumes, timeout=left(), progress=progress.tell
+                    repository,
+                    work.backup,
+                    work.sandbox,
+                    places.volumes,
+                    timeout=left(),
+                    progress=progress.tell,
+                    reading=work.reading,
                 )
                 return taken_as_mapping(taken)
             case BackupAction.RESTORE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import timedelta
 
 from sandboxd.ctl.backoff import RECONNECT
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, new_request_id
@@ -20,11 +21,20 @@ class BackupClient:
         self._connection = connection
         self._stub = backup_pb2_grpc.BackupServiceStub(connection.channel)
 
-    async def begin(self, sandbox: str, *, request_id: str = "") -> backup_pb2.Backup:
+    async def begin(
+        self,
+        sandbox: str,
+        *,
+        request_id: str = "",
+        freeze: backup_pb2.BackupFreeze.ValueType = backup_pb2.BACKUP_FREEZE_UNSPECIFIED,
+        freeze_at_most: timedelta | None = None,
+    ) -> backup_pb2.Backup:
         """Begin a backup and return it as it is then: `follow` says what it comes to."""
         request = backup_pb2.CreateBackupRequest(
-            request_id=request_id or new_request_id(), sandbox=sandbox, start_only=True
+            request_id=request_id or new_request_id(), sandbox=sandbox, start_only=True, freeze=freeze
         )
+        if freeze_at_most is not None:
+            request.freeze_at_most.FromTimedelta(freeze_at_most)
         return (await self._connection.call(self._stub.CreateBackup, request)).backup
 
     async def follow(self, backup: str) -> AsyncIterator[backup_pb2.Backup]:

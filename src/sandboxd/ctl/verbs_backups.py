@@ -30,6 +30,7 @@ BackupArgument = Annotated[
     help=help_text(
         "Back a sandbox up, in whatever state it is. Ctrl-C cancels; pressed again it leaves.",
         "sandboxctl backups create demo",
+        "sandboxctl backups create demo --freeze --freeze-for 20s",
         "backup=$(sandboxctl backups create demo --output json | jq -r .name)",
     ),
 )
@@ -39,12 +40,34 @@ def create_backup(
     request_id: Annotated[
         str, typer.Option("--request-id", help="Makes it one backup, however often it is sent.", show_default=False)
     ] = "",
+    freeze: Annotated[
+        bool,
+        typer.Option(
+            "--freeze",
+            help="Let a running one stand still for a moment, so that the backup is of one; fails where it cannot.",
+        ),
+    ] = False,
+    or_running: Annotated[
+        bool, typer.Option("--or-running", help="With --freeze: where it cannot, take it as it runs.")
+    ] = False,
+    freeze_for: Annotated[
+        str,
+        typer.Option(
+            "--freeze-for", metavar="SPAN", help="With --freeze: so long at most, 60s by itself.", show_default=False
+        ),
+    ] = "",
     output: OutputOption = None,
 ) -> None:
     """Back a sandbox up."""
     from sandboxd.ctl.commands import backups as command
 
-    execute(context, output, lambda shell: command.create(shell, sandbox, request_id=request_id))
+    execute(
+        context,
+        output,
+        lambda shell: command.create(
+            shell, sandbox, request_id=request_id, freeze=freeze, or_running=or_running, freeze_for=freeze_for
+        ),
+    )
 
 
 @backups.command(

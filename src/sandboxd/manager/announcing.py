@@ -17,6 +17,7 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.followers import Followers
 from sandboxd.manager.lifecycle_ports import Announced, Candidate
 from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.model.backup import FROZEN_FOR
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.lifecycle import LifecycleStep
@@ -43,7 +44,8 @@ class RestNotice:
 
     code: str
     """`HIBERNATE_SOON`, `STOP_SOON`, `TERMINATE_SOON`; `REST_CALLED_OFF`; `HIBERNATED`, `STOPPED`, `TERMINATED`; and
-    `STATE_REASON` where `Sandbox.state_reason` says something: what was lost, or which image did not boot."""
+    `STATE_REASON` where `Sandbox.state_reason` says something: what was lost, which image did not boot, or for which
+    backup it stands still; `THAWED` after that."""
     message: str
     due_time: datetime | None = None
     """When it happens, if it is not used before."""
@@ -114,9 +116,11 @@ class Announcements:
     def _explain(self, sandbox: SandboxId, reason: str) -> None:
         """Tell why a sandbox is in its state, once: what was lost with its life, what was started instead."""
         if reason != self._reasons.get(sandbox, "") and sandbox in self._followers:
-            self._reasons[sandbox] = reason
+            before, self._reasons[sandbox] = self._reasons.get(sandbox, ""), reason
             if reason:
                 self._followers.tell(sandbox, _because(reason))
+            elif before.startswith(FROZEN_FOR):
+                self._followers.tell(sandbox, RestNotice(code="THAWED", message="The sandbox goes on."))
 
 
 def _standing(candidate: Candidate | None) -> Announced | None:

@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 import structlog
 
 from sandboxd.manager.backup_metrics import BackupMetrics, BackupOutcome
-from sandboxd.manager.backup_tools import BackupTools
+from sandboxd.manager.backup_tools import BackupTools, volumes_of
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.cut_short import unless_cut_short
+from sandboxd.manager.frozen_backups import FrozenBackups, Reading
 from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
 from sandboxd.model.backup import (
+    BackupFreeze,
     BackupSet,
     BackupSetId,
     BackupSetProgress,
@@ -30,7 +32,12 @@ from sandboxd.model.backup import (
     BackupTrigger,
     Consistency,
 )
-from sandboxd.model.backup_errors import BackupAbandonedError, BackupCancelledError, NothingToBackUpError
+from sandboxd.model.backup_errors import (
+    BackupAbandonedError,
+    BackupCancelledError,
+    BackupNotQuiescedError,
+    NothingToBackUpError,
+)
 from sandboxd.model.backup_spec import spec_of
 from sandboxd.model.errors import (
     ConflictError,
@@ -42,9 +49,9 @@ from sandboxd.model.errors import (
 )
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox, SandboxState
+from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
-from sandboxd.volumes.ports import VolumesOf, VolumesProgress
+from sandboxd.volumes.ports import TakenVolumes, VolumesProgress
 
 REPORT_EVERY: Final = timedelta(seconds=1)
 """How often progress is written, and the wish for an end looked for."""
@@ -84,17 +91,6 @@ class _Note:
         )
 
 
-def volumes_of(sandbox: Sandbox) -> VolumesOf:
-    """Say whose volumes they are, as the port asks."""
-    return VolumesOf(
-        sandbox=sandbox.id,
-        client=sandbox.client,
-        freelancer=sandbox.freelancer,
-        tier=sandbox.tier,
-        resources=TIER_RESOURCES[sandbox.tier],
-    )
-
-
 @dataclass(slots=True, kw_only=True)
 class BackingUp:
     """Takes backup sets. A caller that goes away does not end one; a wish in its row does."""
@@ -108,6 +104,8 @@ class BackingUp:
     metrics: BackupMetrics
     deeds: OwnDeeds = UNRECORDED
     report_every: timedelta = REPORT_EVERY
+    frozen: FrozenBackups | None = None
+    """What lets sandboxes stand still, where somebody wishes that; None where there are no conversations."""
     on_ended: Callable[[BackupSet], None] = lambda _: None
 
     @property
@@ -116,7 +114,13 @@ class BackingUp:
         return self.tasks.count < self.tools.at_once
 
     async def insert(
-        self, work: UnitOfWork, sandbox: SandboxId, *, name: BackupSetId, trigger: BackupTrigger
+        self,
+        work: UnitOfWork,
+        sandbox: SandboxId,
+        *,
+        name: BackupSetId,
+        trigger: BackupTrigger,
+        freeze: BackupFreeze | None = None,
     ) -> HeldBackup:
         """Insert a set in a transaction with the lease on it; `start` it after the commit.
 
@@ -140,6 +144,7 @@ class BackingUp:
             client=found.client,
             freelancer=found.freelancer,
             trigger=trigger,
+            freeze=freeze,
             take_time=now,
             image=found.image.reference if found.image else "",
             spec=spec_of(found),
@@ -224,6 +229,8 @@ class BackingUp:
 
     async def _work(self, held: HeldBackup) -> BackupSet:
         backup = held.backup
+        if backup.freeze is not None and backup.attempts > 1 and self.frozen is not None:
+            await self.frozen.let_go(backup)  # what whoever died had frozen
         if backup.cancelled:
             raise _cancelled(backup)
         if backup.attempts > MAX_ATTEMPTS:
@@ -240,21 +247,20 @@ class BackingUp:
     async def _carry_out(self, held: HeldBackup, note: _Note) -> BackupSet:
         backup = held.backup
         failpoint("backup.after_commit")
-        before = await self._look(backup.sandbox)
-        taken = await self.tools.volumes.take(
-            backup.id, volumes_of(before), timeout=self.tools.take_timeout, progress=note.take
-        )
+        reading = await self._read(backup, note)
+        taken, before = reading.taken, reading.sandbox
         failpoint("backup.after_take")
         async with self.units.begin() as work:
             after = await work.sandboxes.get(backup.sandbox)
             found = await self._still(work, held)
             now = self.clock.now()
+            consistency = Consistency.QUIESCED if reading.still else _consistency(before, after, taken, backup)
             described = replace(
                 found,
                 take_time=taken.take_time,
                 image=before.image.reference if before.image else "",
                 spec=spec_of(before),
-                consistency=_consistency(before, after, taken_from=taken.take_time, backup=backup),
+                consistency=consistency,
                 progress=None,
             )
             policy = await self.tools.policy_of(work, backup.client)
@@ -265,6 +271,25 @@ class BackingUp:
         await self._end(backup.id)
         await self.changes.announce(backup.sandbox)
         return complete
+
+    async def _read(self, backup: BackupSet, note: _Note) -> Reading:
+        before = await self._look(backup.sandbox)
+        wish = backup.freeze
+        if wish is not None and self.frozen is not None and before.state is SandboxState.ACTIVE:
+            return await self.frozen.take(backup, before, wish, progress=note.take)
+        taken = await self.tools.volumes.take(
+            backup.id, volumes_of(before), timeout=self.tools.take_timeout, progress=note.take
+        )
+        if wish is not None and wish.required:
+            after = await self._look(backup.sandbox)
+            if _consistency(before, after, taken, backup) is not Consistency.QUIESCED:
+                raise BackupNotQuiescedError(
+                    f"Sandbox {before.id} was {before.state.value} and is {after.state.value}: it did not stand still "
+                    f"for backup {backup.id}. Try again.",
+                    sandbox=before.id,
+                    backup=backup.id,
+                )
+        return Reading(sandbox=before, taken=taken, still=False)
 
     async def _look(self, sandbox: SandboxId) -> Sandbox:
         async with self.units.begin() as work:
@@ -341,11 +366,11 @@ class BackingUp:
         self.on_ended(backup)
 
 
-def _consistency(before: Sandbox, after: Sandbox, *, taken_from: datetime, backup: BackupSet) -> Consistency:
+def _consistency(before: Sandbox, after: Sandbox, taken: TakenVolumes, backup: BackupSet) -> Consistency:
     """QUIESCED where no process of it can have run from before the first file was read until now."""
     same = (before.state, before.state_time, before.incarnation) == (after.state, after.state_time, after.incarnation)
     # What an earlier attempt had taken is of its own time, about which these two looks say nothing.
-    ours = backup.attempts == 1 or (before.state_time is not None and before.state_time <= taken_from)
+    ours = backup.attempts == 1 or (before.state_time is not None and before.state_time <= taken.take_time)
     still = before.state in STILL or before.state is SandboxState.RESTORING  # whose life has not begun
     return Consistency.QUIESCED if still and same and ours else Consistency.CRASH_CONSISTENT
 

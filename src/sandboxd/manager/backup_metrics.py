@@ -39,6 +39,12 @@ class BackupMetrics:
             "What of that was new and had to be stored, compressed and encrypted.",
             registry=registry,
         )
+        self._frozen = Histogram(
+            "sandboxd_backup_frozen_seconds",
+            "For how long running sandboxes were read while they stood still for a backup.",
+            buckets=(0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+            registry=registry,
+        )
         self._running = Gauge(
             "sandboxd_backups_running", "Backups and deletions that this replica works on.", registry=registry
         )
@@ -69,6 +75,10 @@ class BackupMetrics:
             self._seconds.observe((backup.update_time - backup.create_time).total_seconds())
             self._read.inc(backup.bytes)
             self._stored.inc(sum(one.added_bytes for one in backup.volumes))
+
+    def frozen(self, seconds: float) -> None:
+        """Note for how long a sandbox was read while it stood still."""
+        self._frozen.observe(seconds)
 
     def running(self, number: int) -> None:
         """Note how much this replica works on."""

@@ -10,7 +10,8 @@ from sandboxd.manager.release_ports import KeptVolumes
 from sandboxd.model.backup_retention import BackupPolicy, BackupRetention
 from sandboxd.model.client import ClientPolicy
 from sandboxd.model.ids import ClientId
-from sandboxd.volumes.ports import VolumeBackups
+from sandboxd.model.sandbox import TIER_RESOURCES, Sandbox
+from sandboxd.volumes.ports import VolumeBackups, VolumesOf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class BackupTools:
     take_timeout: timedelta = timedelta(hours=6)
     restore_timeout: timedelta = timedelta(hours=6)
     delete_timeout: timedelta = timedelta(hours=6)
+    shortest: timedelta = timedelta(seconds=15)
+    """No work on volumes is asked for with less time."""
     every: timedelta = timedelta(0)
     """How old the newest set of a sandbox that is used may become, where its client wishes nothing else; zero: nothing
     by schedule."""
@@ -46,3 +49,14 @@ class BackupTools:
             after_terminate=self.after_terminate,
             retention=self.retention.under(wishes.backup_retention),
         )
+
+
+def volumes_of(sandbox: Sandbox) -> VolumesOf:
+    """Say whose volumes they are, as the port asks."""
+    return VolumesOf(
+        sandbox=sandbox.id,
+        client=sandbox.client,
+        freelancer=sandbox.freelancer,
+        tier=sandbox.tier,
+        resources=TIER_RESOURCES[sandbox.tier],
+    )

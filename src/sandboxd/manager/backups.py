@@ -28,7 +28,7 @@ from sandboxd.manager.ports import (
 )
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.volume_release import VolumeReleases
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, BackupTrigger
+from sandboxd.model.backup import BackupFreeze, BackupSet, BackupSetId, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import BackupEndedError, BackupsOffError
 from sandboxd.model.backup_retention import Keeping, holds
 from sandboxd.model.caller import Caller, Request
@@ -123,12 +123,21 @@ class Backups:
         self._changes = changes
         self._ids = ids
 
-    async def create(self, request: Request, sandbox: SandboxId, *, wait: bool = True, timeout: timedelta) -> BackupSet:
+    async def create(
+        self,
+        request: Request,
+        sandbox: SandboxId,
+        *,
+        freeze: BackupFreeze | None = None,
+        wait: bool = True,
+        timeout: timedelta,
+    ) -> BackupSet:
         """Back up a sandbox's image and volumes, and answer when the set is complete.
 
         Args:
             request: Who asks; the same id is answered with the same set, whatever it came to.
             sandbox: Which.
+            freeze: It is to stand still while it is read, if it runs.
             wait: Else the answer comes when it has begun.
             timeout: How long the caller waits.
 
@@ -144,17 +153,19 @@ class Backups:
         async with self._units.begin() as work:
             require_visible(await work.sandboxes.get(sandbox), request.caller)
         room = self._required()
-        begun = await self._begin(room, request, sandbox)
+        begun = await self._begin(room, request, sandbox, freeze)
         return raise_failure(await room.making.wait(begun.id, timeout=timeout)) if wait else begun
 
-    async def _begin(self, room: BackupRoom, request: Request, sandbox: SandboxId) -> BackupSet:
+    async def _begin(
+        self, room: BackupRoom, request: Request, sandbox: SandboxId, freeze: BackupFreeze | None
+    ) -> BackupSet:
         name = BackupSetId(self._ids.new("bak"))
         claim = self._claim(request, "CreateBackup", sandbox, about=name)
         async with self._units.begin() as work:
             earlier = await work.requests.claim(claim)
             if earlier is not None:
                 return await self._earlier(work, earlier, claim)
-            held = await room.making.insert(work, sandbox, name=name, trigger=BackupTrigger.REQUEST)
+            held = await room.making.insert(work, sandbox, name=name, trigger=BackupTrigger.REQUEST, freeze=freeze)
             await work.commit()
         await self._changes.announce(sandbox)
         room.making.start(held)

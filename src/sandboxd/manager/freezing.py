@@ -55,8 +55,12 @@ class Freezing:
         self._tokens = tokens
         self._clock = clock
 
-    async def freeze(self, intent: Intent) -> Settled:
-        """Stop all processes where they are; HIBERNATED.
+    async def freeze(self, intent: Intent, *, briefly: bool = False) -> Settled:
+        """Stop all processes where they are; HIBERNATED, for the reason that it was HIBERNATING for.
+
+        Args:
+            intent: A sandbox that is HIBERNATING.
+            briefly: It keeps its size: a moment is not worth two changes of it.
 
         Raises:
             DeadlineError: Not everything could be stopped; the sandbox is ACTIVE again.
@@ -74,13 +78,17 @@ class Freezing:
                 endpoint = None
         failpoint("hibernate.after_freeze")
         gone = endpoint is None
-        if incarnation is not None and not gone:
+        if incarnation is not None and not gone and not briefly:
             await self._size(incarnation, self._backend.shrink, within=SHRINK_TIMEOUT)
         settled = await self._intents.settle(intent, lambda work, before: self._hibernated(work, before, gone=gone))
         return Settled(sandbox=settled)
 
-    async def wake(self, intent: Intent) -> Settled:
+    async def wake(self, intent: Intent, *, used: bool = True) -> Settled:
         """Continue all processes; ACTIVE. An incarnation that is no more is made anew instead.
+
+        Args:
+            intent: A sandbox that is WAKING.
+            used: Somebody uses it; else it is as long unused as before.
 
         Raises:
             AgentUnavailableError, DeadlineError: The agent is there and does not do it; recovery tries again.
@@ -101,7 +109,8 @@ class Freezing:
                     raise
             else:
                 failpoint("wake.after_thaw")
-                return Settled(sandbox=await self._intents.settle(intent, self._active))
+                active = self._active if used else self._active_again
+                return Settled(sandbox=await self._intents.settle(intent, active))
             finally:
                 growing.cancel()
         anew = await self._intents.advance(
@@ -135,9 +144,12 @@ class Freezing:
         now = self._clock.now()
         return replace(sandbox.enter(SandboxState.ACTIVE, at=now), last_use_time=now)
 
+    async def _active_again(self, _: UnitOfWork, sandbox: Sandbox) -> Sandbox:
+        return sandbox.enter(SandboxState.ACTIVE, at=self._clock.now())
+
     async def _hibernated(self, work: UnitOfWork, sandbox: Sandbox, *, gone: bool) -> Sandbox:
         now = self._clock.now()
         current = await work.incarnations.current(sandbox.id)
         if gone and current is not None:
             await work.incarnations.save(replace(current, end_time=now, end_reason=AGENT_LOST))
-        return sandbox.enter(SandboxState.HIBERNATED, at=now)
+        return sandbox.enter(SandboxState.HIBERNATED, at=now, reason=sandbox.state_reason)

@@ -16,8 +16,9 @@ import structlog
 from sandboxd.manager.access import require_visible
 from sandboxd.manager.admission import Admission
 from sandboxd.manager.backend_port import Backend
-from sandboxd.manager.backing_up import BackingUp, volumes_of
+from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError
+from sandboxd.manager.backup_tools import volumes_of
 from sandboxd.manager.backups import BackupRoom, raise_failure
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Operations, Settled

@@ -19,6 +19,7 @@ from sandboxd.manager.cold_starts import ColdStarts
 from sandboxd.manager.core import ManagerCore
 from sandboxd.manager.creation import Creation, NewSandbox
 from sandboxd.manager.editing import Editing, SandboxEdit
+from sandboxd.manager.frozen_backups import FrozenBackups
 from sandboxd.manager.images import Images
 from sandboxd.manager.operations import Settled
 from sandboxd.manager.package_tidings import PackageTelling, PackageTidings
@@ -33,6 +34,7 @@ from sandboxd.manager.release import Release
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.resting import Resting
 from sandboxd.manager.restoring import Restores
+from sandboxd.manager.stillness import Stillness
 from sandboxd.manager.sweep import Sweep
 from sandboxd.manager.sweeping import SweepLoop
 from sandboxd.model.backup import BackupSetId, Volume
@@ -136,6 +138,21 @@ class SandboxManager:
             clock=tools.clock,
             ids=tools.ids,
         )
+        if core.backups is not None:
+            core.backups.making.frozen = FrozenBackups(
+                tools=core.backups.making.tools,
+                stillness=Stillness(
+                    units=tools.units,
+                    intents=core.intents,
+                    operations=core.operations,
+                    freezing=core.freezing,
+                    conversations=conversations,
+                    changes=core.changes,
+                    clock=tools.clock,
+                ),
+                metrics=tools.backup_metrics,
+                clock=tools.clock,
+            )
         self.backups = Backups(
             units=tools.units, room=core.backups, requests=requests, changes=core.changes, ids=tools.ids
         )

@@ -23,6 +23,10 @@ SnapshotId = NewType("SnapshotId", str)
 """What the repository of backups calls one tree at one moment: 64 hexadecimal digits."""
 
 
+FROZEN_FOR: Final = "It stands still for a moment, for backup"
+"""Begins the `state_reason` of a sandbox that is frozen for a backup."""
+
+
 class Volume(enum.Enum):
     """What of a sandbox is kept on volumes."""
 
@@ -118,6 +122,16 @@ class DeletionProof:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackupFreeze:
+    """A wish that a running sandbox stands still while it is read."""
+
+    required: bool
+    """What cannot be of one moment fails; else it is read as it runs."""
+    longest: timedelta = timedelta(seconds=60)
+    """It stands still so long at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BackupSet:
     """What one sandbox was at one moment."""
 
@@ -143,6 +157,8 @@ class BackupSet:
     """Since then its sandbox's volumes are released: it is all that is left of how that ended."""
     checksum: str = ""
     """SHA-256 of all that a restore takes from it: image, trees and spec; of a COMPLETE one."""
+    freeze: BackupFreeze | None = None
+    """None: nobody is interrupted."""
     cancelled: bool = False
     """Somebody wishes that it ends. Written apart from the rest, as is the progress; the version does not grow."""
     attempts: int = 1
@@ -254,6 +270,11 @@ class Restoring:
     def wants(self, volume: Volume) -> bool:
         """Tell whether anything of a volume comes back."""
         return bool(self.paths.get(volume)) if self.paths else volume in self.volumes
+
+
+def frozen_for(backup: BackupSet) -> str:
+    """The `state_reason` of a sandbox that stands still for a set."""
+    return f"{FROZEN_FOR} {backup.id}. A prompt wakes it at once."
 
 
 class BackupSetStatusError(WrongStateError):

@@ -60,6 +60,12 @@ class BackupIncompleteError(UnavailableError):
     reason = "BACKUP_INCOMPLETE"
 
 
+class BackupNotQuiescedError(WrongStateError):
+    """The sandbox did not stand still for its backup as was required: it is in use, or takes longer than allowed."""
+
+    reason = "BACKUP_NOT_QUIESCED"
+
+
 class BackupToolError(UnavailableError):
     """The program that keeps backups is not there, is too old, or ended in a way that it does not document."""
 

@@ -78,6 +78,8 @@ class PlacedBackup:
     """Of `TAKE` and `RESTORE`: whose volumes."""
     backup: BackupSetId = _NO_SET
     """Of `TAKE`: the set."""
+    reading: int = 1
+    """Of `TAKE`: the how manieth of this set."""
     snapshots: Mapping[Volume, SnapshotId] = field(default_factory=dict)
     """Of `RESTORE`; of `VERIFY` these alone are read, with all their content."""
     paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class PlacedBackup:
         match self.action:
             case BackupAction.TAKE:
                 made |= {"sandbox": self.sandbox, "backup": self.backup}
+                if self.reading != 1:
+                    made["reading"] = self.reading
             case BackupAction.RESTORE:
                 made |= {
                     "sandbox": self.sandbox,
@@ -135,6 +139,7 @@ class PlacedBackup:
             template=str(given["template"]),
             sandbox=SandboxId(given.get("sandbox", "")),
             backup=BackupSetId(given.get("backup", "")),
+            reading=int(given.get("reading", 1)),
             snapshots={Volume(name): SnapshotId(one) for name, one in given.get("snapshots", {}).items()},
             paths={
                 Volume(name): tuple(base64.b64decode(path, validate=True) for path in paths)

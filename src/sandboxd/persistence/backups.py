@@ -14,6 +14,7 @@ from typing_extensions import override
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
 from sandboxd.manager.ports import MAX_PAGE_SIZE
 from sandboxd.model.backup import (
+    BackupFreeze,
     BackupSet,
     BackupSetId,
     BackupSetProgress,
@@ -285,6 +286,7 @@ def _values(backup: BackupSet) -> Values:
         "trigger": backup.trigger.value,
         "pinned_time": backup.pinned_time,
         "checksum": backup.checksum,
+        "freeze": None if backup.freeze is None else _freeze_json(backup.freeze),
         "cancelled": backup.cancelled,
         "attempts": backup.attempts,
         "progress": None if backup.progress is None else _progress_json(backup.progress),
@@ -330,6 +332,14 @@ def _read_progress(said: Mapping[str, Any]) -> BackupSetProgress:  # Any: JSON
     )
 
 
+def _freeze_json(freeze: BackupFreeze) -> Values:
+    return {"required": freeze.required, "longest_seconds": freeze.longest.total_seconds()}
+
+
+def _read_freeze(said: Mapping[str, Any]) -> BackupFreeze:  # Any: JSON
+    return BackupFreeze(required=said["required"], longest=timedelta(seconds=said["longest_seconds"]))
+
+
 def _proof_json(proof: DeletionProof) -> Values:
     return {
         "forgotten_time": proof.forgotten_time.isoformat(),
@@ -355,6 +365,7 @@ def _read(row: Row) -> BackupSet:
         trigger=BackupTrigger(row["trigger"]),
         pinned_time=row["pinned_time"],
         checksum=row["checksum"],
+        freeze=None if row["freeze"] is None else _read_freeze(row["freeze"]),
         cancelled=row["cancelled"],
         attempts=row["attempts"],
         progress=None if row["progress"] is None else _read_progress(row["progress"]),

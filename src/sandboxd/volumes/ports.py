@@ -268,19 +268,27 @@ class VolumeBackups(Protocol):
     """
 
     async def take(
-        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+        self,
+        backup: BackupSetId,
+        of: VolumesOf,
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+        reading: int = 1,
     ) -> TakenVolumes:
         """Keep both volumes of a sandbox as they are, whether it runs, is stopped, or its files are kept.
 
-        Each snapshot has the source `<sandbox>/<volume>` and the tags `set=<backup>` and `volume=<volume>`: what is in
-        the repository answers a repeated call, and snapshots that belong to nothing can be told by them. A set is of
-        one moment: where only one of both was taken when it broke off, both are taken anew.
+        Each snapshot has the source `<sandbox>/<volume>` and the tags `set=<backup>`, `volume=<volume>` and
+        `reading=<reading>`: what is in the repository answers a repeated call, and snapshots that belong to nothing can
+        be told by them. A set is of one moment: where only one of both was taken when it broke off, both are taken
+        anew. What other readings took counts for none, is compared with, and goes with the set.
 
         Args:
             backup: Of the set.
             of: Whose volumes.
             timeout: For all of it.
             progress: Told from time to time, at least once where anything was read.
+            reading: The how manieth of this set. Before another one than the last is asked for, `end` is called.
 
         Raises:
             VolumesNotFoundError: There are none.

@@ -39,10 +39,12 @@ async def take_trees(
     *,
     timeout: timedelta,
     progress: Callable[[VolumesProgress], None],
+    reading: int = 1,
 ) -> TakenVolumes:
     """Take each tree, or answer what is in the repository of this set; see `VolumeBackups.take`."""
     async with within(timeout) as left:
-        there = await repository.list(tags={"set": backup}, timeout=left())
+        of_set = await repository.list(tags={"set": backup}, timeout=left())
+        there = [one for one in of_set if one.tags.get("reading", "1") == str(reading)]
         found = {Volume(one.tags["volume"]): one for one in there}
         if found.keys() != trees.keys():
             if there:  # of a moment that is over
@@ -52,7 +54,7 @@ async def take_trees(
                 found[volume] = await repository.snapshot(
                     tree,
                     source=f"{sandbox}/{volume.value}",
-                    tags={"set": backup, "volume": volume.value},
+                    tags={"set": backup, "volume": volume.value, "reading": str(reading)},
                     timeout=left(),
                     progress=_teller(volume, progress),
                 )

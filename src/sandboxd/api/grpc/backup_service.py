@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_backup import backup_id, encode_backup
+from sandboxd.api.grpc.codec_backup import backup_id, decode_freeze, encode_backup
 from sandboxd.api.grpc.codec_backup_policy import encode_backup_policy
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
@@ -52,6 +52,7 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
         made = await self._backups.create(
             _request(request),
             sandbox_id(request.sandbox),
+            freeze=decode_freeze(request),
             wait=not request.start_only,
             timeout=current_rpc().remaining(at_most=MAX_WAIT),
         )

@@ -7,6 +7,7 @@ from typing import Final
 from sandboxd.api.grpc.codec_backup_policy import HOLDS
 from sandboxd.api.grpc.names import sandbox_id, timestamp
 from sandboxd.model.backup import (
+    BackupFreeze,
     BackupSet,
     BackupSetId,
     BackupSetStatus,
@@ -97,6 +98,16 @@ def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backu
         expire_time=None if keeping is None else timestamp(keeping.expire_time(backup)),
         only_copy_time=timestamp(backup.pinned_time),
     )
+
+
+def decode_freeze(message: pb.CreateBackupRequest) -> BackupFreeze | None:
+    """Decode whether, and for how long, the sandbox is to stand still."""
+    if message.freeze == pb.BACKUP_FREEZE_UNSPECIFIED:
+        return None
+    required = message.freeze == pb.BACKUP_FREEZE_REQUIRED
+    if not message.HasField("freeze_at_most"):
+        return BackupFreeze(required=required)
+    return BackupFreeze(required=required, longest=message.freeze_at_most.ToTimedelta())
 
 
 def encode_final_backup(final: FinalBackup) -> pb.FinalBackup:

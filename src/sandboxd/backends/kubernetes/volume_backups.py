@@ -105,7 +105,13 @@ class KubernetesVolumeBackups(VolumeBackups):
 
     @override
     async def take(
-        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+        self,
+        backup: BackupSetId,
+        of: VolumesOf,
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+        reading: int = 1,
     ) -> TakenVolumes:
         async with self._asking(str(backup)):
             claims = await self._objects.claims(of.sandbox, timeout=REQUEST_TIMEOUT)
@@ -113,7 +119,12 @@ class KubernetesVolumeBackups(VolumeBackups):
         if not there.issuperset(claims_of(of.sandbox).values()):
             raise VolumesNotFoundError(of.sandbox)
         work = PlacedBackup(
-            action=BackupAction.TAKE, deadline=timeout, template=self._template, sandbox=of.sandbox, backup=backup
+            action=BackupAction.TAKE,
+            deadline=timeout,
+            template=self._template,
+            sandbox=of.sandbox,
+            backup=backup,
+            reading=reading,
         )
         said = await self._do(of.client, f"{BACKUP_PREFIX}{backup}", work, timeout=timeout)
         taken = _read(taken_from_mapping, said)

@@ -60,7 +60,13 @@ class LocalVolumeBackups(VolumeBackups):
 
     @override
     async def take(
-        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+        self,
+        backup: BackupSetId,
+        of: VolumesOf,
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+        reading: int = 1,
     ) -> TakenVolumes:
         async with within(timeout) as left:
             files = next((one for one in self._places(of.sandbox) if one.present), None)
@@ -69,7 +75,7 @@ class LocalVolumeBackups(VolumeBackups):
             repository = await self._repositories.open(of.client, timeout=left())
             try:
                 return await take_trees(
-                    repository, backup, of.sandbox, _trees(files), timeout=left(), progress=progress
+                    repository, backup, of.sandbox, _trees(files), timeout=left(), progress=progress, reading=reading
                 )
             except SandboxdError as error:
                 if files.present:

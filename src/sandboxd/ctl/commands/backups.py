@@ -10,6 +10,7 @@ from rich.status import Status
 from rich.text import Text
 
 from sandboxd.ctl import following
+from sandboxd.ctl.commands.lifecycle import parse_span
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount
 from sandboxd.ctl.names import absent, bare, find_sandbox
@@ -22,10 +23,18 @@ from sandboxd.model.ids import is_id
 from sandboxd.v1 import backup_pb2 as pb
 
 
-async def create(shell: Shell, said: str, *, request_id: str) -> Exit:
+async def create(
+    shell: Shell, said: str, *, request_id: str, freeze: bool = False, or_running: bool = False, freeze_for: str = ""
+) -> Exit:
     """Back a sandbox up and follow it to its end."""
+    wish, longest = pb.BACKUP_FREEZE_UNSPECIFIED, parse_span(freeze_for) if freeze_for else None
+    if freeze:
+        wish = pb.BACKUP_FREEZE_IF_POSSIBLE if or_running else pb.BACKUP_FREEZE_REQUIRED
+    elif or_running or freeze_for:
+        raise UsageError("--or-running and --freeze-for say more of --freeze: give that, too.")
     name = await find_sandbox(shell.client, said, ended=True)
-    return _show(shell, await _followed(shell, await shell.client.backups.begin(name, request_id=request_id)))
+    begun = await shell.client.backups.begin(name, request_id=request_id, freeze=wish, freeze_at_most=longest)
+    return _show(shell, await _followed(shell, begun))
 
 
 async def follow(shell: Shell, said: str) -> Exit:

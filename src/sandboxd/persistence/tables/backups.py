@@ -33,6 +33,7 @@ class BackupSetRow(Base):
     trigger: Mapped[str] = mapped_column(server_default=text("'request'"))
     pinned_time: Mapped[Moment | None]
     checksum: Mapped[str] = mapped_column(server_default=text("''"))
+    freeze: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
     cancelled: Mapped[bool] = mapped_column(server_default=text("false"))
     attempts: Mapped[int] = mapped_column(server_default=text("1"))
     progress: Mapped[dict[str, Any] | None] = mapped_column(SafeJson)
