@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from sandboxd.settings_rules import Address
+
+_QUANTITY: Final = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"
 
 
 class KubernetesSettings(BaseSettings):
@@ -50,6 +52,15 @@ class KubernetesSettings(BaseSettings):
     kubernetes_backup_addresses: str = Field(default="", pattern=r"^([0-9a-fA-F.:/]+/[0-9]+:[0-9]+[, ]*)*$")
     """Addresses `range:port` with commas between them at which the storage of backups is: the operator's pods that back
     up reach nothing else, but DNS where the storage has a name."""
+    kubernetes_backup_cpu: str = Field(default="1", pattern=_QUANTITY)
+    """Processor time of each pod that backs up, at most."""
+    kubernetes_backup_memory: str = Field(default="1G", pattern=_QUANTITY)
+    """Memory of each pod that backs up, at most. restic holds the index of a repository in it, which grows with
+    what is kept; a pod that had too little says `OutOfMemory`."""
+    kubernetes_backup_cpu_request: str = Field(default="50m", pattern=_QUANTITY)
+    """Processor time that each pod that backs up asks for."""
+    kubernetes_backup_memory_request: str = Field(default="128M", pattern=_QUANTITY)
+    """Memory that each pod that backs up asks for."""
     operator_web_listen: Address = "127.0.0.1:8084"
     """Where the operator's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
     operator_lease_seconds: float = Field(default=10, ge=1, le=300)

@@ -156,10 +156,24 @@ capabilities: {drop: [ALL]}
   value: /var/lib/sandboxd-audit
 - name: SANDBOXD_GEMINI_KEYS_SECRET
   value: {{ include "sandboxd.secret.apiKeys" . }}
-{{- with .Values.backups.location }}
+{{- with .Values.backups }}{{ if .location }}
 - name: SANDBOXD_BACKUPS_LOCATION
-  value: {{ . | quote }}
-{{- end }}
+  value: {{ .location | quote }}
+- name: SANDBOXD_BACKUPS_EVERY_SECONDS
+  value: {{ .everySeconds | int64 | quote }}
+- name: SANDBOXD_BACKUPS_AFTER_TERMINATE
+  value: {{ .afterTerminate | quote }}
+- name: SANDBOXD_BACKUPS_AT_ONCE
+  value: {{ .atOnce | int64 | quote }}
+- name: SANDBOXD_BACKUPS_KEEP_LAST
+  value: {{ .keepLast | int64 | quote }}
+- name: SANDBOXD_BACKUPS_KEEP_DAILY
+  value: {{ .keepDaily | int64 | quote }}
+- name: SANDBOXD_BACKUPS_KEEP_WEEKLY
+  value: {{ .keepWeekly | int64 | quote }}
+- name: SANDBOXD_BACKUPS_IMMUTABLE_SECONDS
+  value: {{ .immutableSeconds | int64 | quote }}
+{{- end }}{{ end }}
 {{- with .Values.keptImages }}{{ if .registry }}
 - name: SANDBOXD_IMAGES_REGISTRY
   value: {{ .registry | quote }}

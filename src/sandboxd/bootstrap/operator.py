@@ -144,6 +144,10 @@ def backup_means(settings: Settings) -> BackupMeans | None:
         credentials=credentials.read_bytes,
         upload_kibibytes=settings.backups_upload_kibibytes,
         download_kibibytes=settings.backups_download_kibibytes,
+        cpu=settings.kubernetes_backup_cpu,
+        memory=settings.kubernetes_backup_memory,
+        cpu_request=settings.kubernetes_backup_cpu_request,
+        memory_request=settings.kubernetes_backup_memory_request,
     )
 
 

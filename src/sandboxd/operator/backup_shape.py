@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -42,11 +42,7 @@ WORK_DIRECTORY: Final = "/work"
 CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "SETFCAP")
 """Of root in its user namespace: read everybody's files, and give owners, set-id bits and capabilities back. All are
 within what Pod Security's `baseline` allows."""
-RESOURCES: Final = {
-    "limits": {"cpu": "1", "memory": "1G", "ephemeral-storage": "4G"},
-    "requests": {"cpu": "50m", "memory": "128M", "ephemeral-storage": "100M"},
-}
-"""restic holds the index of its repository in memory, which grows with the content; the figures are chosen."""
+DISK: Final = "4G"
 WORK_SIZE: Final = "3G"
 GRACE_SECONDS: Final = 20
 """More than an interrupted restic takes to remove its lock (10 s at most, `backends/restic/child.py`)."""
@@ -65,6 +61,20 @@ class BackupMeans:
     upload_kibibytes: int = 0
     """A second, at most, of each piece of work; 0: no bound."""
     download_kibibytes: int = 0
+    cpu: str = "1"
+    """Limit of each pod, a quantity."""
+    memory: str = "1G"
+    """Limit: restic holds the index of its repository in memory, which grows with the content."""
+    cpu_request: str = "50m"
+    memory_request: str = "128M"
+
+    @property
+    def resources(self) -> Mapping[str, Mapping[str, str]]:
+        """Of the pod's container."""
+        return {
+            "limits": {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": DISK},
+            "requests": {"cpu": self.cpu_request, "memory": self.memory_request, "ephemeral-storage": "100M"},
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +201,7 @@ def _container(attempt: int, work: PlacedBackup, means: BackupMeans, *, seconds:
         "args": ["backup-worker", "--attempt", str(attempt), "--seconds", str(seconds)],
         "workingDir": "/",
         "env": [{"name": "TMPDIR", "value": WORK_DIRECTORY}],
-        "resources": {part: dict(values) for part, values in RESOURCES.items()},
+        "resources": {part: dict(values) for part, values in means.resources.items()},
         "securityContext": {
             "runAsUser": 0,
             "runAsGroup": 0,
