@@ -22,7 +22,7 @@ from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.backup import BackupSetInUseError, BackupSetLockedError, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import NothingToBackUpError
 from sandboxd.model.backup_retention import let_go
-from sandboxd.model.errors import NotFoundError, SandboxdError
+from sandboxd.model.errors import NewerVersionError, NotFoundError, SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 DUTY: Final = "backups"
@@ -122,7 +122,10 @@ class BackupKeeping:
             if not found:
                 return gone
             for sandbox in found:
-                gone += await self._let_go_of(sandbox)
+                try:
+                    gone += await self._let_go_of(sandbox)
+                except NewerVersionError:
+                    continue  # whoever knows all its sets decides which of them go
             after = found[-1]
 
     async def _let_go_of(self, sandbox: SandboxId) -> int:

@@ -292,6 +292,19 @@ class DatabaseUnavailableError(UnavailableError):
     reason = "DATABASE_UNAVAILABLE"
 
 
+class NewerVersionError(UnavailableError):
+    """A newer version of the service works on it, in a way that this replica does not know: another one answers."""
+
+    reason = "NEWER_VERSION"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"{name} is in the hands of a newer version of the service. Try again: another replica answers.",
+            name=name,
+            retry_after=timedelta(seconds=1),
+        )
+
+
 class ReplicaCutOffError(UnavailableError):
     """This replica has lost the database for so long that others have taken over what it did: connect anew."""
 

@@ -33,6 +33,7 @@ from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.newer import read_many, read_one
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import Row, Values
 from sandboxd.persistence.tables import BackupSetRow, SandboxRow
@@ -112,9 +113,9 @@ class PostgresBackupSetRepository(BackupSetRepository):
             statement = statement.where(c.status != _DELETED)
         if page_token:
             statement = statement.where(tuple_(c.take_time, c.id) < tuple_(*read_token(page_token, of=this)))
-        items = await self._many(statement.order_by(c.take_time.desc(), c.id.desc()).limit(size + 1))
-        more, items = len(items) > size, items[:size]
-        return Page(items=items, next_token=make_token(items[-1].take_time, items[-1].id, of=this) if more else "")
+        rows = await self._rows(statement.order_by(c.take_time.desc(), c.id.desc()).limit(size + 1))
+        token = make_token(rows[size - 1]["take_time"], rows[size - 1]["id"], of=this) if len(rows) > size else ""
+        return Page(items=read_many(rows[:size], _read), next_token=token)
 
     @override
     async def of_sandbox(self, sandbox: SandboxId, *, limit: int) -> Sequence[BackupSet]:
@@ -145,7 +146,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
         c = _BACKUPS.c
         statement = select(_BACKUPS).where(c.status.in_(_UNFINISHED), c.id > (after or ""))
-        return await self._many(statement.order_by(c.id).limit(limit))
+        return read_many(await self._rows(statement.order_by(c.id).limit(limit)), _read)
 
     @override
     async def deleting(self, client: ClientId, *, limit: int) -> Sequence[BackupSet]:
@@ -265,8 +266,12 @@ class PostgresBackupSetRepository(BackupSetRepository):
             return (await self._connection.execute(delete(_BACKUPS).where(c.id.in_(old)))).rowcount
 
     async def _many(self, statement: Select[Any]) -> Sequence[BackupSet]:  # Any: rows of any shape
+        return [read_one(row, _read) for row in await self._rows(statement)]
+
+    async def _rows(self, statement: Select[Any]) -> Sequence[Row]:  # Any: rows of any shape
         with translated():
-            return [_read(row) for row in (await self._connection.execute(statement)).mappings()]
+            rows: Sequence[Row] = (await self._connection.execute(statement)).mappings().all()
+        return rows
 
 
 def _values(backup: BackupSet) -> Values:

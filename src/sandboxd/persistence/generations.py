@@ -30,6 +30,7 @@ from sandboxd.model.image import (
 from sandboxd.model.paging import Page
 from sandboxd.model.replay import ReplayPolicy
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.newer import read_many, read_one
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import Row, Values
 from sandboxd.persistence.tables import FreelancerRow, ImageGenerationRow
@@ -135,9 +136,9 @@ class PostgresGenerationRepository(GenerationRepository):
             statement = statement.where(c.status.not_in(_WITHOUT_IMAGE))
         if page_token:
             statement = statement.where(tuple_(c.create_time, c.id) < tuple_(*read_token(page_token, of=this)))
-        items = await self._many(statement.order_by(c.create_time.desc(), c.id.desc()).limit(size + 1))
-        more, items = len(items) > size, items[:size]
-        return Page(items=items, next_token=make_token(items[-1].create_time, items[-1].id, of=this) if more else "")
+        rows = await self._rows(statement.order_by(c.create_time.desc(), c.id.desc()).limit(size + 1))
+        token = make_token(rows[size - 1]["create_time"], rows[size - 1]["id"], of=this) if len(rows) > size else ""
+        return Page(items=read_many(rows[:size], _read), next_token=token)
 
     @override
     async def saved_time(self, sandbox: SandboxId, incarnation: IncarnationId) -> datetime | None:
@@ -232,15 +233,20 @@ class PostgresGenerationRepository(GenerationRepository):
         self, where: ColumnElement[bool], *, limit: int, after: GenerationId | None
     ) -> Sequence[Generation]:
         c = _GENERATIONS.c
-        return await self._many(select(_GENERATIONS).where(where, c.id > (after or "")).order_by(c.id).limit(limit))
+        statement = select(_GENERATIONS).where(where, c.id > (after or "")).order_by(c.id).limit(limit)
+        return read_many(await self._rows(statement), _read)
 
     async def _one(self, statement: Select[Any]) -> Generation | None:  # Any: rows of any shape
         found = await self._many(statement)
         return found[0] if found else None
 
     async def _many(self, statement: Select[Any]) -> Sequence[Generation]:  # Any: rows of any shape
+        return [read_one(row, _read) for row in await self._rows(statement)]
+
+    async def _rows(self, statement: Select[Any]) -> Sequence[Row]:  # Any: rows of any shape
         with translated():
-            return [_read(row) for row in (await self._connection.execute(statement)).mappings()]
+            rows: Sequence[Row] = (await self._connection.execute(statement)).mappings().all()
+        return rows
 
 
 def _progress_values(progress: CommitProgress) -> Values:

@@ -17,6 +17,7 @@ from sandboxd.model.ids import ClientId, IncarnationId, SandboxId
 from sandboxd.model.lifecycle import LifecycleStep
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.lifecycle_rows import read_overrides
+from sandboxd.persistence.newer import read_many
 from sandboxd.persistence.sandbox_rows import Row, read_sandbox
 from sandboxd.persistence.tables import ClientRow, SandboxLookRow, SandboxRow
 from sandboxd.persistence.tables.base import table
@@ -88,14 +89,15 @@ class PostgresLookRepository(LookRepository):
     async def _read(self, statement: Select[Any]) -> Sequence[Candidate]:  # Any: rows of many columns
         with translated():
             rows = (await self._connection.execute(statement)).mappings().all()
-        return [
-            Candidate(
-                sandbox=read_sandbox(row),
-                wishes=read_overrides((row["client_policy"] or {}).get("lifecycle")),
-                look=_read_look(row),
-            )
-            for row in rows
-        ]
+        return read_many(rows, _read_candidate)
+
+
+def _read_candidate(row: Row) -> Candidate:
+    return Candidate(
+        sandbox=read_sandbox(row),
+        wishes=read_overrides((row["client_policy"] or {}).get("lifecycle")),
+        look=_read_look(row),
+    )
 
 
 _LATER: Final = text("""

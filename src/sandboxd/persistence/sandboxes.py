@@ -26,6 +26,7 @@ from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Incarnation, Sandbox, SandboxState
 from sandboxd.persistence.births import insert_new
 from sandboxd.persistence.errors import translated
+from sandboxd.persistence.newer import read_many, read_one
 from sandboxd.persistence.paging import make_token, read_token
 from sandboxd.persistence.sandbox_rows import incarnation_values, read_incarnation, read_sandbox, sandbox_values
 from sandboxd.persistence.tables import IncarnationRow, SandboxRow, UsageIntervalRow
@@ -52,7 +53,7 @@ class PostgresSandboxRepository(SandboxRepository):
             row = (await self._connection.execute(statement)).mappings().one_or_none()
         if row is None:
             raise SandboxNotFoundError(sandbox)
-        return read_sandbox(row)
+        return read_one(row, read_sandbox)
 
     @override
     async def add(self, sandbox: Sandbox) -> None:
@@ -114,8 +115,8 @@ class PostgresSandboxRepository(SandboxRepository):
         ends = (column.desc(), c.id.desc()) if direction else (column, c.id)
         with translated():
             rows = (await self._connection.execute(statement.order_by(*ends).limit(size + 1))).mappings().all()
-        items = [read_sandbox(row) for row in rows[:size]]
-        token = make_token(rows[size - 1][by], items[-1].id, of=this) if len(rows) > size else ""
+        items = read_many(rows[:size], read_sandbox)
+        token = make_token(rows[size - 1][by], rows[size - 1]["id"], of=this) if len(rows) > size else ""
         return Page(items=items, next_token=token)
 
     @override
@@ -128,14 +129,14 @@ class PostgresSandboxRepository(SandboxRepository):
             statement = statement.where(c.id > after)
         with translated():
             rows = (await self._connection.execute(statement.order_by(c.id).limit(limit))).mappings().all()
-        return [read_sandbox(row) for row in rows]
+        return read_many(rows, read_sandbox)
 
     @override
     async def find(self, sandboxes: Collection[SandboxId]) -> Mapping[SandboxId, Sandbox]:
         statement = select(_SANDBOXES).where(_SANDBOXES.c.id == func.any(sorted(sandboxes)))
         with translated():
             rows = (await self._connection.execute(statement)).mappings().all()
-        return {SandboxId(row["id"]): read_sandbox(row) for row in rows}
+        return {sandbox.id: sandbox for sandbox in read_many(rows, read_sandbox)}
 
 
 class PostgresIncarnationRepository(IncarnationRepository):
@@ -196,8 +197,12 @@ class PostgresIncarnationRepository(IncarnationRepository):
             names = [incarnation.sandbox for incarnation in incarnations]
             owners = select(_SANDBOXES).where(_SANDBOXES.c.id.in_(names))
             found = (await self._connection.execute(owners)).mappings().all()
-        sandboxes = {row["id"]: read_sandbox(row) for row in found}
-        return [Life(sandbox=sandboxes[one.sandbox], incarnation=one) for one in incarnations]
+        sandboxes = {sandbox.id: sandbox for sandbox in read_many(found, read_sandbox)}
+        return [
+            Life(sandbox=sandboxes[one.sandbox], incarnation=one)
+            for one in incarnations
+            if one.sandbox in sandboxes  # of others a newer version knows more
+        ]
 
     async def _one(self, condition: ColumnElement[bool]) -> Incarnation | None:
         with translated():
