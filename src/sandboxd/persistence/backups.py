@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -14,24 +14,18 @@ from typing_extensions import override
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
 from sandboxd.manager.ports import MAX_PAGE_SIZE
 from sandboxd.model.backup import (
-    BackupFreeze,
     BackupSet,
     BackupSetId,
     BackupSetProgress,
     BackupSetStatus,
-    BackupTrigger,
-    Consistency,
-    DeletionProof,
-    SnapshotId,
-    Volume,
-    VolumeSnapshot,
 )
 from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.erasure import ERASED_MARK
-from sandboxd.model.errors import ConflictError, ErrorKind
+from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import SandboxState
+from sandboxd.persistence.backup_rows import backup_values, progress_json, read_backup
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.newer import read_many, read_one
 from sandboxd.persistence.paging import make_token, read_token
@@ -58,7 +52,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
     async def begin(self, backup: BackupSet) -> None:
         # The one index that may be in the way; another conflict is an error. As a text: a parameter matches no index.
         one_at_a_time = text(f"status = '{BackupSetStatus.CREATING.value}'")
-        statement = insert(_BACKUPS).values(_values(backup))
+        statement = insert(_BACKUPS).values(backup_values(backup))
         statement = statement.on_conflict_do_nothing(index_elements=["sandbox"], index_where=one_at_a_time)
         with translated():
             made = (await self._connection.execute(statement)).rowcount
@@ -76,7 +70,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
     @override
     async def save(self, backup: BackupSet) -> None:
         c = _BACKUPS.c
-        values = _values(backup)
+        values = backup_values(backup)
         del values["cancelled"]
         statement = update(_BACKUPS).values(values)
         statement = statement.where(c.id == backup.id, c.version == backup.version - 1)
@@ -87,7 +81,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
 
     @override
     async def note_progress(self, backup: BackupSetId, progress: BackupSetProgress, *, at: datetime) -> None:
-        await self._change_in_flight(backup, {"progress": _progress_json(progress), "update_time": at})
+        await self._change_in_flight(backup, {"progress": progress_json(progress), "update_time": at})
 
     @override
     async def cancel(self, backup: BackupSetId) -> None:
@@ -115,7 +109,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
             statement = statement.where(tuple_(c.take_time, c.id) < tuple_(*read_token(page_token, of=this)))
         rows = await self._rows(statement.order_by(c.take_time.desc(), c.id.desc()).limit(size + 1))
         token = make_token(rows[size - 1]["take_time"], rows[size - 1]["id"], of=this) if len(rows) > size else ""
-        return Page(items=read_many(rows[:size], _read), next_token=token)
+        return Page(items=read_many(rows[:size], read_backup), next_token=token)
 
     @override
     async def of_sandbox(self, sandbox: SandboxId, *, limit: int) -> Sequence[BackupSet]:
@@ -146,7 +140,7 @@ class PostgresBackupSetRepository(BackupSetRepository):
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:
         c = _BACKUPS.c
         statement = select(_BACKUPS).where(c.status.in_(_UNFINISHED), c.id > (after or ""))
-        return read_many(await self._rows(statement.order_by(c.id).limit(limit)), _read)
+        return read_many(await self._rows(statement.order_by(c.id).limit(limit)), read_backup)
 
     @override
     async def deleting(self, client: ClientId, *, limit: int) -> Sequence[BackupSet]:
@@ -266,140 +260,9 @@ class PostgresBackupSetRepository(BackupSetRepository):
             return (await self._connection.execute(delete(_BACKUPS).where(c.id.in_(old)))).rowcount
 
     async def _many(self, statement: Select[Any]) -> Sequence[BackupSet]:  # Any: rows of any shape
-        return [read_one(row, _read) for row in await self._rows(statement)]
+        return [read_one(row, read_backup) for row in await self._rows(statement)]
 
     async def _rows(self, statement: Select[Any]) -> Sequence[Row]:  # Any: rows of any shape
         with translated():
             rows: Sequence[Row] = (await self._connection.execute(statement)).mappings().all()
         return rows
-
-
-def _values(backup: BackupSet) -> Values:
-    return {
-        "id": backup.id,
-        "sandbox": backup.sandbox,
-        "client": backup.client,
-        "freelancer": backup.freelancer,
-        "take_time": backup.take_time,
-        "image": backup.image,
-        "volumes": [_volume_json(one) for one in backup.volumes],
-        "spec": dict(backup.spec),
-        "spec_version": backup.spec_version,
-        "consistency": backup.consistency.value,
-        "status": backup.status.value,
-        "locked_until": backup.locked_until,
-        "trigger": backup.trigger.value,
-        "pinned_time": backup.pinned_time,
-        "checksum": backup.checksum,
-        "freeze": None if backup.freeze is None else _freeze_json(backup.freeze),
-        "cancelled": backup.cancelled,
-        "attempts": backup.attempts,
-        "progress": None if backup.progress is None else _progress_json(backup.progress),
-        "failure": backup.failure,
-        "failure_message": backup.failure_message,
-        "failure_kind": None if backup.failure_kind is None else backup.failure_kind.value,
-        "proof": None if backup.proof is None else _proof_json(backup.proof),
-        "create_time": backup.create_time,
-        "update_time": backup.update_time,
-        "version": backup.version,
-    }
-
-
-def _volume_json(one: VolumeSnapshot) -> Values:
-    return {
-        "volume": one.volume.value,
-        "snapshot": one.snapshot,
-        "tree": one.tree,
-        "files": one.files,
-        "bytes": one.bytes,
-        "added_bytes": one.added_bytes,
-        "vanished": one.vanished,
-    }
-
-
-def _progress_json(progress: BackupSetProgress) -> Values:
-    return {
-        "volume": progress.volume.value,
-        "files": progress.files,
-        "total_files": progress.total_files,
-        "bytes": progress.bytes,
-        "total_bytes": progress.total_bytes,
-    }
-
-
-def _read_progress(said: Mapping[str, Any]) -> BackupSetProgress:  # Any: JSON
-    return BackupSetProgress(
-        volume=Volume(said["volume"]),
-        files=said["files"],
-        total_files=said["total_files"],
-        bytes=said["bytes"],
-        total_bytes=said["total_bytes"],
-    )
-
-
-def _freeze_json(freeze: BackupFreeze) -> Values:
-    return {"required": freeze.required, "longest_seconds": freeze.longest.total_seconds()}
-
-
-def _read_freeze(said: Mapping[str, Any]) -> BackupFreeze:  # Any: JSON
-    return BackupFreeze(required=said["required"], longest=timedelta(seconds=said["longest_seconds"]))
-
-
-def _proof_json(proof: DeletionProof) -> Values:
-    return {
-        "forgotten_time": proof.forgotten_time.isoformat(),
-        "pruned_time": None if proof.pruned_time is None else proof.pruned_time.isoformat(),
-        "snapshots": list(proof.snapshots),
-    }
-
-
-def _read(row: Row) -> BackupSet:
-    return BackupSet(
-        id=BackupSetId(row["id"]),
-        sandbox=SandboxId(row["sandbox"]),
-        client=ClientId(row["client"]),
-        freelancer=FreelancerId(row["freelancer"]),
-        take_time=row["take_time"],
-        image=row["image"],
-        volumes=tuple(_read_volume(one) for one in row["volumes"]),
-        spec=row["spec"],
-        spec_version=row["spec_version"],
-        consistency=Consistency(row["consistency"]),
-        status=BackupSetStatus(row["status"]),
-        locked_until=row["locked_until"],
-        trigger=BackupTrigger(row["trigger"]),
-        pinned_time=row["pinned_time"],
-        checksum=row["checksum"],
-        freeze=None if row["freeze"] is None else _read_freeze(row["freeze"]),
-        cancelled=row["cancelled"],
-        attempts=row["attempts"],
-        progress=None if row["progress"] is None else _read_progress(row["progress"]),
-        failure=row["failure"],
-        failure_message=row["failure_message"],
-        failure_kind=None if row["failure_kind"] is None else ErrorKind(row["failure_kind"]),
-        proof=None if row["proof"] is None else _read_proof(row["proof"]),
-        create_time=row["create_time"],
-        update_time=row["update_time"],
-        version=row["version"],
-    )
-
-
-def _read_volume(said: Mapping[str, Any]) -> VolumeSnapshot:  # Any: JSON
-    return VolumeSnapshot(
-        volume=Volume(said["volume"]),
-        snapshot=SnapshotId(said["snapshot"]),
-        tree=said["tree"],
-        files=said["files"],
-        bytes=said["bytes"],
-        added_bytes=said["added_bytes"],
-        vanished=said["vanished"],
-    )
-
-
-def _read_proof(said: Mapping[str, Any]) -> DeletionProof:  # Any: JSON
-    pruned = said["pruned_time"]
-    return DeletionProof(
-        forgotten_time=datetime.fromisoformat(said["forgotten_time"]),
-        pruned_time=None if pruned is None else datetime.fromisoformat(pruned),
-        snapshots=tuple(SnapshotId(one) for one in said["snapshots"]),
-    )
