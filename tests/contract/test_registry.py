@@ -1,4 +1,4 @@
-"""What every registry promises: the fake one and a real docker-registry."""
+"""What every registry promises: the fake one, a real docker-registry, and a fake of Harbor before a real one."""
 
 from __future__ import annotations
 
@@ -6,34 +6,55 @@ import json
 import os
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from sandboxd.backends.registry.client import OciRegistry
+from sandboxd.backends.registry.harbor_api import HarborApi
+from sandboxd.backends.registry.harbor_registry import HarborRegistry
 from sandboxd.images.attaching import attach_sbom
 from sandboxd.images.ports import ImageReference
 from sandboxd.images.referrers import tag_of_subject
 from sandboxd.images.registry import OCI_MANIFEST, Manifest, Registry, digest_of
 from sandboxd.model.errors import NotFoundError, UnavailableError
 from tests.fakes.registry import FakeRegistry
+from tests.harbor import Harbor, a_harbor
+from tests.harbor_state import SYSTEM
 from tests.registry_front import a_registry
 
 SOON = timedelta(seconds=20)
 CHUNK = 64 << 10
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(params=["fake", "real", "harbor"])
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Registry]:
     if request.param == "fake":
         yield FakeRegistry()
         return
     if shutil.which("docker-registry") is None:
         pytest.skip("needs docker-registry (Debian: apt-get install docker-registry)")
+    if request.param == "harbor":
+        async with a_harbor(tmp_path) as harbor, harbor_client(harbor) as client:
+            harbor.state.given_project("a")
+            harbor.state.given_project("base")
+            yield client
+        assert harbor.registry.open_uploads() == []
+        return
     async with a_registry(tmp_path) as real, OciRegistry(real.address, plain=True, chunk_bytes=CHUNK) as client:
         yield client
     assert real.open_uploads() == []
+
+
+@asynccontextmanager
+async def harbor_client(harbor: Harbor) -> AsyncIterator[HarborRegistry]:
+    api = HarborApi(harbor.address, plain=True, authority=None, account=SYSTEM)
+    client = HarborRegistry(harbor.address, api=api, plain=True, account=SYSTEM, chunk_bytes=CHUNK)
+    async with client:
+        yield client
+    await api.close()
 
 
 async def fetched(registry: Registry, content: bytes) -> bytes:
@@ -103,10 +124,10 @@ async def test_what_is_attached_to_an_image_is_listed_there_and_goes_by_itself(r
 
 
 async def test_a_blob_is_mounted_from_another_repository_and_a_refusal_leaves_no_upload(registry: Registry) -> None:
-    await registry.upload("base", b"layer", digest=digest_of(b"layer"), timeout=SOON)
+    await registry.upload("base/image", b"layer", digest=digest_of(b"layer"), timeout=SOON)
 
-    assert await registry.mount("a/b", digest_of(b"layer"), source="base", timeout=SOON)
-    assert not await registry.mount("a/b", digest_of(b"other"), source="base", timeout=SOON)
+    assert await registry.mount("a/b", digest_of(b"layer"), source="base/image", timeout=SOON)
+    assert not await registry.mount("a/b", digest_of(b"other"), source="base/image", timeout=SOON)
 
     assert await registry.has_blob("a/b", digest_of(b"layer"), timeout=SOON)
     assert not await registry.has_blob("a/b", digest_of(b"other"), timeout=SOON)

@@ -107,3 +107,9 @@ class ManyImagesLostError(UnavailableError):
     """The registry misses most of the images that were asked for: it is another one, or has lost its storage."""
 
     reason = "IMAGES_MISSING"
+
+
+class ProjectForeignError(WrongStateError):
+    """The registry has a project of the client's name that is public, or holds what is none of its images."""
+
+    reason = "REGISTRY_PROJECT_FOREIGN"

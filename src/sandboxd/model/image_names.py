@@ -16,6 +16,8 @@ IMAGE_PREFIX: Final = "gemini-cli-user-"
 
 _PART: Final = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*")
 """One part of a path: https://github.com/opencontainers/distribution-spec/blob/main/spec.md#pulling-manifests."""
+_PROJECT: Final = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
+"""A name that Harbor takes for a project: never two of those marks beside each other."""
 _HASHED: Final = re.compile(r".*-x[0-9a-f]{12}")
 _BY_DIGEST: Final = re.compile(
     r"(?P<registry>[a-zA-Z0-9.-]+(?::[0-9]{1,5})?|\[[0-9a-fA-F:.]+\](?::[0-9]{1,5})?)"
@@ -48,6 +50,17 @@ def user_repository(client: ClientId, freelancer: FreelancerId, *, prefix: str =
     return f"{prefix.strip('/')}/{path}" if prefix else path
 
 
+def user_project(client: ClientId, *, prefix: str = "") -> str:
+    """Return the project of a client's images on a registry that has such; its name begins with the prefix and `-`.
+
+    No two clients share one, for the same reason as above.
+    """
+    name = _part(client)
+    if not _PROJECT.fullmatch(name):
+        name = _hashed(client)
+    return f"{prefix}-{name}" if prefix else name
+
+
 def belongs_to(repository: str, client: ClientId) -> bool:
     """Tell whether a repository holds images of the client's freelancers."""
     *_, owner, name = ("", *repository.split("/"))
@@ -57,5 +70,9 @@ def belongs_to(repository: str, client: ClientId) -> bool:
 def _part(name: str) -> str:
     if _PART.fullmatch(name) and not _HASHED.fullmatch(name):
         return name
+    return _hashed(name)
+
+
+def _hashed(name: str) -> str:
     kept = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     return f"{kept or 'n'}-x{hashlib.sha256(name.encode()).hexdigest()[:12]}"

@@ -39,10 +39,11 @@ def scopes_of(repository: str, *, write: bool, source: str = "") -> tuple[str, .
 class RegistryAccess:
     """Knows the `Authorization` to send, learns it from refusals, and sends the password nowhere in the clear."""
 
-    def __init__(self, base: URL, account: RegistryAccount | None) -> None:
+    def __init__(self, base: URL, account: RegistryAccount | None, *, basic: bool = False) -> None:
+        """Keep who we are; with `basic` name and password are sent before anybody asks for them."""
         self._base = base
         self._account = account
-        self._basic = False
+        self._basic = basic
         self._tokens: dict[tuple[str, ...], str] = {}
 
     def header(self, url: URL, scopes: tuple[str, ...]) -> dict[str, str]:
@@ -53,21 +54,26 @@ class RegistryAccess:
             return {"Authorization": self._tokens[scopes]}
         return {"Authorization": self._account.basic} if self._basic and self._account else {}
 
-    async def learn(self, http: aiohttp.ClientSession, challenge: str, scopes: tuple[str, ...]) -> bool:
-        """Take a refusal's `WWW-Authenticate`; False where there is nothing new to try.
+    async def learn(
+        self, http: aiohttp.ClientSession, challenge: str, scopes: tuple[str, ...], *, refused: dict[str, str]
+    ) -> bool:
+        """Take a refusal's `WWW-Authenticate`; False where nothing else can be sent than what was refused.
 
         Raises:
             UnavailableError: The token server does not give a token.
         """
         scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "bearer":
+        sent = refused.get("Authorization")
+        if sent is not None and self._tokens.get(scopes) == sent:
+            del self._tokens[scopes]
+        if scheme.lower() == "bearer" and scopes not in self._tokens:
             parameters = {name.lower(): value for name, value in _PARAMETER.findall(rest)}
-            self._tokens.pop(scopes, None)
             self._tokens[scopes] = "Bearer " + await self._token(http, parameters, scopes)
-            return True
-        new = scheme.lower() == "basic" and self._account is not None and not self._basic
-        self._basic = self._basic or new
-        return new
+        elif scheme.lower() == "basic":
+            # Also in place of a token that has expired: Harbor then asks for name and password, not for another token.
+            self._basic = self._account is not None
+        now = self._tokens.get(scopes) or (self._account.basic if self._basic and self._account else None)
+        return now is not None and now != sent
 
     async def _token(self, http: aiohttp.ClientSession, parameters: dict[str, str], scopes: tuple[str, ...]) -> str:
         realm = URL(parameters.get("realm", ""))

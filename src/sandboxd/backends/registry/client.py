@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import re
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
@@ -19,7 +18,17 @@ from yarl import URL
 
 from sandboxd.backends.registry.access import RegistryAccess, RegistryAccount, scopes_of
 from sandboxd.backends.registry.attachments import SUBJECT_HEADER, enlist, find, remove
-from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, finishing, pause, within
+from sandboxd.backends.registry.transport import (
+    ATTEMPTS,
+    ERROR_BYTES,
+    Answer,
+    Call,
+    Transport,
+    finishing,
+    open_session,
+    pause,
+    within,
+)
 from sandboxd.backends.registry.uploads import (
     Content,
     ContentGoneError,
@@ -42,7 +51,8 @@ from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError
 from sandboxd.model.image_errors import RegistryKeepsError
 
 _ACCEPT: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX}"
-_CHUNK: Final = 8 << 20
+CHUNK_BYTES: Final = 8 << 20
+"""Of an upload at a time."""
 _READ: Final = 256 << 10
 _CANCEL_SECONDS: Final = 10.0
 _ASK_TIMEOUT: Final = timedelta(seconds=60)
@@ -61,7 +71,7 @@ class OciRegistry(Registry):
         plain: bool = False,
         authority: Path | None = None,
         account: RegistryAccount | None = None,
-        chunk_bytes: int = _CHUNK,
+        chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         """Keep how it is reached.
 
@@ -94,7 +104,7 @@ class OciRegistry(Registry):
     async def manifest(self, repository: str, reference: str, *, timeout: timedelta) -> Manifest:
         async with within(timeout, f"manifest {reference}"):
             call = self._call("GET", repository, f"manifests/{reference}", headers={"Accept": _ACCEPT})
-            answer = await self._transport().ask(call, 200, limit=MANIFEST_BYTES)
+            answer = await self._ask(call, 200, limit=MANIFEST_BYTES)
         if len(answer.content) > MANIFEST_BYTES:
             raise UnavailableError(f"The manifest {reference} is longer than {MANIFEST_BYTES} bytes.")
         media_type = answer.headers.get("Content-Type", "").partition(";")[0].strip()
@@ -133,7 +143,7 @@ class OciRegistry(Registry):
     @override
     async def has_blob(self, repository: str, digest: str, *, timeout: timedelta) -> bool:
         async with within(timeout, f"blob {digest}"):
-            answer = await self._transport().ask(self._call("HEAD", repository, f"blobs/{digest}"), 200, 404)
+            answer = await self._ask(self._call("HEAD", repository, f"blobs/{digest}"), 200, 404)
         return answer.status == 200
 
     @override
@@ -152,7 +162,7 @@ class OciRegistry(Registry):
         return opened is None
 
     async def _mounted(self, call: Call) -> Upload | None:
-        answer = await self._transport().ask(call, 201, 202)
+        answer = await self._ask(call, 201, 202)
         if answer.status == 201:
             return None
         return Upload(self._transport(), location_of(answer), scopes=call.scopes, chunk=self._chunk)
@@ -216,7 +226,7 @@ class OciRegistry(Registry):
             path = f"manifests/{reference}"
             headers = {"Content-Type": manifest.media_type}
             call = self._call("PUT", repository, path, headers=headers, body=manifest.content)
-            answer = await self._transport().ask(call, 201)
+            answer = await self._ask(call, 201)
             told = answer.headers.get("Docker-Content-Digest", manifest.digest)
             there = await self.manifest(repository, reference, timeout=timeout)
         if told != manifest.digest or there.content != manifest.content:
@@ -230,7 +240,7 @@ class OciRegistry(Registry):
         async with within(timeout, "list of tags"):
             for _ in range(_PAGES):
                 call = Call(method="GET", url=url, scopes=scopes_of(repository, write=False))
-                answer = await self._transport().ask(call, 200, 404, limit=_TAGS_BYTES)
+                answer = await self._ask(call, 200, 404, limit=_TAGS_BYTES)
                 if answer.status == 404:
                     return []
                 found += _tags_in(answer.content)
@@ -244,7 +254,7 @@ class OciRegistry(Registry):
     async def delete(self, repository: str, digest: str, *, timeout: timedelta) -> None:
         async with within(timeout, f"deletion of {digest}"):
             call = self._call("DELETE", repository, f"manifests/{digest}")
-            answer = await self._transport().ask(call, 202, 404, 405)
+            answer = await self._ask(call, 202, 404, 405)
         if answer.status == 405:
             raise RegistryKeepsError(
                 "The registry deletes nothing. Switch its storage.delete.enabled on.", digest=digest
@@ -269,7 +279,7 @@ class OciRegistry(Registry):
 
     async def _referrers(self, repository: str, subject: str) -> Answer:
         call = self._call("GET", repository, f"referrers/{subject}", headers={"Accept": OCI_INDEX})
-        return await self._transport().ask(call, 200, 404, limit=MANIFEST_BYTES)
+        return await self._ask(call, 200, 404, limit=MANIFEST_BYTES)
 
     async def _opened(self, opening: Coroutine[Any, Any, Upload | None]) -> Upload | None:
         """Wait for an upload to be opened; who is cancelled meanwhile takes back what the answer then names."""
@@ -307,15 +317,13 @@ class OciRegistry(Registry):
         scopes = scopes_of(repository, write=method in {"PUT", "DELETE"})
         return Call(method=method, url=self._url(repository, path), scopes=scopes, headers=headers or {}, body=body)
 
+    async def _ask(self, call: Call, *expected: int, limit: int = ERROR_BYTES) -> Answer:
+        """Exchange. A registry that says by another status that something is not there says it here."""
+        return await self._transport().ask(call, *expected, limit=limit)
+
     def _transport(self) -> Transport:
         if self._http is None:
-            trusted = ssl.create_default_context(cafile=str(self._authority) if self._authority else None)
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=trusted),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60),
-                auto_decompress=False,  # digests are of the bytes as they are kept
-                trust_env=False,
-            )
+            self._http = open_session(self._authority)
         return Transport(self._http, self._base, self._access)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import ssl
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import aiohttp
@@ -24,7 +26,10 @@ FINISHING_SECONDS: Final = 5.0
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
 _AGAIN: Final = frozenset({429, 500, 502, 503, 504})
-_ERROR_BYTES: Final = 4096
+ERROR_BYTES: Final = 4096
+"""Of an answer that is no content, so many are read."""
+_FULL: Final = ("quota", "exceed the configured upper limit")
+"""Words of refusals where a quota is spent; the second ones are Harbor's, which calls it DENIED."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +75,22 @@ async def finishing(exchange: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.T
             task.exception()  # whoever was cancelled does not want to hear of it
 
 
+def open_session(authority: Path | None) -> aiohttp.ClientSession:
+    """Make what connections are made with. No cookies: with its session Harbor would demand a form's secret, too.
+
+    Args:
+        authority: PEM file of the authorities that may vouch for the registry; else the system's.
+    """
+    trusted = ssl.create_default_context(cafile=str(authority) if authority else None)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=trusted),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60),
+        auto_decompress=False,  # digests are of the bytes as they are kept
+        trust_env=False,
+    )
+
+
 class Transport:
     """Exchanges with one registry."""
 
@@ -86,19 +107,20 @@ class Transport:
             UnavailableError: The connection fails, also while the answer is read.
         """
         try:
-            for refused in (False, True):
+            for last in (False, True):
+                who = self._access.header(call.url, call.scopes)
                 async with self._http.request(
                     call.method,
                     call.url,
                     data=call.body,
-                    headers={**call.headers, **self._access.header(call.url, call.scopes)},
+                    headers={**call.headers, **who},
                     allow_redirects=call.method in {"GET", "HEAD"},
                 ) as answer:
                     challenge = answer.headers.get("WWW-Authenticate", "")
                     if (
                         answer.status == 401
-                        and not refused
-                        and await self._access.learn(self._http, challenge, call.scopes)
+                        and not last
+                        and await self._access.learn(self._http, challenge, call.scopes, refused=who)
                     ):
                         continue
                     yield answer
@@ -128,7 +150,7 @@ class Transport:
             await pause(attempt, answer.headers.get("Retry-After", ""))
         return await stack.enter_async_context(self.open(call))
 
-    async def ask(self, call: Call, *expected: int, limit: int = _ERROR_BYTES) -> Answer:
+    async def ask(self, call: Call, *expected: int, limit: int = ERROR_BYTES) -> Answer:
         """Exchange until the registry gives one of these answers, at most `ATTEMPTS` times.
 
         Raises:
@@ -161,7 +183,7 @@ class Transport:
         text += f": {code} {said}." if code else "."
         if answer.status == 404:
             return NotFoundError(text, registry=registry, status=status, code=code)
-        if answer.status in {413, 507} or (400 <= answer.status < 500 and "quota" in said.lower()):
+        if answer.status in {413, 507} or (400 <= answer.status < 500 and any(one in said.lower() for one in _FULL)):
             return ExhaustedError(
                 f"{text} Delete images or raise the registry's quota.", registry=registry, status=status, code=code
             )
