@@ -32,6 +32,15 @@ class ImageSettings(BaseSettings):
     it, too. If empty nothing is kept, and Commit says so."""
     images_registry_address: str = Field(default="", pattern=_REGISTRY, max_length=253)
     """How sandboxd itself reaches that registry, where that is another address; `images_registry` if empty."""
+    images_registry_kind: Literal["distribution", "harbor"] = "distribution"
+    """What it speaks: OCI distribution, as every registry does, or Harbor's API beside it; then each client has a
+    project with a quota and an account of its own. docs/images-kept.md says which rights the account needs."""
+    images_harbor_project_bytes: int = Field(default=0, ge=-1)
+    """With Harbor: quota of each client's project, in bytes; -1 for none, 0 leaves what Harbor gives by itself."""
+    images_harbor_untagged_days: int = Field(default=7, ge=0, le=3650)
+    """With Harbor: after how many days it removes by itself what has no tag, the leftovers of builds; 0 for never."""
+    images_harbor_account_days: int = Field(default=90, ge=3, le=3650)
+    """With Harbor: how long an account that pulls a client's images is good for. It is replaced before."""
     images_registry_plain: bool = False
     """Speak HTTP without TLS with it. With a password only on loopback."""
     images_registry_authority_file: Path | None = None
@@ -41,8 +50,8 @@ class ImageSettings(BaseSettings):
     images_registry_password: SecretStr | None = None
     """Its password or token."""
     images_repository_prefix: str = Field(default="", pattern=_PREFIX, max_length=200)
-    """What repositories of kept images begin with, for example a project of Harbor: `sandboxes` gives
-    `sandboxes/<client>/gemini-cli-user-<freelancer>`."""
+    """What repositories of kept images begin with: `sandboxes` gives
+    `sandboxes/<client>/gemini-cli-user-<freelancer>`, or with Harbor the projects `sandboxes-<client>`."""
     images_builder: Literal["registry", "kaniko"] = "registry"
     """How an image is made of base and difference: `registry` appends one layer on the registry, `kaniko` applies the
     difference in a Job in the cluster, which pushes what it finds. docs/images-kept.md says what that costs."""

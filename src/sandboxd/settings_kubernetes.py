@@ -30,6 +30,10 @@ class KubernetesSettings(BaseSettings):
     gemini_keys_secret: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")
     """Secret in `kubernetes_namespace` where `serve` keeps the clients' API keys; the gateway mounts it as its
     `gemini_keys_dir`. If empty, `serve` writes files into that directory."""
+    image_pulls_secret: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")
+    """Secret in `kubernetes_namespace` where `serve` keeps the accounts that pull clients' images from Harbor; the
+    operator copies each into its client's namespace. None are made if empty, and pods pull with what their template
+    names."""
 
     kubernetes_instance: str = Field(default="sandboxd", pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$")
     """Name of this installation, on a label of everything it makes in a cluster. Several can share one cluster."""

@@ -17,6 +17,7 @@ from pydantic import AfterValidator
 PREFIX: Final = "SANDBOXD_"
 ADDRESS: Final = re.compile(r"(?P<host>[^\s:\[\]]+|\[[0-9a-fA-F:.]+\]):(?P<port>\d{1,5})")
 _TOLD: Final = re.compile(r"([^\s:\[\]/]+|\[[0-9a-fA-F:.]+\])(:\d{1,5})?")
+_PROJECT: Final = re.compile(r"[a-z0-9]+(?:[._-][a-z0-9]+)*")
 _LISTENERS: Final = {
     "grpc_listen": "tls",
     "grpc_platform_listen": "tls",
@@ -177,11 +178,29 @@ def _image_problems(given: Given) -> list[str]:
     if authority and not Path(authority).is_file():
         problems.append(f"{name}_AUTHORITY_FILE: the file {authority} does not exist")
     problems += _signing_problems(given, registry)
+    problems += _harbor_problems(given)
     reached = address or registry
     plain = str(given.get("images_registry_plain")).lower() in {"1", "true", "t", "yes", "y", "on"}
     if plain and password and not is_loopback(f"{reached.partition(':')[0]}:1"):
         problems.append(f"{name}_PLAIN: the password would go to {reached} without TLS; only loopback is accepted")
     return problems + _kaniko_problems(given)
+
+
+def _harbor_problems(given: Given) -> list[str]:
+    if str(given.get("images_registry_kind")) != "harbor":
+        return []
+    prefix = str(given.get("images_repository_prefix") or "")
+    problems = [
+        f"{PREFIX}IMAGES_{one.upper()}: Harbor's API needs it"
+        for one in ("registry", "registry_user", "registry_password")
+        if not given.get(f"images_{one}")
+    ]
+    if prefix and not _PROJECT.fullmatch(prefix):
+        problems.append(
+            f"{PREFIX}IMAGES_REPOSITORY_PREFIX: with Harbor it begins the names of projects: small letters and digits, "
+            "with single dots, dashes or underscores between them"
+        )
+    return problems
 
 
 def _kaniko_problems(given: Given) -> list[str]:

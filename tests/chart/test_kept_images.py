@@ -11,7 +11,7 @@ import pytest
 from sandboxd.images.signing import SignaturePolicy
 from sandboxd.settings import load_settings, unknown_variables
 from tests.chart.helm import NO_HELM, TRIAL, Object, find_helm, makers_of_pods, of_kind, pod_of, refusal, render
-from tests.chart.rights import lines_of
+from tests.chart.rights import lines_of, rendered_rights
 
 pytestmark = pytest.mark.skipif(find_helm() is None, reason=NO_HELM)
 KEPT: Mapping[str, Any] = {
@@ -113,10 +113,52 @@ def test_serve_and_the_sweep_may_reach_the_registry(changes: Mapping[str, str], 
         ({"secrets": "ignore"}, "secrets"),
         ({"spoolGibibytes": "20Gi"}, "spoolGibibytes"),
         ({"password": "p"}, "password"),
+        ({"kind": "quay"}, "kind"),
+        ({"harbor": {"accountDays": 1}}, "accountDays"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(values: Mapping[str, Any], word: str) -> None:
     assert word in refusal({**TRIAL, "keptImages": values})
+
+
+HARBOR: Mapping[str, Any] = {**KEPT, "kind": "harbor", "harbor": {"projectGigabytes": 30, "accountDays": 60}}
+PULLS = "t-sandboxd-image-pulls"
+
+
+def test_with_harbor_serve_keeps_accounts_in_a_secret_and_the_operator_finds_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    objects = render({**TRIAL, "keptImages": HARBOR})
+
+    pods = pods_of(objects)
+    told = {
+        role: {one["name"]: str(one.get("value", "robot")) for one in pods[role]["containers"][0]["env"]}
+        for role in ("serve", "operator")
+    }
+    assert told["serve"]["SANDBOXD_IMAGE_PULLS_SECRET"] == told["operator"]["SANDBOXD_IMAGE_PULLS_SECRET"] == PULLS
+    own = f"own namespace: get secrets/{PULLS}", f"own namespace: update secrets/{PULLS}"
+    assert set(own) <= rendered_rights(objects, "t-sandboxd-serve")
+    plan = next(one for one in of_kind(objects, "ConfigMap") if "imagePulls" in str(one.get("data")))
+    assert f'"imagePulls":{{"given":false,"secret":"{PULLS}"}}' in str(plan["data"])
+    (tmp_path / "password").write_text("x")
+    for name, value in told["serve"].items():
+        if "HARBOR" in name or name.endswith(("_KIND", "_REGISTRY", "_USER", "_PREFIX", "PULLS_SECRET")):
+            monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SANDBOXD_IMAGES_REGISTRY_PASSWORD_FILE", str(tmp_path / "password"))
+    settings = load_settings()
+    assert (settings.images_registry_kind, settings.images_harbor_project_bytes) == ("harbor", 30 * 10**9)
+    assert (settings.images_harbor_untagged_days, settings.images_harbor_account_days) == (7, 60)
+
+
+@pytest.mark.parametrize("values", [KEPT, {**HARBOR, "harbor": {"pullAccounts": False}}, {**HARBOR, "registry": ""}])
+def test_without_accounts_to_pull_with_there_is_no_secret_of_them(values: Mapping[str, Any]) -> None:
+    objects = render({**TRIAL, "keptImages": values})
+
+    assert not any("image-pulls" in str(one) or "IMAGE_PULLS" in str(one) for one in objects)
+
+
+def test_harbor_without_an_account_is_refused() -> None:
+    assert "credentials" in refusal({**TRIAL, "keptImages": {**HARBOR, "credentials": {"existingSecret": ""}}})
 
 
 KANIKO: Mapping[str, Any] = {

@@ -57,6 +57,7 @@ from tests.contract.usage_world import a_call, a_settlement, an_id, an_identity
 from tests.fakes.agent import FakeAgentConnector
 from tests.fakes.baselines import FakeBaselines
 from tests.fakes.erasures import FakeKeyHashes, FakeKeyStore
+from tests.fakes.image_projects import FakeImageProjects
 from tests.fakes.images import FakeImageBuilder, FakeImageProbe, FakeRunningImages
 from tests.fakes.lifecycle import FakeDuties
 from tests.fakes.manager import FakeBackend, FakeClock, FakeConversations, FakeIds, FakeTokens, FakeWakeups
@@ -81,6 +82,7 @@ class ErasureWorld:
         self.units: UnitsOfWork = PostgresUnitsOfWork(database)
         self.backend = FakeBackend(FakeAgentConnector())
         self.registry = FakeRegistry()
+        self.projects = FakeImageProjects()
         self.images = ImageTools(
             builder=FakeImageBuilder(self.registry),
             probe=FakeImageProbe(),
@@ -88,6 +90,7 @@ class ErasureWorld:
             registry=self.registry,
             baselines=FakeBaselines(),
             repository_of=user_repository,
+            projects=self.projects,
         )
         self.volumes = FakeVolumeBackups()
         self.key_store = FakeKeyStore()
@@ -259,6 +262,7 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     theirs = await world.given_things(OTHER, ADA)
     await world.tenancy.keys.set(a_request(), ACME, "key-of-acme")
     await world.tenancy.keys.set(a_request(), OTHER, "key-of-other")
+    world.projects.there = {ACME: 1, OTHER: 1}
 
     async with world.running():
         client, erasure = await world.tenancy.erasures.delete_client(a_request(), ACME, etag="", timeout=SOON)
@@ -272,6 +276,7 @@ async def test_nothing_of_a_deleted_client_is_left_but_what_the_proof_says(world
     assert found["images"] == (2, 2, 0)
     assert (world.volumes.destroyed, {one.client for one in world.volumes.kept.values()}) == ({ACME}, {OTHER})
     assert {name for name, there in world.registry.manifests.items() if there} == {user_repository(OTHER, ADA)}
+    assert set(world.projects.there) == {OTHER}
     assert found["freelancer_names"] == (2, 2, 0)
     assert found["api_keys"] == (1, 1, 0)
     assert found["usage_events"] == found["sandbox_records"] == (2, 0, 2)
@@ -326,6 +331,7 @@ async def test_the_proof_is_signed_and_no_word_of_it_can_be_changed(world: Erasu
 async def test_a_deleted_freelancer_takes_nothing_of_its_colleagues_along(world: ErasureWorld) -> None:
     await world.given_things(ACME, ADA)
     bobs = await world.given_things(ACME, BOB)
+    world.projects.there = {ACME: 1}
     admin = Caller(client=ACME, subject="boss", role=Role.CLIENT_ADMIN)
 
     async with world.running():
@@ -336,6 +342,8 @@ async def test_a_deleted_freelancer_takes_nothing_of_its_colleagues_along(world:
     assert freelancer.state is AccountState.DELETED
     assert items(erasure)["sessions"] == (1, 1, 0)
     assert world.backend.files == {bobs.id}
+    assert world.projects.removed_repositories == [user_repository(ACME, ADA)]
+    assert set(world.projects.there) == {ACME}
     assert ({one.sandbox for one in world.volumes.kept.values()}, world.volumes.destroyed) == ({bobs.id}, set())
     assert await world.number("sessions", freelancer=BOB) == await world.number("sessions") == 1
     assert await world.number("request_ids", subject=ADA) == 0

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.backends.registry.harbor import HarborProjects
+from sandboxd.backends.registry.harbor_registry import HarborRegistry
 from sandboxd.bootstrap.images import image_room
 from sandboxd.images.building import RegistryImageBuilder
 from sandboxd.images.kaniko import KanikoImageBuilder
@@ -37,6 +39,36 @@ async def test_with_a_registry_images_are_built(tmp_path: Path) -> None:
     assert room.repository_of(ClientId("a"), FreelancerId("b")) == "sandboxes/a/gemini-cli-user-b"
     assert not list(tmp_path.iterdir()), "nothing is made before it is needed"
     await room.close()
+
+
+async def test_with_harbor_each_client_has_a_project_and_in_a_cluster_an_account_to_pull_with(tmp_path: Path) -> None:
+    given = {
+        "data_dir": tmp_path,
+        "images_registry": "harbor.test",
+        "images_registry_kind": "harbor",
+        "images_registry_user": "robot$sandboxd",
+        "images_registry_password": "p",
+        "images_repository_prefix": "boxes",
+        "image_pulls_secret": "image-pulls",
+    }
+
+    room = image_room(load_settings(**given), capture=CAPTURE, cluster=FakeKube())
+
+    assert room is not None
+    assert isinstance(room.registry, HarborRegistry)
+    assert isinstance(room.projects, HarborProjects)
+    assert room.repository_of(ClientId("a"), FreelancerId("b")) == "boxes-a/a/gemini-cli-user-b"
+    await room.close()
+
+
+def test_harbor_without_what_it_needs_is_refused() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(images_registry_kind="harbor", images_repository_prefix="a/b")
+
+    told = [line.strip().partition(":")[0] for line in str(caught.value).splitlines()[1:]]
+    assert told == [
+        f"SANDBOXD_IMAGES_{one}" for one in ("REGISTRY", "REGISTRY_USER", "REGISTRY_PASSWORD", "REPOSITORY_PREFIX")
+    ]
 
 
 async def test_with_kaniko_images_are_built_in_the_cluster(tmp_path: Path) -> None:

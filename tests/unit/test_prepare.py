@@ -75,6 +75,21 @@ def mounts(tmp_path: Path) -> Iterator[Path]:
         made.chmod(0o750)
 
 
+async def test_where_accounts_to_pull_with_are_made_there_is_a_secret_for_them_which_is_never_emptied(
+    kube: FakeKube,
+) -> None:
+    await Preparation(kube, PLAN).run()
+    assert ("secrets", NAMESPACE, "image-pulls") not in kube.objects
+
+    plan = replace(PLAN, image_pulls=place("image-pulls"))
+    await Preparation(kube, plan).run()
+    assert entries(kube, "image-pulls") == {}
+    kube.objects["secrets", NAMESPACE, "image-pulls"]["data"]["acme"] = "eA=="
+    await Preparation(kube, plan).run()
+
+    assert entries(kube, "image-pulls") == {"acme": b"x"}
+
+
 async def test_what_is_there_stays_as_it_is(kube: FakeKube) -> None:
     await Preparation(kube, PLAN).run()
     before = {key: made["data"] for key, made in kube.objects.items() if key[0] == "secrets"}

@@ -32,6 +32,12 @@
 {{- define "sandboxd.secret.apiKeys" -}}
 {{- default (printf "%s-api-keys" (include "sandboxd.fullname" .)) .Values.apiKeys.existingSecret -}}
 {{- end -}}
+{{/* Where serve keeps the accounts that pull clients' images; empty where it makes none. */}}
+{{- define "sandboxd.secret.imagePulls" -}}
+{{- with .Values.keptImages -}}
+{{- if and .registry (eq .kind "harbor") .harbor.pullAccounts -}}{{ printf "%s-image-pulls" (include "sandboxd.fullname" $) }}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- define "sandboxd.secret.callers" -}}
 {{- default (printf "%s-callers" (include "sandboxd.fullname" .)) .Values.callers.existingSecret -}}
 {{- end -}}
@@ -156,6 +162,10 @@ capabilities: {drop: [ALL]}
   value: /var/lib/sandboxd-audit
 - name: SANDBOXD_GEMINI_KEYS_SECRET
   value: {{ include "sandboxd.secret.apiKeys" . }}
+{{- with include "sandboxd.secret.imagePulls" . }}
+- name: SANDBOXD_IMAGE_PULLS_SECRET
+  value: {{ . }}
+{{- end }}
 {{- with .Values.backups }}{{ if .location }}
 - name: SANDBOXD_BACKUPS_LOCATION
   value: {{ .location | quote }}
@@ -181,6 +191,17 @@ capabilities: {drop: [ALL]}
   value: {{ .address | quote }}
 - name: SANDBOXD_IMAGES_REGISTRY_PLAIN
   value: {{ .plain | quote }}
+{{- if eq .kind "harbor" }}
+{{- if not .credentials.existingSecret }}{{ fail "keptImages.credentials.existingSecret must name an account: Harbor's API needs one" }}{{ end }}
+- name: SANDBOXD_IMAGES_REGISTRY_KIND
+  value: harbor
+- name: SANDBOXD_IMAGES_HARBOR_PROJECT_BYTES
+  value: {{ ternary (mul .harbor.projectGigabytes 1000000000) .harbor.projectGigabytes (gt (int64 .harbor.projectGigabytes) 0) | quote }}
+- name: SANDBOXD_IMAGES_HARBOR_UNTAGGED_DAYS
+  value: {{ .harbor.untaggedDays | quote }}
+- name: SANDBOXD_IMAGES_HARBOR_ACCOUNT_DAYS
+  value: {{ .harbor.accountDays | quote }}
+{{- end }}
 - name: SANDBOXD_IMAGES_REPOSITORY_PREFIX
   value: {{ .repositoryPrefix | quote }}
 {{- if .authority.existingSecret }}

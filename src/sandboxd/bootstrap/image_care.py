@@ -15,6 +15,7 @@ from sandboxd.manager.image_care import ImageCare, every
 from sandboxd.manager.image_losses import ImageLosses
 from sandboxd.manager.image_survey import ImageFindings, ImageSurvey, Orphan
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.project_care import ProjectCare
 from sandboxd.manager.sandboxes import ManagerCore
 from sandboxd.model.image_keeping import Verdict, digest_of
 from sandboxd.persistence.engine import Database
@@ -31,6 +32,8 @@ class ImageCareRoom:
     """The care, and when it is taken."""
 
     care: ImageCare
+    projects: ProjectCare | None
+    """Where the registry has a project for each client."""
     duties: Duties
     pause: timedelta
     """Between passes; zero: only when somebody asks."""
@@ -38,7 +41,15 @@ class ImageCareRoom:
     async def run(self) -> None:
         """Care until cancelled, where this replica has the duty."""
         if self.pause:
-            await every(self.care, pause=self.pause, leads=self._leads)
+            await every(self.run_once, pause=self.pause, leads=self._leads)
+
+    async def run_once(self) -> None:
+        """Pass once over images and projects."""
+        try:
+            await self.care.run()
+        finally:  # an account that ends must not wait for whatever an image waits for
+            if self.projects is not None:
+                await self.projects.run()
 
     async def _leads(self) -> bool:
         return await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * self.pause)) is not None
@@ -80,7 +91,14 @@ def make_image_care(
         metrics=seen.image_care,
         clock=tools.clock,
     )
-    return ImageCareRoom(care=care, duties=tools.duties, pause=timedelta(seconds=settings.images_care_seconds))
+    return ImageCareRoom(
+        care=care,
+        projects=None
+        if images.projects is None
+        else ProjectCare(units=tools.units, projects=images.projects, metrics=seen.image_care),
+        duties=tools.duties,
+        pause=timedelta(seconds=settings.images_care_seconds),
+    )
 
 
 async def sweep_images(room: ImageCareRoom | None, *, dry_run: bool = False) -> Swept:
@@ -88,6 +106,8 @@ async def sweep_images(room: ImageCareRoom | None, *, dry_run: bool = False) -> 
     if room is None:
         return Swept()
     report = await room.care.run(dry_run=dry_run)
+    if room.projects is not None and not dry_run:
+        await room.projects.run()
     found = report.findings
     if dry_run:
         return Swept(images=_plans(found))

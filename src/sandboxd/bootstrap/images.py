@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 
 from sandboxd.backends.image_keys import KeyFileError, PemSigningKey, PemTrustedKeys
 from sandboxd.backends.kubernetes.kaniko_builds import AGENT_ROOT, BuildPlace, KubernetesKanikoBuilds
-from sandboxd.backends.registry.access import RegistryAccount
-from sandboxd.backends.registry.client import OciRegistry
 from sandboxd.bootstrap.places import Placement
+from sandboxd.bootstrap.registries import make_registry
 from sandboxd.images.baselines import RegistryBaselines
 from sandboxd.images.building import BuildRules, RegistryImageBuilder
 from sandboxd.images.kaniko import KanikoImageBuilder
 from sandboxd.images.layer_process import WorkerLayerWriter
 from sandboxd.images.ports import Baselines, ImageBuilder, ImageLimits, RootfsCapture, SecretPolicy
+from sandboxd.images.projects import ImageProjects
 from sandboxd.images.registry import Registry
 from sandboxd.images.signing import ImageSignatures, SignaturePolicy
 from sandboxd.images.spool import Spool
 from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.model.ids import ClientId, FreelancerId
-from sandboxd.model.image_names import user_repository
 from sandboxd.model.sandbox import Tier
 from sandboxd.operator.pod_shape import agent_python
 from sandboxd.settings import Settings, SettingsError
@@ -37,6 +35,8 @@ class ImageRoom:
     baselines: Baselines
     builder: ImageBuilder
     repository_of: Callable[[ClientId, FreelancerId], str]
+    projects: ImageProjects | None
+    """What keeps clients apart in the registry; None where it has nothing of that."""
     limits: Mapping[Tier, ImageLimits]
     secrets: SecretPolicy
     signatures: ImageSignatures | None
@@ -62,7 +62,8 @@ def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi |
     """
     if not settings.images_registry:
         return None
-    registry = make_registry(settings)
+    room = make_registry(settings, cluster=cluster)
+    registry = room.registry
     baselines = RegistryBaselines(
         registry=registry,
         directory=settings.images_cache_dir or settings.home / "images" / "bases",
@@ -74,7 +75,8 @@ def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi |
         registry=registry,
         baselines=baselines,
         builder=builder,
-        repository_of=partial(user_repository, prefix=settings.images_repository_prefix),
+        repository_of=room.repository_of,
+        projects=room.projects,
         limits=settings.image_limits,
         secrets=settings.images_secrets,
         signatures=_signatures(settings, registry),
@@ -82,7 +84,7 @@ def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi |
         build_timeout=settings.image_build_timeout,
         probe_timeout=settings.image_probe_timeout,
         install_quiet=settings.image_install_quiet,
-        close=registry.close,
+        close=room.close,
     )
 
 
@@ -144,6 +146,7 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
         registry=room.registry,
         baselines=room.baselines,
         repository_of=room.repository_of,
+        projects=room.projects,
         limits=room.limits,
         secrets=room.secrets,
         signatures=room.signatures,
@@ -151,20 +154,6 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
         build_timeout=room.build_timeout,
         probe_timeout=room.probe_timeout,
         install_quiet=room.install_quiet,
-    )
-
-
-def make_registry(settings: Settings) -> OciRegistry:
-    """Make the client of the registry that the settings name."""
-    password = settings.images_registry_password
-    account = (
-        RegistryAccount(name=settings.images_registry_user, password=password.get_secret_value()) if password else None
-    )
-    return OciRegistry(
-        settings.images_registry_address or settings.images_registry,
-        plain=settings.images_registry_plain,
-        authority=settings.images_registry_authority_file,
-        account=account,
     )
 
 

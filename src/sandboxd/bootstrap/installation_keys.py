@@ -92,8 +92,8 @@ class Trust:
         return {} if name in there else {name: public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)}
 
 
-class ApiKeySecret:
-    """The clients' API keys: nothing at first."""
+class EmptySecret:
+    """What `serve` writes into: the clients' API keys, or what their images are pulled with. Nothing at first."""
 
     type = "Opaque"
 

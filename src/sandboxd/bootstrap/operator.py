@@ -27,6 +27,7 @@ from sandboxd.operator.backup_shape import BackupMeans
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.plan import PlanSettings
 from sandboxd.operator.ports import AgentIdentities, AgentIdentity
+from sandboxd.operator.pull_secrets import PULL_SECRET
 from sandboxd.operator.room import Operator, OperatorSettings
 from sandboxd.operator.tenancy import Network, read_allowed
 from sandboxd.settings import Settings, SettingsError, redact
@@ -105,7 +106,9 @@ def operator_settings(settings: Settings) -> OperatorSettings:
             network=network,
             prepull=settings.kubernetes_prepull,
             backups=means,
+            own_pull_secret=PULL_SECRET if settings.image_pulls_secret else "",
         ),
+        image_pulls=settings.image_pulls_secret,
         namespace=settings.kubernetes_namespace,
         # Names may be given, and twice: whoever holds the Lease must be this very process.
         identity=f"{settings.replica}-{secrets.token_hex(4)}",

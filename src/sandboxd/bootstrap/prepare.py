@@ -17,10 +17,10 @@ import yaml
 
 from sandboxd.bootstrap.installation_keys import (
     AgentAuthority,
-    ApiKeySecret,
     CallerKeys,
     Certificate,
     DatabasePasswords,
+    EmptySecret,
     Entries,
     Maker,
     ServerAuthority,
@@ -59,6 +59,8 @@ class Plan:
     tls_authority: Place
     postgresql: Place
     certificates: list[ServerPlace]
+    image_pulls: Place | None = None
+    """None where no accounts are made that pull images."""
 
     @classmethod
     def read(cls, text: str) -> Plan:
@@ -77,6 +79,7 @@ class Plan:
                 token_trust=Place.of(given["tokenTrust"]),
                 audit_trust=Place.of(given["auditTrust"]),
                 api_keys=Place.of(given["apiKeys"]),
+                image_pulls=Place.of(given["imagePulls"]) if "imagePulls" in given else None,
                 callers=Place.of(given["callers"]),
                 tls_authority=Place.of(given["tlsAuthority"]),
                 postgresql=Place.of(given["postgresql"]),
@@ -152,7 +155,9 @@ class Preparation:
         signing = await self._ensure(plan.signing, SigningKeys())
         await self._ensure(plan.token_trust, Trust(signing["sandbox-tokens.pem"]))
         await self._ensure(plan.audit_trust, Trust(signing["audit.pem"]))
-        await self._ensure(plan.api_keys, ApiKeySecret())
+        await self._ensure(plan.api_keys, EmptySecret())
+        if plan.image_pulls is not None:
+            await self._ensure(plan.image_pulls, EmptySecret())
         if not plan.callers.given:
             await self._ensure(plan.callers, CallerKeys())
         if not plan.tls_authority.given:

@@ -26,6 +26,7 @@ from sandboxd.images.ports import (
     RunningImages,
     SecretPolicy,
 )
+from sandboxd.images.projects import ImageProjects
 from sandboxd.images.registry import Registry
 from sandboxd.images.signing import ImageSignatures, SignaturePolicy
 from sandboxd.manager.captured_lives import CapturedLives
@@ -70,6 +71,8 @@ if TYPE_CHECKING:  # which works with the tools of this module
 
 CAPTURE_ATTEMPTS: Final = 10
 ASK_TIMEOUT: Final = timedelta(seconds=15)
+PROJECT_TIMEOUT: Final = timedelta(seconds=60)
+"""For all that a client's project on the registry needs."""
 _G = GenerationStatus
 
 log = structlog.get_logger(__name__)
@@ -95,6 +98,8 @@ class ImageTools:
     """What images have."""
     repository_of: Callable[[ClientId, FreelancerId], str]
     """Where a freelancer's images lie there."""
+    projects: ImageProjects | None = None
+    """What keeps clients apart there; None where the registry has nothing of that."""
     limits: Mapping[Tier, ImageLimits] = field(default_factory=lambda: STORAGE_LIMITS)
     """How large the layer of a sandbox may be."""
     secrets: SecretPolicy = SecretPolicy.STRIP
@@ -175,6 +180,8 @@ class CommitSteps:
         """
         if held.generation.status is _G.BUILDING:
             failpoint("commit.after_commit")
+            if self._images.projects is not None and not held.generation.dry_run:
+                await self._images.projects.prepare(held.generation.client, timeout=PROJECT_TIMEOUT)
             upgrade = held.generation.trigger is CommitTrigger.UPGRADE
             held = await (self._rebuild(held, note) if upgrade else self._build(held, note))
         if held.generation.status is _G.PUSHED:

@@ -60,6 +60,8 @@ RemoveKeys = Callable[[ClientId], Awaitable[int]]
 """Removes the keys of a client from where they are kept; answers how many there were."""
 RemoveImages = Callable[[ClientId, FreelancerId], Awaitable[int]]
 """Removes what a freelancer's root file systems were kept as; answers how many images there were."""
+RemoveProject = Callable[[ClientId], Awaitable[None]]
+"""Removes what the registry has of a client beside images."""
 RemoveBackups = Callable[[ClientId, FreelancerId | None], Awaitable[int]]
 """Destroys the backups of a person or a client; answers how many there were."""
 RemoveTexts = Callable[[ClientId, FreelancerId | None], Awaitable[int]]
@@ -85,6 +87,7 @@ class Eraser:
         remove_keys: RemoveKeys | None = None,
         remove_texts: RemoveTexts | None = None,
         remove_images: RemoveImages | None = None,
+        remove_project: RemoveProject | None = None,
         remove_backups: RemoveBackups | None = None,
     ) -> None:
         self._units = units
@@ -100,6 +103,7 @@ class Eraser:
         self._remove_keys = remove_keys
         self._remove_texts = remove_texts
         self._remove_images = remove_images
+        self._remove_project = remove_project
         self._remove_backups = remove_backups
         self._asked = asyncio.Event()
         self._patience = Patience[str](clock, first=FIRST_DELAY, longest=LONGEST_DELAY)
@@ -158,6 +162,8 @@ class Eraser:
             await self._erase_texts(erasure)
             await self._erase_backups(erasure)
             await self._erase_rows(erasure)
+            if erasure.freelancer is None and self._remove_project is not None:
+                await self._remove_project(erasure.client)
             failpoint("erasure.before_keys")
             if erasure.freelancer is None and self._remove_keys is not None:
                 removed = await self._remove_keys(erasure.client)

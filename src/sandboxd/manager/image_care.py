@@ -309,12 +309,14 @@ class ImageCare:
             yield (None if flying or shared else work), rows
 
 
-async def every(care: ImageCare, *, pause: timedelta, leads: Callable[[], Awaitable[bool]]) -> None:
+async def every(
+    care: Callable[[], Awaitable[object]], *, pause: timedelta, leads: Callable[[], Awaitable[bool]]
+) -> None:
     """Pass again and again where this replica has the duty, until cancelled."""
     while True:
         try:
             if await leads():
-                await care.run()
+                await care()
         except SandboxdError as error:
             log.warning("images.care_failed", error=error.message, reason=error.reason)
         except Exception:  # a loop: one bad pass must not end all that follow

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 CareOutcome = Literal["done", "uses_unknown", "registry_refuses", "images_missing", "failed"]
+ProjectOutcome = Literal["done", "failed"]
 LostTarget = Literal["previous", "base", "none"]
 
 
@@ -52,6 +53,16 @@ class ImageCareMetrics:
             "sandboxd_images_waiting", "Images that may go, beyond those of the last pass.", registry=registry
         )
 
+        self._projects = Counter(
+            "sandboxd_image_project_passes_total",
+            "Passes over clients' projects on the registry, by outcome (done, or failed where one of them could not be "
+            "put right: its account to pull with may end).",
+            ("outcome",),
+            registry=registry,
+        )
+        for ended in get_args(ProjectOutcome):
+            self._projects.labels(ended)
+
     def passed(self, outcome: CareOutcome) -> None:
         """Note how a pass ended."""
         self._passes.labels(outcome).inc()
@@ -61,6 +72,10 @@ class ImageCareMetrics:
         self._kept.set(kept)
         self._orphans.set(orphans)
         self._waiting.set(waiting)
+
+    def projects_passed(self, outcome: ProjectOutcome) -> None:
+        """Note how a pass over projects ended."""
+        self._projects.labels(outcome).inc()
 
     def reaped(self, size: int) -> None:
         """Note an image that was removed, with its layer's bytes."""

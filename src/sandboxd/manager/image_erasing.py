@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 
 from sandboxd.images.referrers import subject_of_tag
-from sandboxd.manager.commit_steps import ImageTools
+from sandboxd.manager.commit_steps import PROJECT_TIMEOUT, ImageTools
 from sandboxd.model.errors import NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId
 
@@ -50,6 +50,17 @@ class ImageErasing:
             await registry.detach(repository, digest, timeout=TIMEOUT)
         for digest in sorted(digests):
             await registry.delete(repository, digest, timeout=TIMEOUT)
+        if self.images.projects is not None:
+            await self.images.projects.remove_repository(client, repository, timeout=TIMEOUT)
         if digests:
             log.info("images.erased", client=client, images=len(digests))
         return len(digests)
+
+    async def erase_project(self, client: ClientId) -> None:
+        """Remove what the registry has of a client beside images. Safe to repeat.
+
+        Raises:
+            UnavailableError, DeadlineError: The registry does not answer, or our account lacks a right.
+        """
+        if self.images.projects is not None:
+            await self.images.projects.remove(client, timeout=PROJECT_TIMEOUT)

@@ -46,6 +46,7 @@ def make_tenancy(
     tools, accounts = core.tools, core.accounts
     units, clock, ids = tools.units, tools.clock, tools.ids
     once = Once(units=units, clock=clock)
+    images = None if tools.images is None else ImageErasing(images=tools.images)
     keys = Keys(units=units, store=key_store, hashes=key_hashes, clock=clock, replica=tools.replica)
     eraser = Eraser(
         units=units,
@@ -60,7 +61,8 @@ def make_tenancy(
         deeds=tools.deeds,
         remove_keys=keys.erase,
         remove_texts=remove_texts,
-        remove_images=None if tools.images is None else ImageErasing(images=tools.images).erase,
+        remove_images=None if images is None else images.erase,
+        remove_project=None if images is None else images.erase_project,
         remove_backups=None if core.backups is None else core.backups.keeping.erase,
     )
     return Tenancy(

@@ -33,7 +33,7 @@ class AskedWork:
     def template(self, name: str) -> Template | None:
         """A template; None where there is none. Raises KeyError or ValueError where it cannot be read."""
         found = self.mirrors.get(Kind.TEMPLATE, "", name)
-        return None if found is None else Template.from_mapping(found["spec"])
+        return None if found is None else self.settings.read_template(found["spec"])
 
     def is_furnished(self, name: str) -> bool:
         """Whether a client's namespace has all it must hold: then its own key was worked on, and wakes its work."""

@@ -6,9 +6,9 @@ change something name the version that they were planned for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sandboxd.model.cluster import KEPT_LABEL, SANDBOX_FINALIZER, Mode, agent_secret_of
 from sandboxd.model.cluster_status import PlacedState
@@ -108,6 +108,12 @@ class PlanSettings:
     """Whether templates' images are pulled to every node that fits them."""
     backups: BackupMeans | None = None
     """What backups are made with; None where there are none."""
+    own_pull_secret: str = ""
+    """In each client's namespace: what its own images are pulled with; none if empty."""
+
+    def read_template(self, spec: Mapping[str, Any]) -> Template:  # Any: JSON
+        """Read the spec of a template as pods are made of it here."""
+        return Template.from_mapping(spec, own_pull_secret=self.own_pull_secret)
 
 
 def plan(desired: Desired, observed: Observed, settings: PlanSettings) -> Sequence[Wave]:

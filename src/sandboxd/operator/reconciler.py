@@ -25,7 +25,6 @@ from sandboxd.operator.losses import is_bound
 from sandboxd.operator.mirrors import Mirrors, WorkKey, pod_name
 from sandboxd.operator.observed import Desired, Observed, Refusal, incarnation_of, is_ours, is_terminating
 from sandboxd.operator.plan import Create, Patch, PlanSettings, Step, plan
-from sandboxd.operator.template import Template
 from sandboxd.operator.tenancy import namespace_objects
 from sandboxd.operator.writing import Writer
 
@@ -169,7 +168,7 @@ class Reconciler:
         pod = await self._pod(desired)
         node = desired.status.node if pod is None else pod["spec"].get("nodeName", "")
         return Observed(
-            template=None if template is None else Template.from_mapping(template["spec"]),
+            template=None if template is None else self._settings.read_template(template["spec"]),
             namespace=await self._own_namespace(namespace),
             namespace_objects={kind: self._objects(kind, namespace) for kind in _NAMESPACE_KINDS},
             stateful_set=self._mirrors.get(Kind.STATEFUL_SET, namespace, sandbox),

@@ -22,6 +22,7 @@ from sandboxd.operator.pools import PoolKeeper
 from sandboxd.operator.ports import AgentIdentities
 from sandboxd.operator.prepuller import Prepuller
 from sandboxd.operator.prober import Prober
+from sandboxd.operator.pull_secrets import PullSecrets
 from sandboxd.operator.queue import WorkQueue
 from sandboxd.operator.reconciler import Reconciler
 from sandboxd.operator.writing import Writer
@@ -43,6 +44,8 @@ class OperatorSettings:
     identity: str
     """Name of this process among its like."""
     lease: timedelta
+    image_pulls: str = ""
+    """Secret of that namespace with the accounts that pull clients' images; none if empty."""
 
 
 class Operator:
@@ -98,6 +101,17 @@ class Operator:
             clock=clock,
             later=self._queue.add_later,
         )
+        self._pulls = None
+        if settings.image_pulls:
+            self._pulls = PullSecrets(
+                api,
+                mirrors=self.mirrors,
+                leadership=self.leadership,
+                instance=instance,
+                namespace=settings.namespace,
+                source=settings.image_pulls,
+                clock=clock,
+            )
         self._pools = PoolKeeper(
             mirrors=self.mirrors,
             writer=writer,
@@ -157,6 +171,8 @@ class Operator:
 
     async def _pass(self, key: WorkKey) -> str:
         try:
+            if self._pulls is not None:
+                await self._pulls.prepare(key)
             if key.template:
                 refusals = await self._prepuller.reconcile(key.template)
             elif key.pool:

@@ -57,15 +57,18 @@ class Template:
     gpu_resource: str = DEFAULT_GPU
 
     @classmethod
-    def from_mapping(cls, spec: Mapping[str, Any]) -> Template:  # Any: JSON
-        """Read the spec of a resource."""
+    def from_mapping(cls, spec: Mapping[str, Any], *, own_pull_secret: str = "") -> Template:  # Any: JSON
+        """Read the spec of a resource; pods with an image of their own pull with `own_pull_secret`, too."""
         overcommit, hibernated = spec.get("overcommit", {}), spec.get("hibernated", {})
         return cls(
             image=spec["image"],
             agent_image=spec["agentImage"],
             agent_delivery=AgentDelivery(spec.get("agentDelivery", AgentDelivery.IMAGE_VOLUME.value)),
             image_pull_secrets=tuple(spec.get("imagePullSecrets", ())),
-            user_image_pull_secrets=tuple(spec.get("userImagePullSecrets", ())),
+            user_image_pull_secrets=(
+                *spec.get("userImagePullSecrets", ()),
+                *((own_pull_secret,) if own_pull_secret else ()),
+            ),
             runtime_class=spec.get("runtimeClassName", ""),
             node_selector=spec.get("nodeSelector", {}),
             tolerations=tuple(spec.get("tolerations", ())),
