@@ -207,7 +207,7 @@ async def test_a_pod_that_is_lost_under_its_capture_is_told_with_what_is_lost_an
         assert (overtaken.status, overtaken.failure.reason) == (FAILED, "COMMIT_OVERTAKEN"), overtaken
         lost = await client.get(sandbox.name)
         assert lost.state_reason in overtaken.failure.message
-        assert "1 package(s) among it" in lost.state_reason
+        assert "1 package among it" in lost.state_reason
         assert "is lost" in lost.state_reason
 
         await client.pause(sandbox.name)

@@ -122,7 +122,6 @@ async def test_everything_of_a_generation_is_kept(world: UnitsWorld) -> None:
         parent=GenerationId("gen-parent"),
         given_up=IncarnationId("inc-0"),
         content=content,
-        progress=CommitProgress(phase=CommitPhase.PUSH, entries=1, bytes=2, total_bytes=3),
         seconds={"capture": 1.5},
         attempts=2,
         capture_time=NOON,
@@ -230,7 +229,7 @@ async def test_progress_and_the_wish_to_end_change_nothing_else(world: UnitsWorl
         await work.generations.note_progress(begun.id, progress, at=minutes(1))
         await work.generations.cancel(begun.id)
         await work.commit()
-    await save(world, replace(begun, attempts=2, progress=progress, version=2))  # which knew nothing of the wish
+    await save(world, replace(begun, attempts=2, version=2))  # which knew nothing of either
 
     found = await get(world, begun)
     assert (found.progress, found.cancelled, found.attempts, found.version) == (progress, True, 2, 2)

@@ -77,7 +77,7 @@ class FakeGenerationRepository(GenerationRepository):
             one for one in rows.generations.values() if one.sandbox == generation.sandbox and one.status is _G.ACTIVE
         ]
         assert generation.status is not _G.ACTIVE or all(one.id == generation.id for one in active), "two are active"
-        rows.generations[generation.id] = replace(generation, cancelled=before.cancelled)
+        rows.generations[generation.id] = replace(generation, cancelled=before.cancelled, progress=before.progress)
 
     @override
     async def note_progress(self, generation: GenerationId, progress: CommitProgress, *, at: datetime) -> None:

@@ -23,6 +23,7 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
         self.committing.set()
         self.fail_commits = ""
         """The reason that every commit fails with."""
+        self.why = "It failed: usr/share."
 
     def add_images_to(self, server: grpc.Server) -> None:
         image_pb2_grpc.add_ImageServiceServicer_to_server(self, server)
@@ -125,7 +126,7 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
         image.ClearField("progress")
         if self.fail_commits:
             image.status = pb.IMAGE_STATUS_FAILED
-            image.failure.reason, image.failure.message = self.fail_commits, "It failed: usr/share."
+            image.failure.reason, image.failure.message = self.fail_commits, self.why
             return
         for other in self.images.values():
             if other.status == pb.IMAGE_STATUS_ACTIVE:

@@ -133,6 +133,16 @@ def test_ctrl_c_cancels_the_commit(platform: FakePlatform) -> None:
     assert image.failure.reason == "COMMIT_CANCELLED"
 
 
+def test_why_a_commit_failed_is_told_to_its_end(platform: FakePlatform) -> None:
+    platform.fail_commits = "IMAGE_BROKEN"
+    platform.why = "It does not boot: " + "x" * 500 + " (step packages)."
+
+    ran = ctl("commit", "demo")
+
+    assert (ran.code, "(step packages)." in ran.err.replace("\n", "")) == (1, True)
+    assert "images " in ctl("images", "demo").err
+
+
 def test_one_that_somebody_else_began_is_followed_or_ended(platform: FakePlatform) -> None:
     none = ctl("commit", "demo", "--follow"), ctl("commit", "demo", "--cancel")
     platform.begin_commit(sandbox_pb2.CommitRequest(name=f"sandboxes/{BOX}"))

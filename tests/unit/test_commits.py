@@ -275,6 +275,8 @@ async def test_progress_can_be_followed_to_the_end(world: ManagerWorld) -> None:
 
     assert seen[0].status is G.BUILDING
     assert seen[-1].status is G.ACTIVE
+    phases = [one.progress.phase for one in seen]
+    assert CommitPhase.CAPTURE not in phases[phases.index(CommitPhase.PROBE) :], "it never goes back"
 
 
 @pytest.mark.parametrize("part", ["builder", "probe"])

@@ -444,7 +444,7 @@ async def test_a_life_that_ends_uncommitted_has_lost_everything_since_its_start(
     await world.core.losses.check(sandbox.id, sandbox.incarnation)
 
     reason = world.row(sandbox.id).state_reason
-    assert "since 2026-11-23 12:00:00 UTC is lost, 3 package(s) among it" in reason
+    assert "since 2026-11-23 12:00:00 UTC is lost, 3 packages among it" in reason
 
 
 async def _install(world: ManagerWorld, sandbox: Sandbox) -> None:

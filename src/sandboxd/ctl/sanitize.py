@@ -23,6 +23,9 @@ _FORBIDDEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
+WHY_CHARACTERS = 4_000
+"""Of one that says why something failed: its end is what one needs."""
+
 
 def clean(text: str) -> str:
     """Return the text without escape sequences and control characters; newlines and tabs stay."""

@@ -73,7 +73,7 @@ class GenerationRepository(Protocol):
         ...
 
     async def save(self, generation: Generation) -> None:
-        """Write a changed one over the row of version `generation.version - 1`; a wish for its end stays.
+        """Write a changed one over the row before it; how far it is, and a wish for its end, stay.
 
         Raises:
             ConflictError: The row has another version.

@@ -86,7 +86,8 @@ class Losses:
                 f"{told} Its root file system was committed at {_moment(saved)}; what was changed there since is lost."
             )
         since = saved or life.start_time
-        packages = f", {sandbox.unsaved_packages} package(s) among it" if sandbox.unsaved_packages else ""
+        unsaved = sandbox.unsaved_packages
+        packages = f", {unsaved} {'package' if unsaved == 1 else 'packages'} among it" if unsaved else ""
         return (
             f"{told} What was installed or changed outside home and workspace since {_moment(since)} is lost{packages}."
         )

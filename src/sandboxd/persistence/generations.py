@@ -100,7 +100,8 @@ class PostgresGenerationRepository(GenerationRepository):
     async def save(self, generation: Generation) -> None:
         c = _GENERATIONS.c
         values = _values(generation)
-        del values["cancelled"]
+        for noted in ("cancelled", *_progress_values(generation.progress)):  # by others, or since it was read
+            del values[noted]
         statement = update(_GENERATIONS).values(values)
         statement = statement.where(c.id == generation.id, c.version == generation.version - 1)
         with translated():

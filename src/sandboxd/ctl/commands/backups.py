@@ -15,7 +15,7 @@ from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount
 from sandboxd.ctl.names import absent, bare, find_sandbox
 from sandboxd.ctl.prompting import confirmed
-from sandboxd.ctl.sanitize import clean_line
+from sandboxd.ctl.sanitize import WHY_CHARACTERS, clean_line
 from sandboxd.ctl.shell import Shell, UsageError
 from sandboxd.ctl.tables import when
 from sandboxd.ctl.tables_backups import backup_table, consistency_of, kept_line, policy_line
@@ -239,7 +239,9 @@ async def _last(shell: Shell, backup: pb.Backup, status: Status | None) -> pb.Ba
 
 def _tell(shell: Shell, backup: pb.Backup) -> None:
     if backup.failure.reason:
-        shell.err.print(Text(f"✗ {bare(backup.name)}: {clean_line(backup.failure.message)}", style="red"))
+        shell.err.print(
+            Text(f"✗ {bare(backup.name)}: {clean_line(backup.failure.message, limit=WHY_CHARACTERS)}", style="red")
+        )
         return
     status = pb.BackupStatus.Name(backup.status).removeprefix("BACKUP_STATUS_")
     shell.say(f"{bare(backup.name)} {status} of {when(backup.take_time)}, {consistency_of(backup) or 'not yet whole'}")

@@ -14,7 +14,7 @@ from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount, count, span
 from sandboxd.ctl.images import IN_FLIGHT
 from sandboxd.ctl.names import absent, bare, find_sandbox
-from sandboxd.ctl.sanitize import clean_line
+from sandboxd.ctl.sanitize import WHY_CHARACTERS, clean_line
 from sandboxd.ctl.shell import Shell, UsageError, write_line
 from sandboxd.ctl.tables import filled, when
 from sandboxd.model.image import number_of, tag_of
@@ -87,7 +87,8 @@ async def ls(shell: Shell, said: str, *, everything: bool) -> Exit:
     if rows:
         shell.out.print(image_table(rows, shell.out, everything=everything))
     else:
-        shell.err.print(Text(f"There are no images. Make one with: sandboxctl commit {bare(name)}", style="dim"))
+        every = "" if everything else f"; what became of commits says: sandboxctl images {bare(name)} --all"
+        shell.err.print(Text(f"There are no images. Make one with: sandboxctl commit {bare(name)}{every}", style="dim"))
     return Exit.OK
 
 
@@ -167,7 +168,7 @@ async def followed(shell: Shell, image: pb.Image) -> pb.Image:
 
 
 async def _last(shell: Shell, image: pb.Image, status: Status | None) -> pb.Image:
-    told = ""
+    told = set[str]()
     async for each in shell.client.images.follow(image.name):
         image = each
         if not each.HasField("progress"):
@@ -175,9 +176,9 @@ async def _last(shell: Shell, image: pb.Image, status: Status | None) -> pb.Imag
         words = _DOES.get(each.progress.phase, "committing")
         if status is not None:
             status.update(Text(f"{bare(image.name)}: {words} {_far(each.progress)}".rstrip() + " …"))
-        elif words != told and not shell.json:
+        elif words not in told and not shell.json:  # some of it is done side by side, and each is told once
             shell.err.print(Text(f"{bare(image.name)}: {words} …", style="dim"))
-        told = words
+        told.add(words)
     return image
 
 
@@ -194,7 +195,9 @@ def _far(progress: pb.CommitProgress) -> str:
 def tell(shell: Shell, image: pb.Image) -> None:
     """Tell what a commit came to."""
     if image.failure.reason:
-        shell.err.print(Text(f"✗ {bare(image.name)}: {clean_line(image.failure.message)}", style="red"))
+        shell.err.print(
+            Text(f"✗ {bare(image.name)}: {clean_line(image.failure.message, limit=WHY_CHARACTERS)}", style="red")
+        )
         return
     if image.unchanged and image.trigger == pb.COMMIT_TRIGGER_UPGRADE:
         shell.say("✓ nothing had to be installed: the next start takes the base", "green")
