@@ -17,7 +17,7 @@ CARRIES = {
     SandboxState.STARTING: "any use",
     SandboxState.PAUSING: "Pause",
     SandboxState.RESUMING: "Resume",
-    SandboxState.RESTORING: "Restore",
+    SandboxState.RESTORING: "Restore, Create from a backup",
     SandboxState.TERMINATING: "Terminate, the sweep",
 }
 """What begins each state that is on its way."""

@@ -75,6 +75,8 @@ POINTS: Final[Mapping[str, str]] = {
     "commit.after_backend": "The backend's next start takes it; the tag latest names another one.",
     "commit.after_tag": "The tag and the backend know; the row does not say so.",
     "backup.after_commit": "A backup's row says creating; nothing was read.",
+    "backup.before_freeze": "A running sandbox was read once; nothing is frozen yet.",
+    "backup.after_freeze": "It stands still for its backup; nothing of it was read in this state.",
     "backup.after_take": "The repository has both volumes; the row says creating.",
     "backup.after_complete": "The row says complete; what ran for it may still be there.",
     "backup.before_forget": "A backup's row says deleting; the repository has all of it.",
