@@ -118,6 +118,8 @@ async def test_odd_names_are_refused(world: World, name: str) -> None:
         (pb.ClientPolicy(models=[f"gemini-{n}" for n in range(101)]), "client.policy.models"),
         (pb.ClientPolicy(models=["gemini-1/../x"]), "client.policy.models[0]"),
         (pb.ClientPolicy(text_lifetime=Duration(seconds=10)), "client.policy.text_lifetime"),
+        (pb.ClientPolicy(backup_every=Duration(seconds=60, nanos=2**31 - 1)), "client.policy.backup_every"),
+        (pb.ClientPolicy(backup_every=Duration(seconds=60, nanos=-1)), "client.policy.backup_every"),
         (pb.ClientPolicy(quotas=pb.Quotas(sandboxes=-1)), "client.policy.quotas.sandboxes"),
         (
             pb.ClientPolicy(backup_retention=backup_pb2.BackupRetention(keep_last=10_001)),

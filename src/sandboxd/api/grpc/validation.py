@@ -13,6 +13,7 @@ from buf.validate import validate_pb2
 from sandboxd.api.grpc.codec_budget import budget_rules
 from sandboxd.api.grpc.codec_lifecycle import awake_rules, lifecycle_rules
 from sandboxd.api.grpc.codec_live_usage import resource_rules, watch_rules
+from sandboxd.api.grpc.odd_moments import odd_moments
 from sandboxd.api.grpc.quick_rules import QuickRules
 from sandboxd.model.errors import FieldViolation, InvalidRequestError
 from sandboxd.model.session import MAX_PROMPT_BYTES
@@ -58,6 +59,8 @@ class RequestRules:
             raise refusal(found)
 
     def _report(self, message: Message) -> list[FieldViolation]:
+        if odd := list(odd_moments(message)):
+            return odd  # of these no rule can say anything
         if self._validator is None:
             # Takes a second to import, and a service without bad requests never needs it.
             self._validator = import_module("protovalidate").Validator()
