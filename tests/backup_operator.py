@@ -17,14 +17,18 @@ from typing_extensions import override
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
 from sandboxd.bootstrap.sources import SystemClock
-from sandboxd.operator.backup_shape import BackupMeans
+from sandboxd.kubeapi.ports import KubeApi
+from sandboxd.model.backup import BackupMethod
+from sandboxd.operator.backup_shape import BackupMeans, SnapshotMeans
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.ports import AgentIdentities, AgentIdentity
 from sandboxd.operator.room import Operator, OperatorSettings
 from tests.fakes.backup_pods import LOCATION, BackupCluster
+from tests.fakes.snapshot_cluster import SnapshotCluster
 from tests.operator_world import INSTANCE, SETTINGS
 
 MEANS = BackupMeans(image="registry.example/server@sha256:3", location=LOCATION, credentials=lambda: b"keys")
+SNAPSHOTS = SnapshotMeans(image="registry.example/server@sha256:3")
 _numbers = count(1)
 
 
@@ -37,14 +41,17 @@ class NoIdentities(AgentIdentities):
 
 
 @asynccontextmanager
-async def a_backup_operator(cluster: BackupCluster) -> AsyncIterator[Operator]:
+async def a_backup_operator(cluster: BackupCluster, *, api: KubeApi | None = None) -> AsyncIterator[Operator]:
     """One life of an operator that knows where backups are kept; the Lease of the one before has run out."""
     await cluster.drop("leases", "own", f"sandboxd-operator-{INSTANCE}")
     settings = OperatorSettings(
-        plan=replace(SETTINGS, backups=MEANS), namespace="own", identity="one", lease=timedelta(seconds=60)
+        plan=replace(SETTINGS, backups=MEANS, snapshots=SNAPSHOTS),
+        namespace="own",
+        identity="one",
+        lease=timedelta(seconds=60),
     )
     made = Operator(
-        cluster,
+        api or cluster,
         settings=settings,
         identities=NoIdentities(),
         clock=SystemClock(),
@@ -67,11 +74,21 @@ async def a_backing_cluster(directory: Path, restic: Path | None = None) -> Asyn
         yield cluster
 
 
-def its_backups(cluster: BackupCluster) -> KubernetesVolumeBackups:
+@asynccontextmanager
+async def a_snapshotting_cluster(directory: Path) -> AsyncIterator[SnapshotCluster]:
+    """A cluster whose storage makes snapshots, with an operator."""
+    cluster = SnapshotCluster(directory)
+    await cluster.furnish()
+    async with cluster.running(), a_backup_operator(cluster):
+        yield cluster
+
+
+def its_backups(cluster: BackupCluster, *, method: BackupMethod = BackupMethod.FILES) -> KubernetesVolumeBackups:
     """What a service has of it."""
     return KubernetesVolumeBackups(
         cluster,
         installation=Installation(instance=INSTANCE, namespace_prefix="client-", template="default"),
         clock=SystemClock(),
         name=lambda: f"work{next(_numbers)}",
+        method=method,
     )

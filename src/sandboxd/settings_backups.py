@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -16,9 +17,13 @@ class BackupSettings(BaseSettings):
 
     model_config = SettingsConfigDict(use_attribute_docstrings=True)
 
+    backups_method: Literal["files", "snapshots"] = "files"
+    """How home and workspace are backed up: as `files`, encrypted and elsewhere, or in a cluster by CSI `snapshots` of
+    their volumes' own storage. Each backup knows how it was made: those of the other method can still be restored and
+    deleted, where its settings are there."""
     backups_location: str = Field(default="", max_length=1024, pattern=r"^(/.*|s3:https?://[^\s/]+/\S+)?$")
     """Where clients' repositories of backups lie, one below it for each: an absolute directory, or
-    `s3:https://host/bucket/prefix`. If empty nothing is backed up, and CreateBackup says so."""
+    `s3:https://host/bucket/prefix`. If empty nothing is backed up as files, and CreateBackup says so."""
     backups_passwords_dir: Path | None = None
     """Where the password of each repository is kept, with the local backend; `keys/backups` in the data directory if
     empty. Without it nobody reads the backups: keep a copy where they are not."""

@@ -51,8 +51,8 @@ class KubernetesSettings(BaseSettings):
     """Keep the images of this installation's `SandboxTemplate`s on every node that fits them, by a DaemonSet of the
     operator for each."""
     kubernetes_backup_image: str = Field(default="", pattern=r"^\S*$", max_length=512)
-    """Image of the operator's pods that back up, with `SANDBOXD_BACKUPS_LOCATION`: the server's of this very version,
-    best by digest."""
+    """Image of the operator's pods that back up, and of those that flush a volume before its snapshot: the server's of
+    this very version, best by digest."""
     kubernetes_backup_addresses: str = Field(default="", pattern=r"^([0-9a-fA-F.:/]+/[0-9]+:[0-9]+[, ]*)*$")
     """Addresses `range:port` with commas between them at which the storage of backups is: the operator's pods that back
     up reach nothing else, but DNS where the storage has a name."""
@@ -65,6 +65,11 @@ class KubernetesSettings(BaseSettings):
     """Processor time that each pod that backs up asks for."""
     kubernetes_backup_memory_request: str = Field(default="128M", pattern=_QUANTITY)
     """Memory that each pod that backs up asks for."""
+    kubernetes_snapshots: bool = False
+    """Work on CSI VolumeSnapshots also where `SANDBOXD_BACKUPS_METHOD` is `files`: backups by snapshots, from before it
+    was, can then be restored and deleted."""
+    kubernetes_snapshot_class: str = Field(default="", pattern=r"^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?)?$")
+    """VolumeSnapshotClass of backups; if empty the default one of the volumes' driver."""
     operator_web_listen: Address = "127.0.0.1:8084"
     """Where the operator's /metrics, /healthz and /readyz are. On other addresses than loopback with TLS."""
     operator_lease_seconds: float = Field(default=10, ge=1, le=300)

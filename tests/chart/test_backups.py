@@ -27,7 +27,9 @@ BACKUPS: Mapping[str, Any] = {
 def environments(values: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     return {
         str(made["metadata"]["labels"]["app.kubernetes.io/component"]): {
-            one["name"]: one["value"] for one in pod_of(made)["containers"][0].get("env", ()) if "BACKUP" in one["name"]
+            one["name"]: one["value"]
+            for one in pod_of(made)["containers"][0].get("env", ())
+            if "BACKUP" in one["name"] or "SNAPSHOT" in one["name"]
         }
         for made in makers_of_pods(render({**TRIAL, **values}))
     }
@@ -104,6 +106,33 @@ def test_by_itself_the_chart_says_what_the_settings_say(monkeypatch: pytest.Monk
         )
 
 
+def test_snapshots_need_no_place_and_both_know_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = {"repository": "registry.test/server", "digest": f"sha256:{'a' * 64}"}
+    made = environments({"backups": {"method": "snapshots", "snapshots": {"class": "retained"}}, "image": image})
+    for name, value in made["operator"].items():
+        monkeypatch.setenv(name, value)
+
+    plan = operator_settings(load_settings()).plan
+
+    assert plan.backups is None
+    assert plan.snapshots is not None
+    assert (plan.snapshots.image, plan.snapshots.snapshot_class) == (
+        f"registry.test/server@sha256:{'a' * 64}",
+        "retained",
+    )
+    assert made["serve"] == {"SANDBOXD_BACKUPS_METHOD": "snapshots", "SANDBOXD_KUBERNETES_SNAPSHOTS": "true"}
+    assert made["gateway"] == {}
+
+
+def test_older_snapshots_are_known_beside_files() -> None:
+    made = environments({"backups": {**BACKUPS, "snapshots": {"enabled": True}}})
+
+    for component in ("serve", "operator"):
+        assert made[component]["SANDBOXD_BACKUPS_METHOD"] == "files", component
+        assert made[component]["SANDBOXD_KUBERNETES_SNAPSHOTS"] == "true", component
+        assert made[component]["SANDBOXD_BACKUPS_LOCATION"] == BACKUPS["location"], component
+
+
 def test_without_a_place_nothing_is_said_of_backups() -> None:
     assert all(found == {} for found in environments({}).values())
 
@@ -121,6 +150,8 @@ def test_without_a_place_nothing_is_said_of_backups() -> None:
         ({"immutableSeconds": -1}, "immutableSeconds"),
         ({"everySeconds": "daily"}, "everySeconds"),
         ({"resources": {"limits": {"memory": "much"}}}, "memory"),
+        ({"method": "tapes"}, "method"),
+        ({"snapshots": {"class": "Not A Name"}}, "class"),
     ],
 )
 def test_what_cannot_work_is_refused(change: Mapping[str, Any], word: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.chart.helm import NO_HELM, find_helm, render
+from tests.chart.helm import NO_HELM, TRIAL, find_helm, render
 from tests.chart.rights import EVERYWHERE, committed_rights, rendered_rights
 
 COMPONENTS = ("serve", "gateway", "operator", "prepare")
@@ -18,7 +20,18 @@ def test_the_chart_gives_each_part_what_its_list_says(component: str) -> None:
     assert rendered_rights(objects, f"sandboxd-{component}") == committed_rights(component)
 
 
-@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.skipif(find_helm() is None, reason=NO_HELM)
+@pytest.mark.parametrize("values", [{"method": "snapshots"}, {"snapshots": {"enabled": True}}])
+def test_with_snapshots_the_operator_may_do_what_their_own_list_says_and_nobody_else_more(values: Any) -> None:
+    objects = render({**TRIAL, "backups": values}, release="sandboxd", namespace="system")
+
+    more = rendered_rights(objects, "sandboxd-operator") - committed_rights("operator")
+    assert more == committed_rights("operator-snapshots")
+    for component in ("serve", "gateway", "prepare"):
+        assert rendered_rights(objects, f"sandboxd-{component}") == committed_rights(component)
+
+
+@pytest.mark.parametrize("component", [*COMPONENTS, "operator-snapshots"])
 def test_no_part_may_do_everything_run_commands_or_widen_its_rights(component: str) -> None:
     rights = committed_rights(component)
 

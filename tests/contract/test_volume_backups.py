@@ -1,4 +1,4 @@
-"""What backing up volumes promises: the same for the fake, for directories with restic, and for pods in memory.
+"""What backing up volumes promises: for the fake, directories with restic, pods in memory, and snapshots of a storage.
 
 A world of its own says how files get into volumes: `VolumesWorld`. Files alone are looked at here; that owners, links
 and the like come back is the repository's suite.
@@ -21,8 +21,13 @@ from sandboxd.backends.local.backups import LocalVolumeBackups
 from sandboxd.backends.local.layout import Layout, SandboxFiles
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.clients import ResticRepositories
-from sandboxd.model.backup import BackupSetId, RestoreId, Volume
-from sandboxd.model.backup_errors import BackupDamagedError, BackupSnapshotNotFoundError
+from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, Volume
+from sandboxd.model.backup_errors import (
+    BackupDamagedError,
+    BackupPathsUnsupportedError,
+    BackupSnapshotNotFoundError,
+    BackupUnreadError,
+)
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
@@ -35,7 +40,7 @@ from sandboxd.volumes.ports import (
     VolumesOf,
     VolumesProgress,
 )
-from tests.backup_operator import a_backing_cluster, its_backups
+from tests.backup_operator import a_backing_cluster, a_snapshotting_cluster, its_backups
 from tests.backup_trees import PATIENCE
 from tests.fakes.backup_pods import BackupCluster
 from tests.fakes.volume_backups import FakeVolumeBackups
@@ -51,6 +56,11 @@ class VolumesWorld(Protocol):
 
     @property
     def backups(self) -> VolumeBackups: ...
+
+    @property
+    def whole_volumes_only(self) -> bool:
+        """What snapshots lose: nobody looks into one, so its files are not counted, and no path comes back."""
+        ...
 
     async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
         """The sandbox has these volumes, and nothing else in them; it does not run."""
@@ -69,6 +79,7 @@ class VolumesWorld(Protocol):
 @dataclass
 class FakeVolumesWorld:
     backups: FakeVolumeBackups
+    whole_volumes_only: bool = False
 
     async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
         self.backups.given(of.sandbox, home=dict(files[Volume.HOME]), workspace=dict(files[Volume.WORKSPACE]))
@@ -87,6 +98,7 @@ class FakeVolumesWorld:
 class LocalVolumesWorld:
     backups: LocalVolumeBackups
     layout: Layout
+    whole_volumes_only: bool = False
 
     async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
         self.layout.erase(of.sandbox)
@@ -115,10 +127,11 @@ class LocalVolumesWorld:
 
 @dataclass
 class ClusterVolumesWorld:
-    """A cluster in memory, with the real operator and worker; repositories copy trees."""
+    """A cluster in memory, with the real operator and worker; repositories copy trees, or a storage makes snapshots."""
 
     backups: KubernetesVolumeBackups
     cluster: BackupCluster
+    whole_volumes_only: bool = False
 
     async def given(self, of: VolumesOf, files: Mapping[Volume, Mapping[bytes, bytes]]) -> None:
         places = await self.cluster.give(of.client, of.sandbox)
@@ -145,12 +158,19 @@ async def memory_cluster(tmp_path: Path) -> AsyncIterator[ClusterVolumesWorld]:
         yield ClusterVolumesWorld(its_backups(cluster), cluster)
 
 
-@pytest.fixture(params=["fake", "local", "memory_cluster"])
+@pytest.fixture
+async def snapshots(tmp_path: Path) -> AsyncIterator[ClusterVolumesWorld]:
+    async with a_snapshotting_cluster(tmp_path) as cluster:
+        backups = its_backups(cluster, method=BackupMethod.SNAPSHOTS)
+        yield ClusterVolumesWorld(backups, cluster, whole_volumes_only=True)
+
+
+@pytest.fixture(params=["fake", "local", "memory_cluster", "snapshots"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> VolumesWorld:
     if request.param == "fake":
         return FakeVolumesWorld(FakeVolumeBackups())
-    if request.param == "memory_cluster":
-        made: VolumesWorld = request.getfixturevalue("memory_cluster")
+    if request.param in ("memory_cluster", "snapshots"):
+        made: VolumesWorld = request.getfixturevalue(request.param)
         return made
     program: Path = request.getfixturevalue("restic")
     settings = ResticSettings(
@@ -207,10 +227,13 @@ async def test_volumes_that_are_gone_come_back_whole(world: VolumesWorld) -> Non
 
     assert await world.files(of, Volume.HOME) == HOME
     assert await world.files(of, Volume.WORKSPACE) == WORK
-    assert {one.volume: (one.files, one.bytes) for one in made.volumes} == {
-        Volume.HOME: (len(HOME), sum(map(len, HOME.values()))),
-        Volume.WORKSPACE: (len(WORK), sum(map(len, WORK.values()))),
-    }
+    if world.whole_volumes_only:
+        assert {(one.files, one.bytes > 0, bool(one.handle)) for one in made.volumes} == {(0, True, True)}
+    else:
+        assert {one.volume: (one.files, one.bytes) for one in made.volumes} == {
+            Volume.HOME: (len(HOME), sum(map(len, HOME.values()))),
+            Volume.WORKSPACE: (len(WORK), sum(map(len, WORK.values()))),
+        }
     assert back.entries >= len(HOME) + len(WORK)
     assert {one.volume for one in told} == set(Volume)
 
@@ -243,7 +266,8 @@ async def test_another_reading_of_a_set_is_of_what_there_is_then_and_goes_with_t
 
     assert [one.snapshot for one in again.volumes] == [one.snapshot for one in second.volumes]
     assert {one.snapshot for one in second.volumes}.isdisjoint({one.snapshot for one in first.volumes})
-    assert {one.volume: one.files for one in second.volumes} == {Volume.HOME: 1, Volume.WORKSPACE: len(WORK)}
+    if not world.whole_volumes_only:
+        assert {one.volume: one.files for one in second.volumes} == {Volume.HOME: 1, Volume.WORKSPACE: len(WORK)}
     gone = await world.backups.forget(of.client, [backup], prune=False, timeout=PATIENCE)
     assert {*gone.snapshots} == {one.snapshot for taken in (first, second) for one in taken.volumes}
 
@@ -281,6 +305,10 @@ async def test_what_a_broken_restore_left_is_not_taken_and_goes_with_the_next_on
     await world.given(of, {Volume.HOME: HOME | {left: b"half"}, Volume.WORKSPACE: WORK | {left: b"half"}})
     made = await taken(world, a_name(), of)
 
+    if world.whole_volumes_only:  # a snapshot leaves nothing out
+        await restored(world, an_order(made, of))
+        assert await world.files(of, Volume.HOME) == HOME | {left: b"half"}
+        return
     await restored(world, an_order(made, of, home=[b".bashrc"]))
 
     assert await world.files(of, Volume.HOME) == HOME
@@ -297,7 +325,13 @@ async def test_paths_come_back_beside_what_is_there(world: VolumesWorld) -> None
     now = {b"src/main.py": b"broken", b"src/new.py": b"stays", b"READ ME \xff": b"stays too"}
     await world.given(of, {Volume.HOME: {b".bashrc": b"stays"}, Volume.WORKSPACE: now})
 
-    await restored(world, an_order(made, of, workspace=[b"src/main.py", b"src/data.bin"]))
+    order = an_order(made, of, workspace=[b"src/main.py", b"src/data.bin"])
+    if world.whole_volumes_only:
+        with pytest.raises(BackupPathsUnsupportedError):
+            await restored(world, order)
+        assert await world.files(of, Volume.WORKSPACE) == now
+        return
+    await restored(world, order)
 
     assert await world.files(of, Volume.HOME) == {b".bashrc": b"stays"}
     assert await world.files(of, Volume.WORKSPACE) == {
@@ -322,13 +356,14 @@ async def test_a_path_that_the_set_has_not_changes_nothing(world: VolumesWorld) 
     await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
     made = await taken(world, a_name(), of)
 
-    with pytest.raises(BackupSnapshotNotFoundError):
+    whole = world.whole_volumes_only
+    with pytest.raises(BackupPathsUnsupportedError if whole else BackupSnapshotNotFoundError):
         await restored(world, an_order(made, of, workspace=[b"src/none.py"]))
-    with pytest.raises(InvalidRequestError):
+    with pytest.raises(BackupPathsUnsupportedError if whole else InvalidRequestError):
         await restored(world, an_order(made, of, workspace=[b"../home/.bashrc"]))
     changed = {**HOME, b".bashrc": b"changed"}
     await world.given(of, {Volume.HOME: changed, Volume.WORKSPACE: WORK})
-    with pytest.raises(BackupSnapshotNotFoundError):
+    with pytest.raises(BackupPathsUnsupportedError if whole else BackupSnapshotNotFoundError):
         await restored(world, an_order(made, of, home=[b".bashrc"], workspace=[b"src/none.py"]))
 
     assert await world.files(of, Volume.WORKSPACE) == WORK
@@ -357,6 +392,10 @@ async def test_a_set_is_proven_by_reading_it_and_another_tree_or_none_is_not(wor
     made, forgotten = await taken(world, a_name(), of), await taken(world, gone, of)
     await world.backups.forget(ACME, [gone], prune=True, timeout=PATIENCE)
 
+    if world.whole_volumes_only:
+        with pytest.raises(BackupUnreadError):
+            await world.backups.prove(ACME, made.volumes, timeout=PATIENCE)
+        return
     await world.backups.prove(ACME, made.volumes, timeout=PATIENCE)
     with pytest.raises(BackupDamagedError):
         await world.backups.prove(ACME, [replace(one, tree="0" * 64) for one in made.volumes], timeout=PATIENCE)

@@ -148,6 +148,12 @@ class BackupCluster(FakeCluster):
             containers = [{"name": BACKUP_CONTAINER, "state": state}]
             await self.put("pods", {**found, "status": {"phase": "Running", "containerStatuses": containers}})
 
+    def _claim_place(self, namespace: str, claim: str, volume: str) -> Path:
+        """Where a pod finds the volume of a claim."""
+        place = self.directory / "claims" / claim / volume
+        place.mkdir(parents=True, exist_ok=True)
+        return place
+
     def _mount(self, pod: Json) -> WorkerPlaces:
         root = self.directory / "pods" / pod["metadata"]["uid"]
         volumes: dict[Volume, Path] = {}
@@ -169,8 +175,7 @@ class BackupCluster(FakeCluster):
             elif "persistentVolumeClaim" in volume:
                 claim = volume["persistentVolumeClaim"]["claimName"]
                 assert ("persistentvolumeclaims", namespace, claim) in self.objects
-                volumes[Volume(volume["name"])] = self.directory / "claims" / claim / volume["name"]
-                volumes[Volume(volume["name"])].mkdir(parents=True, exist_ok=True)
+                volumes[Volume(volume["name"])] = self._claim_place(namespace, claim, volume["name"])
         order = json.loads((places.config / "order.json").read_text())
         order["location"] = order["location"].replace(LOCATION, str(self.directory / "storage"))
         (places.config / "order.json").write_text(json.dumps(order))

@@ -184,6 +184,7 @@ capabilities: {drop: [ALL]}
 - name: SANDBOXD_BACKUPS_IMMUTABLE_SECONDS
   value: {{ .immutableSeconds | int64 | quote }}
 {{- end }}{{ end }}
+{{- include "sandboxd.snapshotSettings" . }}
 {{- with .Values.keptImages }}{{ if .registry }}
 - name: SANDBOXD_IMAGES_REGISTRY
   value: {{ .registry | quote }}
@@ -416,3 +417,18 @@ readinessProbe:
   timeoutSeconds: 3
   failureThreshold: 2
 {{- end -}}
+
+{{/* Whether VolumeSnapshots are worked on: not empty is yes. */}}
+{{- define "sandboxd.snapshots" -}}
+{{- if or (eq .Values.backups.method "snapshots") .Values.backups.snapshots.enabled -}}yes{{- end -}}
+{{- end }}
+
+{{/* What serve and operator know of snapshots. */}}
+{{- define "sandboxd.snapshotSettings" -}}
+{{- if include "sandboxd.snapshots" . }}
+- name: SANDBOXD_BACKUPS_METHOD
+  value: {{ .Values.backups.method }}
+- name: SANDBOXD_KUBERNETES_SNAPSHOTS
+  value: "true"
+{{- end }}
+{{- end }}

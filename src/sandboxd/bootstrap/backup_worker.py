@@ -19,12 +19,13 @@ import structlog
 
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.repository import ResticRepository
-from sandboxd.model.backup import RestoreId, Volume
+from sandboxd.model.backup import BackupMethod, RestoreId, Volume
 from sandboxd.model.cluster_backup import MESSAGE_BYTES, VERDICT_STATUS, BackupAction, PlacedBackup
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.operator.backup_shape import CONFIG_DIRECTORY, VOLUMES_DIRECTORY, WORK_DIRECTORY
+from sandboxd.volumes.mounted import count_trees, flush_trees
 from sandboxd.volumes.outcomes import (
     error_as_mapping,
     forgotten_as_mapping,
@@ -94,11 +95,14 @@ async def work_once(
     """
     order = json.loads((places.config / "order.json").read_bytes())
     work = PlacedBackup.from_mapping(order["work"])
-    repository = (open_repository or _repository)(order, places, attempt)
     log.info("backup.begun", work=order["name"], action=work.action.value, attempt=attempt)
     try:
         left = max(timeout - SPARE, timeout / 2)
-        result = await _do(repository, work, str(order["name"]), places, timeout=left)
+        if work.method is BackupMethod.SNAPSHOTS:
+            result = await _at_snapshot(work, places, timeout=left)
+        else:
+            repository = (open_repository or _repository)(order, places, attempt)
+            result = await _do(repository, work, str(order["name"]), places, timeout=left)
     except SandboxdError as error:
         log.warning("backup.failed", work=order["name"], reason=error.reason, error=error.message)
         _say(places.message, error_as_mapping(error))
@@ -161,6 +165,17 @@ async def _do(
                 await repository.forget(everything, timeout=left())
                 await repository.prune(timeout=left())
                 return {}
+
+
+async def _at_snapshot(
+    work: PlacedBackup, places: WorkerPlaces, *, timeout: timedelta
+) -> Mapping[str, Any]:  # Any: JSON
+    """A pod's part of snapshots: what was written is on the storage, or what came back can be read."""
+    async with within(timeout):
+        if work.action is BackupAction.TAKE:
+            await asyncio.to_thread(flush_trees, list(places.volumes.values()))
+            return {}
+        return restored_as_mapping(await asyncio.to_thread(count_trees, list(places.volumes.values())))
 
 
 def _restore_order(work: PlacedBackup, name: str) -> RestoreOrder:

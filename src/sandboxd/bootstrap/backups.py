@@ -9,18 +9,25 @@ from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.clients import ResticRepositories
 from sandboxd.bootstrap.places import Placement
 from sandboxd.manager.backup_tools import BackupTools
+from sandboxd.model.backup import BackupMethod
 from sandboxd.settings import Settings
 from sandboxd.volumes.ports import VolumeBackups
 
 
 def backup_tools(settings: Settings, placement: Placement) -> BackupTools | None:
     """Make what sandboxes are backed up with; None where the settings name no place, or this backend knows none."""
-    volumes = placement.backups or _local_backups(settings)
-    if volumes is None:
+    kept = dict(placement.backups)
+    if (local := _local_backups(settings)) is not None:
+        kept[BackupMethod.FILES] = local
+    method = BackupMethod(settings.backups_method)
+    if method not in kept:
         return None
+    volumes = kept.pop(method)
     longest = timedelta(seconds=settings.backups_seconds)
     return BackupTools(
         volumes=volumes,
+        method=method,
+        others=kept,
         retention=settings.backup_retention,
         take_timeout=longest,
         restore_timeout=longest,

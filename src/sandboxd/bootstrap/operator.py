@@ -16,20 +16,26 @@ from sandboxd import __version__
 from sandboxd.api.web.operations import OperationsServer
 from sandboxd.backends.certificates import CertificateAuthority
 from sandboxd.bootstrap.keys import KeyFiles
+from sandboxd.bootstrap.places import works_on_snapshots
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.bootstrap.stopping import stop_signals, unless_stopped
 from sandboxd.kubeapi.access import KubeConfigError
 from sandboxd.kubeapi.client import KubeClient
+from sandboxd.kubeapi.errors import KubeError, KubeNotFoundError
+from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import IncarnationId
 from sandboxd.monitor.process_metrics import ProcessMetrics
-from sandboxd.operator.backup_shape import BackupMeans
+from sandboxd.operator.backup_shape import BackupMeans, SnapshotMeans
+from sandboxd.operator.kinds import Kind
 from sandboxd.operator.metrics import OperatorMetrics
 from sandboxd.operator.plan import PlanSettings
 from sandboxd.operator.ports import AgentIdentities, AgentIdentity
 from sandboxd.operator.pull_secrets import PULL_SECRET
 from sandboxd.operator.room import Operator, OperatorSettings
+from sandboxd.operator.snapshot_store import MISSING
 from sandboxd.operator.tenancy import Network, read_allowed
+from sandboxd.operator.writing import TIMEOUT
 from sandboxd.settings import Settings, SettingsError, redact
 from sandboxd.settings_rules import is_loopback
 from sandboxd.tls.files import TlsFiles, TlsFilesError
@@ -70,6 +76,8 @@ async def operator(settings: Settings) -> None:
         log.info("role.settings", **redact(settings))
         try:
             async with KubeClient(settings.kubeconfig) as api:
+                if shape.plan.snapshots is not None:
+                    await warn_without_snapshots(api)
                 made = Operator(
                     api,
                     settings=shape,
@@ -90,7 +98,7 @@ def operator_settings(settings: Settings) -> OperatorSettings:
     Raises:
         ValueError: Addresses cannot be read, or there is not all that backups need.
     """
-    means = backup_means(settings)
+    means, snapshots = backup_means(settings), snapshot_means(settings)
     blocked = [one.strip() for one in settings.kubernetes_blocked_ranges.split(",") if one.strip()]
     network = Network(
         own_namespace=settings.kubernetes_namespace,
@@ -106,6 +114,7 @@ def operator_settings(settings: Settings) -> OperatorSettings:
             network=network,
             prepull=settings.kubernetes_prepull,
             backups=means,
+            snapshots=snapshots,
             own_pull_secret=PULL_SECRET if settings.image_pulls_secret else "",
         ),
         image_pulls=settings.image_pulls_secret,
@@ -154,12 +163,35 @@ def backup_means(settings: Settings) -> BackupMeans | None:
     )
 
 
+def snapshot_means(settings: Settings) -> SnapshotMeans | None:
+    """What VolumeSnapshots are made with; None where nobody works on any.
+
+    Raises:
+        ValueError: Something is missing.
+    """
+    if not works_on_snapshots(settings):
+        return None
+    if not settings.kubernetes_backup_image:
+        raise ValueError("SANDBOXD_KUBERNETES_BACKUP_IMAGE: needed with snapshots, whose pods flush and mount volumes")
+    return SnapshotMeans(image=settings.kubernetes_backup_image, snapshot_class=settings.kubernetes_snapshot_class)
+
+
 def _is_number(host: str) -> bool:
     try:
         ipaddress.ip_address(host)
     except ValueError:
         return False
     return True
+
+
+async def warn_without_snapshots(api: KubeApi) -> None:
+    """Say at the start what a cluster lacks that is to make snapshots; all else works, and backups say it again."""
+    try:
+        await api.get(Kind.SNAPSHOT_CONTENT.everywhere(), query={"limit": "1"}, timeout=TIMEOUT)
+    except KubeNotFoundError:
+        log.warning("operator.snapshots_missing", advice=MISSING)
+    except KubeError as error:
+        log.warning("operator.snapshots_unknown", error=error.message)
 
 
 async def _run(settings: Settings, made: Operator, *, registry: CollectorRegistry, stop: asyncio.Event) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -32,6 +32,7 @@ from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.key_ports import KeyStore
 from sandboxd.manager.pool_ports import PoolBoard
 from sandboxd.manager.release_ports import KeptVolumes
+from sandboxd.model.backup import BackupMethod
 from sandboxd.model.trace import NO_TRACES, Tracer
 from sandboxd.settings import Settings, SettingsError
 from sandboxd.settings_rules import is_loopback
@@ -58,8 +59,8 @@ class Placement:
     """Which images sandboxes run from, where they are started from images."""
     probe: ImageProbe | None = None
     """What boots a new image once, where there is such."""
-    backups: VolumeBackups | None = None
-    """What backs sandboxes' volumes up where they are placed; None: nothing, or with the local backend this machine."""
+    backups: Mapping[BackupMethod, VolumeBackups] = field(default_factory=dict)
+    """What backs sandboxes' volumes up where they are placed, by method; with the local backend this machine does."""
     kept: KeptVolumes | None = None
     """Where removed sandboxes' volumes are, and how they are released."""
     cluster: KubeClient | None = None
@@ -108,6 +109,7 @@ def make_placement(
         return None
 
     if settings.backend == "local":
+        _require_no_snapshots(settings)
         local = make_local_backend(settings, authority=authority, connector=connector, clock=clock)
         return Placement(backend=local, open=nothing, close=nothing, kept=LocalKeptVolumes(data=settings.home))
     _require_reachable_gateway(settings)
@@ -123,11 +125,15 @@ def make_placement(
         api=client, installation=installation, place=POD_PLACE, connector=connector, clock=clock
     )
     board = KubernetesPoolBoard(client, installation)
-    backups = None
-    if settings.backups_location:
-        backups = KubernetesVolumeBackups(
-            client, installation=installation, clock=clock, name=lambda: secrets.token_hex(8)
+    methods = [BackupMethod.FILES] if settings.backups_location else []
+    if works_on_snapshots(settings):
+        methods.append(BackupMethod.SNAPSHOTS)
+    backups = {
+        method: KubernetesVolumeBackups(
+            client, installation=installation, clock=clock, name=lambda: secrets.token_hex(8), method=method
         )
+        for method in methods
+    }
 
     async def run() -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -169,6 +175,19 @@ def _require_reachable_storage(settings: Settings) -> None:
         raise SettingsError(
             "The settings cannot be used:\n  SANDBOXD_BACKUPS_LOCATION: pods cannot reach a directory of this machine; "
             "name S3-compatible storage, s3:https://host/bucket/prefix"
+        )
+
+
+def works_on_snapshots(settings: Settings) -> bool:
+    """Whether VolumeSnapshots are made, or those of a time before are still known."""
+    return settings.kubernetes_snapshots or settings.backups_method == BackupMethod.SNAPSHOTS.value
+
+
+def _require_no_snapshots(settings: Settings) -> None:
+    if settings.backups_method == BackupMethod.SNAPSHOTS.value:
+        raise SettingsError(
+            "The settings cannot be used:\n  SANDBOXD_BACKUPS_METHOD: only volumes of a cluster have snapshots; set "
+            "SANDBOXD_BACKEND to kubernetes, or back up files"
         )
 
 

@@ -143,6 +143,7 @@ class BackingUp:
             sandbox=sandbox,
             client=found.client,
             freelancer=found.freelancer,
+            method=self.tools.method,
             trigger=trigger,
             freeze=freeze,
             take_time=now,
@@ -277,7 +278,7 @@ class BackingUp:
         wish = backup.freeze
         if wish is not None and self.frozen is not None and before.state is SandboxState.ACTIVE:
             return await self.frozen.take(backup, before, wish, progress=note.take)
-        taken = await self.tools.volumes.take(
+        taken = await self.tools.of(backup.method).take(
             backup.id, volumes_of(before), timeout=self.tools.take_timeout, progress=note.take
         )
         if wish is not None and wish.required:
@@ -334,7 +335,7 @@ class BackingUp:
     async def _end(self, backup: BackupSetId) -> bool:
         """See that nothing works on it any more; False where that is not known."""
         try:
-            await self.tools.volumes.end(backup, timeout=END_TIMEOUT)
+            await self.tools.end(backup, timeout=END_TIMEOUT)
         except SandboxdError as error:
             log.warning("backup.work_not_ended", backup=backup, error=error.message)
             return False

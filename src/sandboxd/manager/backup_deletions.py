@@ -44,6 +44,13 @@ _S = BackupSetStatus
 log = structlog.get_logger(__name__)
 
 
+async def forget_all(tools: BackupTools, client: ClientId, sets: Sequence[BackupSet], *, prune: bool) -> None:
+    """Forget sets of a client, each where its method has it. Raises as `VolumeBackups.forget` and `BackupTools.of`."""
+    for method in sorted({one.method for one in sets}, key=lambda one: one.value):
+        names = [one.id for one in sets if one.method is method]
+        await tools.of(method).forget(client, names, prune=prune, timeout=tools.delete_timeout)
+
+
 @dataclass(slots=True, kw_only=True)
 class BackupDeletions:
     """Deletes what says DELETING."""
@@ -150,11 +157,10 @@ class BackupDeletions:
 
     async def _delete_batch(self, client: ClientId, batch: Sequence[BackupSet], lease: Lease) -> None:
         failpoint("backup.before_forget")
-        volumes = self.tools.volumes
         for one in batch:  # of a set that failed something may still run
             if not one.volumes:
-                await volumes.end(one.id, timeout=timedelta(seconds=60))
-        await volumes.forget(client, [one.id for one in batch], prune=True, timeout=self.tools.delete_timeout)
+                await self.tools.end(one.id, timeout=timedelta(seconds=60))
+        await forget_all(self.tools, client, batch, prune=True)
         failpoint("backup.after_forget")
         now = self.clock.now()
         async with self.units.begin() as work:

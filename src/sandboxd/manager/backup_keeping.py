@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.backing_up import BackingUp
-from sandboxd.manager.backup_deletions import BackupDeletions
+from sandboxd.manager.backup_deletions import BackupDeletions, forget_all
 from sandboxd.manager.backup_ports import MOST_SETS, BackupInProgressError
 from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.manager.ports import UnitsOfWork
@@ -158,6 +158,7 @@ class BackupKeeping:
             UnavailableError, DeadlineError: The repository does not answer, or is busy.
         """
         tools, count, after = self.making.tools, 0, None
+        methods = {self.making.tools.method, *self.making.tools.others}
         while True:
             async with self.units.begin() as work:
                 page = await work.backup_sets.of_owner(client, freelancer, limit=PAGE, after=after)
@@ -170,12 +171,13 @@ class BackupKeeping:
             if not page:
                 break
             if freelancer is not None:
-                await tools.volumes.forget(
-                    client, [one.id for one in page], prune=len(page) < PAGE, timeout=tools.delete_timeout
-                )
+                await forget_all(tools, client, page, prune=len(page) < PAGE)
+            else:
+                methods |= {one.method for one in page}
             count, after = count + len(page), page[-1].id
         if freelancer is None:
-            await tools.volumes.destroy(client, timeout=tools.delete_timeout)
+            for method in sorted(methods, key=lambda one: one.value):
+                await tools.of(method).destroy(client, timeout=tools.delete_timeout)
         if count:
             log.info("backup.erased", client=client, sets=count)
         return count

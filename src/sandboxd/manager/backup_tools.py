@@ -1,12 +1,15 @@
-"""What backups work with, and what holds for those of a client."""
+"""What backups work with: who keeps volumes, by which method, and what holds for the sets of a client."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from sandboxd.manager.ports import UnitOfWork
 from sandboxd.manager.release_ports import KeptVolumes
+from sandboxd.model.backup import BackupMethod, BackupSet, BackupSetId, RestoreId, Restoring
+from sandboxd.model.backup_errors import BackupMethodOffError, BackupPathsUnsupportedError
 from sandboxd.model.backup_retention import BackupPolicy, BackupRetention
 from sandboxd.model.client import ClientPolicy
 from sandboxd.model.ids import ClientId
@@ -19,6 +22,11 @@ class BackupTools:
     """What backups work with."""
 
     volumes: VolumeBackups
+    """What makes new sets."""
+    method: BackupMethod = BackupMethod.FILES
+    """How it makes them."""
+    others: Mapping[BackupMethod, VolumeBackups] = field(default_factory=dict)
+    """What knows sets of other methods, from before the installation changed: it restores and deletes them."""
     retention: BackupRetention = field(default_factory=BackupRetention)
     """Of clients that wish nothing else."""
     take_timeout: timedelta = timedelta(hours=6)
@@ -39,6 +47,33 @@ class BackupTools:
     """Sets that policy lets this replica make at the same time."""
     pause: timedelta = timedelta(minutes=1)
     """Between two looks at what policy wants; zero: none."""
+
+    def of(self, method: BackupMethod) -> VolumeBackups:
+        """Return what works on sets of this method.
+
+        Raises:
+            BackupMethodOffError: The installation has nothing for it any more.
+        """
+        found = self.volumes if method is self.method else self.others.get(method)
+        if found is None:
+            raise BackupMethodOffError(method.value)
+        return found
+
+    def require_doable(self, backup: BackupSet, restoring: Restoring) -> None:
+        """Refuse what the set's method cannot do. One that is only taken now may still be such, and says so then.
+
+        Raises:
+            BackupMethodOffError: The installation has nothing for it any more.
+            BackupPathsUnsupportedError: Paths are wanted of whole volumes.
+        """
+        self.of(backup.method)
+        if restoring.paths and backup.method is BackupMethod.SNAPSHOTS:
+            raise BackupPathsUnsupportedError
+
+    async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:
+        """End the work on a set or on a restore, whoever does it. Raises as `VolumeBackups.end`."""
+        for one in (self.volumes, *self.others.values()):
+            await one.end(name, timeout=timeout)
 
     async def policy_of(self, work: UnitOfWork, client: ClientId) -> BackupPolicy:
         """Say what holds for a client now: its own wishes, and where it has none the installation's."""

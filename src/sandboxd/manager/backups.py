@@ -317,7 +317,8 @@ class Backups:
         if self._room is not None:
             return self._room
         raise BackupsOffError(
-            "This installation keeps no backups: SANDBOXD_BACKUPS_LOCATION says where they would lie.",
+            "This installation keeps no backups: SANDBOXD_BACKUPS_LOCATION says where they would lie, or "
+            "SANDBOXD_BACKUPS_METHOD=snapshots that volumes of a cluster are snapshotted.",
             setting="SANDBOXD_BACKUPS_LOCATION",
         )
 

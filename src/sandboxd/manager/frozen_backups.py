@@ -66,7 +66,7 @@ class FrozenBackups:
             BackupNotQuiescedError: It could not be frozen, not for long enough, or was used, and that is required.
             SandboxdError: What reading failed with. The sandbox goes on.
         """
-        volumes, first = self.tools.volumes, 2 * backup.attempts - 1
+        volumes, first = self.tools.of(backup.method), 2 * backup.attempts - 1
         if backup.attempts > 1:
             await volumes.end(backup.id, timeout=END_TIMEOUT)  # it may be at a reading that counts no more
         running = await volumes.take(
@@ -122,7 +122,7 @@ class FrozenBackups:
         late = f"The second reading did not end within {wish.longest.total_seconds():.0f} s."
         try:
             async with asyncio.timeout(wish.longest.total_seconds()):
-                taken = await self.tools.volumes.take(
+                taken = await self.tools.of(backup.method).take(
                     backup.id,
                     volumes_of(frozen),
                     timeout=max(wish.longest, self.tools.shortest),

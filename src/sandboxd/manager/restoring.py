@@ -141,9 +141,13 @@ class Restores:
                 still_since=found.state_time,
             )
             if backup is not None:
-                require_for(found, await usable_set(work, request.caller, backup), restoring)
+                wanted = await usable_set(work, request.caller, backup)
+                require_for(found, wanted, restoring)
+                self.require_room().making.tools.require_doable(wanted, restoring)
             elif found.state is not SandboxState.TERMINATED:
                 raise BackupUnnamedError(sandbox, found.state.value)
+            elif (newest := await work.backup_sets.newest(sandbox)) is not None:
+                self.require_room().making.tools.require_doable(newest, restoring)
             if found.volumes_released is not None and not restoring.whole:
                 raise InvalidRequestError(
                     f"The volumes of sandbox {sandbox} were released: restore it whole first.",
@@ -211,7 +215,8 @@ class Restores:
         if chosen.checksum and chosen.checksum != chosen.sum():
             raise BackupDamagedError(f"The row of backup {chosen.id} is not what it was.", backup=chosen.id)
         failpoint("restore.before_volumes")
-        volumes, tools = room.making.tools.volumes, room.making.tools
+        tools = room.making.tools
+        volumes = tools.of(chosen.method)
         order = RestoreOrder(
             id=restoring.id,
             into=volumes_of(sandbox),
@@ -291,7 +296,8 @@ class Restores:
     async def _turn_back(self, intent: Intent, restoring: Restoring, error: SandboxdError) -> None:
         """Put it back to where it came from; of what came back halfway, repeating the restore makes a whole."""
         sandbox, state = intent.sandbox.id, SandboxState(restoring.came_from)
-        await self._end(restoring.id)
+        if not await self._end(restoring.id):
+            return  # volumes may be changing hands: it stays RESTORING until recovery knows that none does
         if state is SandboxState.TERMINATED:
             try:
                 if _is_new(intent.sandbox):  # nothing of anybody's is in it but half of what the backup has
@@ -315,14 +321,16 @@ class Restores:
 
         await self._intents.settle(intent, back, error=error)
 
-    async def _end(self, restore: RestoreId) -> None:
-        """See that nothing works on it any more."""
+    async def _end(self, restore: RestoreId) -> bool:
+        """See that nothing works on it any more; False where that is not known."""
         if self._room is None:
-            return
+            return True
         try:
-            await self._room.making.tools.volumes.end(restore, timeout=END_TIMEOUT)
+            await self._room.making.tools.end(restore, timeout=END_TIMEOUT)
         except SandboxdError as error:
             log.warning("restore.work_not_ended", restore=restore, error=error.message)
+            return False
+        return True
 
     def require_room(self) -> BackupRoom:
         """Answer what works on backups here.
@@ -333,7 +341,8 @@ class Restores:
         if self._room is not None:
             return self._room
         raise BackupsOffError(
-            "This installation keeps no backups: SANDBOXD_BACKUPS_LOCATION says where they would lie.",
+            "This installation keeps no backups: SANDBOXD_BACKUPS_LOCATION says where they would lie, or "
+            "SANDBOXD_BACKUPS_METHOD=snapshots that volumes of a cluster are snapshotted.",
             setting="SANDBOXD_BACKUPS_LOCATION",
         )
 

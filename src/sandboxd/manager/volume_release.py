@@ -144,7 +144,8 @@ class VolumeReleases:
         if found.volumes_released is None:
             if chosen is None or not volumes:
                 return
-            await self.tools.volumes.prove(found.client, chosen.volumes, timeout=self.tools.restore_timeout)
+            keeper = self.tools.of(chosen.method)
+            await keeper.prove(found.client, chosen.volumes, timeout=self.tools.restore_timeout)
         failpoint("release.before_commit")
         if (opened := await self._open(found, chosen)) is None:
             return

@@ -20,7 +20,8 @@ BackupSetId = NewType("BackupSetId", str)
 RestoreId = NewType("RestoreId", str)
 """One restore of volumes: asked for by it again, a worker goes on with it."""
 SnapshotId = NewType("SnapshotId", str)
-"""What the repository of backups calls one tree at one moment: 64 hexadecimal digits."""
+"""What one volume at one moment is called: by a repository of backups in 64 hexadecimal digits, and by a cluster as the
+name of a VolumeSnapshot."""
 
 
 FROZEN_FOR: Final = "It stands still for a moment, for backup"
@@ -32,6 +33,15 @@ class Volume(enum.Enum):
 
     HOME = "home"
     WORKSPACE = "workspace"
+
+
+class BackupMethod(enum.Enum):
+    """How a set's volumes are kept. It is the set's for good: an installation may have changed to another one."""
+
+    FILES = "files"
+    """As trees of files in the client's repository: by content, encrypted, elsewhere than the volumes."""
+    SNAPSHOTS = "snapshots"
+    """As snapshots that the volumes' own storage makes: at once, and lost with that storage."""
 
 
 class Consistency(enum.Enum):
@@ -83,19 +93,26 @@ STATUS_TRANSITIONS: Final[Mapping[BackupSetStatus, frozenset[BackupSetStatus]]] 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeSnapshot:
-    """One volume in the repository."""
+    """One volume of a set."""
 
     volume: Volume
     snapshot: SnapshotId
     tree: str
-    """SHA-256 of the tree as the repository keeps it, its names, owners, times and contents: 64 hexadecimal digits."""
+    """SHA-256 of the tree as the repository keeps it, its names, owners, times and contents: 64 hexadecimal digits. Of
+    a storage's snapshot that of its driver and handle: nobody has read its files."""
     files: int
+    """0 of a storage's snapshot."""
     bytes: int
-    """Of the files as they are read, holes among them."""
+    """Of the files as they are read, holes among them; of a storage's snapshot what a volume restored from it must
+    have at least."""
     added_bytes: int
     """What the repository had to store for it, compressed; the rest was there."""
     vanished: int = 0
     """Files that were removed while they were read: 0 of a quiesced one."""
+    driver: str = ""
+    """Of a storage's snapshot: the CSI driver that has it."""
+    handle: str = ""
+    """Of a storage's snapshot: what the driver calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +156,7 @@ class BackupSet:
     sandbox: SandboxId
     client: ClientId
     freelancer: FreelancerId
+    method: BackupMethod = BackupMethod.FILES
     take_time: datetime
     """The moment that it is of: when the first volume began to be read."""
     image: str = ""
@@ -215,6 +233,8 @@ class BackupSet:
             "spec": dict(self.spec),
             "spec_version": self.spec_version,
         }
+        if self.method is not BackupMethod.FILES:  # sets from before there was another one have their sums
+            said["method"] = self.method.value
         return hashlib.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def pin(self, *, at: datetime | None) -> BackupSet:

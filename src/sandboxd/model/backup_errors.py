@@ -72,6 +72,52 @@ class BackupToolError(UnavailableError):
     reason = "BACKUP_TOOL_FAILED"
 
 
+class BackupSnapshotsUnsupportedError(WrongStateError):
+    """The cluster, or the driver of the sandbox's volumes, makes no snapshots; the message says what is missing."""
+
+    reason = "BACKUP_SNAPSHOTS_UNSUPPORTED"
+
+
+class BackupPathsUnsupportedError(WrongStateError):
+    """The backup is a snapshot of whole volumes: nobody can look into it without restoring all of it."""
+
+    reason = "BACKUP_PATHS_UNSUPPORTED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This backup has snapshots of whole volumes, which come back as a whole alone. Restore without paths; what "
+            "the volumes have now is backed up first."
+        )
+
+
+class BackupUnreadError(WrongStateError):
+    """The backup is a snapshot of the volumes' own storage: nobody reads it but who restores it."""
+
+    reason = "BACKUP_UNREAD"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This backup has snapshots by the volumes' own storage, which are read with a restore alone: nothing is "
+            "given up because of it."
+        )
+
+
+class BackupMethodOffError(WrongStateError):
+    """The backup was made by a method that this installation is not set up for any more."""
+
+    reason = "BACKUP_METHOD_OFF"
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"This installation cannot work on backups that were made by the method {method} any more: "
+            + {
+                "files": "SANDBOXD_BACKUPS_LOCATION must say where their repositories are.",
+                "snapshots": "they are snapshots of volumes in a cluster, which SANDBOXD_BACKEND=kubernetes reaches.",
+            }[method],
+            method=method,
+        )
+
+
 class BackupsOffError(WrongStateError):
     """This installation keeps no backups; `SANDBOXD_BACKUPS_LOCATION` says where they would lie."""
 

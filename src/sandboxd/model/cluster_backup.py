@@ -1,7 +1,7 @@
-"""A `SandboxBackup` as `serve` and the operator agree on it: one piece of work on a client's repository of backups.
+"""A `SandboxBackup` as `serve` and the operator agree on it: one piece of work on a client's backups.
 
-`serve` writes the spec once, the operator makes pods of it, one after the other until one comes to an end, and writes
-the status. The repository's keys are in neither: the operator alone has them.
+`serve` writes the spec once, the operator makes pods of it, one after the other until one comes to an end, or
+VolumeSnapshots, and writes the status. The repository's keys are in neither: the operator alone has them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from sandboxd.model.backup import BackupSetId, SnapshotId, Volume
+from sandboxd.model.backup import BackupMethod, BackupSetId, SnapshotId, Volume
 from sandboxd.model.cluster import API_VERSION, GROUP, INSTANCE_LABEL
 from sandboxd.model.ids import SandboxId
 
@@ -21,6 +21,8 @@ BACKUPS: Final = "sandboxbackups"
 """Plural of `SandboxBackup`, namespaced."""
 BACKUP_LABEL: Final = f"{GROUP}/backup"
 """On the pods of a `SandboxBackup`, with its name. Such a pod is no sandbox: it reaches the backups' storage alone."""
+BACKUP_FINALIZER: Final = f"{GROUP}/volumes"
+"""On a `SandboxBackup` that puts claims in the place of others: it stays until they are whole, these or those."""
 BACKUP_PREFIX: Final = "backup-"
 """Begins the name of every one; its pods have the same, with a number."""
 BACKUP_SECRET_TYPE: Final = "sandboxd.dev/backup"  # noqa: S105  a type of Secrets
@@ -74,6 +76,8 @@ class PlacedBackup:
     """From its creation on, for all attempts; whole seconds."""
     template: str
     """`SandboxTemplate` that says where pods may run."""
+    method: BackupMethod = BackupMethod.FILES
+    """How the sets are kept that it is about."""
     sandbox: SandboxId = _NO_SANDBOX
     """Of `TAKE` and `RESTORE`: whose volumes."""
     backup: BackupSetId = _NO_SET
@@ -100,6 +104,8 @@ class PlacedBackup:
             "deadlineSeconds": max(1, round(self.deadline.total_seconds())),
             "template": self.template,
         }
+        if self.method is not BackupMethod.FILES:
+            made["method"] = self.method.value.capitalize()
         match self.action:
             case BackupAction.TAKE:
                 made |= {"sandbox": self.sandbox, "backup": self.backup}
@@ -137,6 +143,7 @@ class PlacedBackup:
             action=BackupAction(given["action"]),
             deadline=timedelta(seconds=int(given["deadlineSeconds"])),
             template=str(given["template"]),
+            method=BackupMethod(str(given.get("method", "Files")).lower()),
             sandbox=SandboxId(given.get("sandbox", "")),
             backup=BackupSetId(given.get("backup", "")),
             reading=int(given.get("reading", 1)),
@@ -166,7 +173,7 @@ class BackupWorkStatus:
     pod_uid: str = ""
     """The last of them."""
     result: str = ""
-    """What the worker of one that is DONE has said, JSON."""
+    """What came of one that is DONE, JSON; of work on snapshots before its end what the operator has to remember."""
 
     def as_mapping(self) -> dict[str, Any]:  # Any: JSON
         """Return it as the resource has it."""
@@ -197,9 +204,12 @@ def backup_resource(name: str, work: PlacedBackup, *, namespace: str, instance: 
 
     It has no owner: a sandbox that is terminated has its last backup, or gets its volumes back, without a resource.
     """
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": {INSTANCE_LABEL: instance}}
+    if work.method is BackupMethod.SNAPSHOTS and work.action is BackupAction.RESTORE:
+        metadata["finalizers"] = [BACKUP_FINALIZER]
     return {
         "apiVersion": API_VERSION,
         "kind": "SandboxBackup",
-        "metadata": {"name": name, "namespace": namespace, "labels": {INSTANCE_LABEL: instance}},
+        "metadata": metadata,
         "spec": work.as_mapping(),
     }

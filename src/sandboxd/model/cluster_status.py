@@ -58,6 +58,8 @@ class Reason(enum.Enum):
     UNSCHEDULABLE = "Unschedulable"
     VOLUME_PENDING = "VolumePending"
     VOLUME_LOST = "VolumeLost"
+    SNAPSHOT_FAILED = "SnapshotFailed"
+    """The storage, or who asks it, says that it cannot snapshot a volume; it is tried again."""
     IMAGE_MISSING = "ImageMissing"
     """The registry says that it has no such image."""
     IMAGE_BROKEN = "ImageBroken"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sandboxd.model.backup import BackupSet, BackupSetStatus, Consistency
+from sandboxd.model.backup import BackupMethod, BackupSet, BackupSetStatus, Consistency
 from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.errors import WrongStateError
 from sandboxd.model.sandbox import Sandbox, SandboxState
@@ -17,10 +17,14 @@ class VolumesStayError(WrongStateError):
 
 
 def has_end_of(backup: BackupSet, sandbox: Sandbox) -> bool:
-    """Tell whether a set has all that the sandbox's volumes had when it ended, and is as it was written."""
+    """Tell whether a set has all that the sandbox's volumes had when it ended, and is as it was written.
+
+    Not one by snapshots: they are the volumes' own storage's, and nobody has read them.
+    """
     return (
         sandbox.state is SandboxState.TERMINATED
         and backup.sandbox == sandbox.id
+        and backup.method is BackupMethod.FILES
         and backup.status is BackupSetStatus.COMPLETE
         and backup.consistency is Consistency.QUIESCED
         and sandbox.incarnation is not None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
-from sandboxd.model.backup import Volume
+from sandboxd.model.backup import BackupMethod, Volume
 from sandboxd.model.cluster import Mode, PlacedSpec
 from sandboxd.model.cluster_backup import (
     ATTEMPTS,
@@ -30,7 +30,7 @@ from sandboxd.model.cluster_backup import (
 )
 from sandboxd.model.cluster_status import PlacedStatus, Reason
 from sandboxd.model.legible import legible
-from sandboxd.operator.backup_shape import BackupAccess, backup_claim, backup_pod, backup_secret, pod_name
+from sandboxd.operator.backup_shape import BackupAccess, BackupMeans, backup_claim, backup_pod, backup_secret, pod_name
 from sandboxd.operator.builders import Json
 from sandboxd.operator.conditions import IMAGE_REASONS, reason_of
 from sandboxd.operator.image_rules import pull_reason
@@ -41,6 +41,10 @@ from sandboxd.operator.template import Template
 
 UNSET: Final = "BackupsUnset"
 """The operator was not told where backups are kept."""
+_UNSET_TEXTS: Final = {
+    BackupMethod.FILES: "The operator was not told where backups are kept (SANDBOXD_BACKUPS_LOCATION).",
+    BackupMethod.SNAPSHOTS: "The operator was not told to work on snapshots (SANDBOXD_KUBERNETES_SNAPSHOTS).",
+}
 OUT_OF_TIME: Final = "DeadlineExceeded"
 MESSAGE_CHARACTERS: Final = 1200
 _WORD: Final = re.compile(r"[A-Z][A-Z_]{1,63}")
@@ -111,7 +115,7 @@ def wants_attempt(world: BackupWorld, settings: PlanSettings, *, now: datetime) 
         and world.attempt < ATTEMPTS
         and world.namespace_ready
         and not world.nothing_there
-        and _blocked(world, settings) is None
+        and blocked(world, settings) is None
     )
 
 
@@ -151,41 +155,39 @@ def conclude_backup(world: BackupWorld, settings: PlanSettings, *, now: datetime
     if pod is not None:
         status = replace(status, attempts=world.attempt, pod_uid=pod["metadata"]["uid"])
         if not is_ours(pod, instance=settings.instance, owner=world.resource["metadata"]["uid"]):
-            return _told(
-                status, BackupState.FAILED, Reason.OBJECT_FOREIGN.value, "A pod of somebody else has its name."
-            )
+            return told(status, BackupState.FAILED, Reason.OBJECT_FOREIGN.value, "A pod of somebody else has its name.")
         outcome = _outcome_of(pod)
         if outcome is not None and not outcome.lost:
-            return _told(status, outcome.state, outcome.reason, outcome.message, result=outcome.result)
+            return told(status, outcome.state, outcome.reason, outcome.message, result=outcome.result)
         if outcome is not None and world.attempt >= ATTEMPTS:
             text = f"{world.attempt} pods of it were lost, the last one so: {outcome.message}"
-            return _told(status, BackupState.FAILED, outcome.reason, text)
+            return told(status, BackupState.FAILED, outcome.reason, text)
         if now < world.deadline:
-            found = outcome or _progress(pod, status)
-            return _told(status, found.state, found.reason, found.message)
+            now_so = outcome or _progress(pod, status)
+            return told(status, now_so.state, now_so.reason, now_so.message)
     if now >= world.deadline:
-        return _told(status, BackupState.FAILED, OUT_OF_TIME, f"Its time is over. {status.message}".rstrip())
+        return told(status, BackupState.FAILED, OUT_OF_TIME, f"Its time is over. {status.message}".rstrip())
     if world.nothing_there:
-        return _told(status, BackupState.DONE, Reason.AS_DESIRED.value)
-    if (blocked := _blocked(world, settings)) is not None:
-        return _told(status, *blocked)
+        return told(status, BackupState.DONE, Reason.AS_DESIRED.value)
+    if (found := blocked(world, settings)) is not None:
+        return told(status, *found)
     if world.refusals:
         refusal = world.refusals[0]
-        return _told(status, BackupState.WAITING, reason_of(refusal).value, refusal.message)
+        return told(status, BackupState.WAITING, reason_of(refusal).value, refusal.message)
     if world.attempt >= ATTEMPTS:
-        return _told(status, BackupState.FAILED, Reason.POD_DELETED.value, f"{world.attempt} pods of it were deleted.")
+        return told(status, BackupState.FAILED, Reason.POD_DELETED.value, f"{world.attempt} pods of it were deleted.")
     if world.attempt:
         reason = status.reason if status.state is BackupState.WAITING else Reason.POD_DELETED.value
-        return _told(status, BackupState.WAITING, reason, status.message or "Its pod was deleted; another one follows.")
-    return _told(status, BackupState.WAITING, Reason.NOT_CREATED.value)
+        return told(status, BackupState.WAITING, reason, status.message or "Its pod was deleted; another one follows.")
+    return told(status, BackupState.WAITING, Reason.NOT_CREATED.value)
 
 
-def _blocked(world: BackupWorld, settings: PlanSettings) -> tuple[BackupState, str, str] | None:
-    """Say why no pod can be made as things are."""
+def blocked(world: BackupWorld, settings: PlanSettings) -> tuple[BackupState, str, str] | None:
+    """Say why nothing can be done as things are."""
     work = world.work
-    if settings.backups is None:
-        return BackupState.FAILED, UNSET, "The operator was not told where backups are kept (SANDBOXD_BACKUPS_IMAGE)."
-    if world.template is None:
+    if means_of(work, settings) is None:
+        return BackupState.FAILED, UNSET, _UNSET_TEXTS[work.method]
+    if world.template is None and (work.method is BackupMethod.FILES or work.action in NEEDS_VOLUMES):
         return BackupState.WAITING, Reason.TEMPLATE_MISSING.value, f"There is no SandboxTemplate {work.template}."
     if work.action not in NEEDS_VOLUMES:
         return None
@@ -199,7 +201,7 @@ def _blocked(world: BackupWorld, settings: PlanSettings) -> tuple[BackupState, s
         name = claim["metadata"]["name"]
         if is_terminating(claim):
             return BackupState.WAITING, Reason.VOLUME_PENDING.value, f"The claim {name} is being deleted."
-        if claim.get("status", {}).get("phase") == "Lost":
+        if claim.get("status", {}).get("phase") == "Lost" and work.method is BackupMethod.FILES:
             text = f"The volume of claim {name} is gone. Delete the claim: a restore makes another one."
             return BackupState.WAITING, Reason.VOLUME_LOST.value, text
     if work.action is BackupAction.RESTORE and _runs(world):
@@ -219,9 +221,9 @@ def _runs(world: BackupWorld) -> bool:
 
 def _attempt(world: BackupWorld, settings: PlanSettings, access: BackupAccess, *, now: datetime) -> Sequence[Wave]:
     """The Secret, the volumes that a restore lacks, and the pod."""
-    assert settings.backups is not None
+    work, means, instance = world.work, means_of(world.work, settings), settings.instance
+    assert means is not None
     assert world.template is not None
-    work, means, instance = world.work, settings.backups, settings.instance
     metadata = world.resource["metadata"]
     name, namespace, uid = metadata["name"], metadata["namespace"], metadata["uid"]
     secret = backup_secret(name, work, access, means, namespace=namespace, uid=uid, instance=instance)
@@ -250,7 +252,7 @@ def _attempt(world: BackupWorld, settings: PlanSettings, access: BackupAccess, *
         namespace=namespace,
         uid=uid,
         instance=instance,
-        node=_node_of(world.sandbox_pod) if work.action in NEEDS_VOLUMES else "",
+        node=node_of(world.sandbox_pod) if work.action in NEEDS_VOLUMES else "",
         last_node=placed.node or placed.last_node,
         left=world.deadline - now,
     )
@@ -258,7 +260,7 @@ def _attempt(world: BackupWorld, settings: PlanSettings, access: BackupAccess, *
     return [wave for wave in waves if wave]
 
 
-def _node_of(pod: Json | None) -> str:
+def node_of(pod: Json | None) -> str:
     """Where a pod is that may have its volumes mounted."""
     if pod is None or pod.get("status", {}).get("phase") in ("Failed", "Succeeded"):
         return ""
@@ -344,9 +346,19 @@ def _container(pod: Json) -> Mapping[str, Any]:  # Any: JSON
     return next(found, {})
 
 
-def _told(
+def means_of(work: PlacedBackup, settings: PlanSettings) -> BackupMeans | None:
+    """What the pods of a piece of work are made with; those of snapshots reach no repository."""
+    if work.method is BackupMethod.FILES:
+        return settings.backups
+    if settings.snapshots is None:
+        return None
+    return BackupMeans(image=settings.snapshots.image, location="", credentials=lambda: b"")
+
+
+def told(
     status: BackupWorkStatus, state: BackupState, reason: str, message: str = "", *, result: str = ""
 ) -> BackupWorkStatus:
+    """Return the status with what is to be said now."""
     return replace(
         status, state=state, reason=reason, message=legible(message, limit=MESSAGE_CHARACTERS), result=result
     )

@@ -17,9 +17,16 @@ import structlog
 
 from sandboxd.kubeapi.errors import KubeConflictError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
-from sandboxd.model.backup import Volume
+from sandboxd.model.backup import BackupMethod, Volume
 from sandboxd.model.cluster import CLIENT_ANNOTATION, INSTANCE_LABEL, OPERATOR_MANAGER, claims_of, pod_of
-from sandboxd.model.cluster_backup import ATTEMPTS, BackupAction, BackupState, PlacedBackup
+from sandboxd.model.cluster_backup import (
+    ATTEMPTS,
+    BACKUP_FINALIZER,
+    BackupAction,
+    BackupState,
+    BackupWorkStatus,
+    PlacedBackup,
+)
 from sandboxd.model.sources import Clock
 from sandboxd.operator.asked_work import AskedWork, until
 from sandboxd.operator.backing_up import BackupWorld, conclude_backup, plan_backup, wants_attempt
@@ -28,8 +35,9 @@ from sandboxd.operator.builders import MANAGED_BY
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.leader import Leadership
 from sandboxd.operator.mirrors import Mirrors, WorkKey
-from sandboxd.operator.observed import Refusal
+from sandboxd.operator.observed import Refusal, is_terminating
 from sandboxd.operator.plan import PlanSettings
+from sandboxd.operator.snapshot_keeper import SnapshotKeeper, next_look
 from sandboxd.operator.writing import TIMEOUT, Writer
 
 PASSWORD_SECRET_TYPE: Final = "sandboxd.dev/backup-password"  # noqa: S105  a type of Secrets
@@ -65,6 +73,7 @@ class BackupKeeper:
         self._namespace = namespace
         self._clock = clock
         self._later = later
+        self._snapshots = SnapshotKeeper(api, mirrors=mirrors, writer=writer, leadership=leadership, settings=settings)
 
     async def reconcile(self, key: WorkKey) -> Sequence[Refusal]:
         """Converge one piece of work; answers what was refused, to be tried again later.
@@ -79,6 +88,9 @@ class BackupKeeper:
             log.warning("operator.backup_unreadable", backup=key.backup, error=repr(error))
             return ()
         if world is None:
+            return ()
+        if world.work.method is BackupMethod.SNAPSHOTS:
+            await self._reconcile_snapshots(key, world)
             return ()
         access, nothing_there = await self._access(world, key)
         world = replace(world, nothing_there=nothing_there)
@@ -95,6 +107,23 @@ class BackupKeeper:
             return refusals
         if concluded.state is BackupState.DONE and world.work.action is BackupAction.DESTROY:
             await self._destroy_password(key.namespace)
+        await self._write(key, world, concluded)
+        return refusals
+
+    async def _reconcile_snapshots(self, key: WorkKey, world: BackupWorld) -> None:
+        now = self._clock.now()
+        concluded = await self._snapshots.conclude(world, lambda: self._look(key), now=now)
+        if concluded is None:
+            if BACKUP_FINALIZER in world.resource["metadata"].get("finalizers", ()):
+                self._later(key, next_look(world, now=now))
+            elif not is_terminating(world.resource):
+                self._later(key, until(world.ends, now=now))
+            return
+        self._later(key, next_look(world, now=now))
+        if concluded.as_mapping() != world.resource.get("status"):
+            await self._write(key, world, concluded)
+
+    async def _write(self, key: WorkKey, world: BackupWorld, concluded: BackupWorkStatus) -> None:
         written = await self._asked.conclude(Kind.BACKUP, world.resource, concluded.as_mapping())
         if written and concluded.state is not world.status.state:
             log.info(
@@ -104,7 +133,6 @@ class BackupKeeper:
                 state=concluded.state.value,
                 reason=concluded.reason,
             )
-        return refusals
 
     def _look(self, key: WorkKey) -> BackupWorld | None:
         resource = self._asked.ours(Kind.BACKUP, key.namespace, key.backup)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from sandboxd.model.backup import Volume
+from sandboxd.model.backup import BackupMethod, Volume
 from sandboxd.model.cluster import (
     API_VERSION,
     INSTANCE_LABEL,
@@ -75,6 +75,16 @@ class BackupMeans:
             "limits": {"cpu": self.cpu, "memory": self.memory, "ephemeral-storage": DISK},
             "requests": {"cpu": self.cpu_request, "memory": self.memory_request, "ephemeral-storage": "100M"},
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotMeans:
+    """What the operator has to snapshot with."""
+
+    image: str
+    """By digest: `sandboxd`. Pods flush a volume before its snapshot, and have a restored one made and looked at."""
+    snapshot_class: str = ""
+    """VolumeSnapshotClass; empty: the default one of the volumes' driver."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +199,7 @@ def _metadata(name: str, work: str, *, namespace: str, uid: str, instance: str) 
 
 
 def _container(attempt: int, work: PlacedBackup, means: BackupMeans, *, seconds: int) -> Json:
-    reads_alone = work.action is BackupAction.TAKE
+    reads_alone = work.action is BackupAction.TAKE or work.method is BackupMethod.SNAPSHOTS
     volumes = [
         {"name": one.value, "mountPath": f"{VOLUMES_DIRECTORY}/{one.value}", "readOnly": reads_alone}
         for one in _used(work)

@@ -9,6 +9,7 @@ from sandboxd.model.cluster import API_VERSION, POOLS, PROBES, SANDBOXES, TEMPLA
 from sandboxd.model.cluster_backup import BACKUPS
 
 _OURS = f"/apis/{API_VERSION}"
+_SNAPSHOTS = "/apis/snapshot.storage.k8s.io/v1"
 
 
 class Kind(enum.Enum):
@@ -24,6 +25,9 @@ class Kind(enum.Enum):
     POD = ("/api/v1", "pods")
     SECRET = ("/api/v1", "secrets")
     CLAIM = ("/api/v1", "persistentvolumeclaims")
+    VOLUME = ("/api/v1", "persistentvolumes")
+    VOLUME_SNAPSHOT = (_SNAPSHOTS, "volumesnapshots")
+    SNAPSHOT_CONTENT = (_SNAPSHOTS, "volumesnapshotcontents")
     NAMESPACE = ("/api/v1", "namespaces")
     QUOTA = ("/api/v1", "resourcequotas")
     LIMITS = ("/api/v1", "limitranges")

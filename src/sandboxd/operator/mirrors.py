@@ -220,6 +220,8 @@ class Mirrors:
                 yield from self._failed_create(obj)
             case Kind.STORAGE_CLASS | Kind.LEASE | Kind.POOL | Kind.PROBE | Kind.BACKUP:
                 return
+            case Kind.VOLUME | Kind.VOLUME_SNAPSHOT | Kind.SNAPSHOT_CONTENT:
+                return  # not mirrored: a cluster may not even know snapshots
 
     def _pools_of(self, kind: Kind, key: Key, obj: Json | None) -> Iterator[WorkKey]:
         if kind is Kind.POOL:

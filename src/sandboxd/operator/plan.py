@@ -14,7 +14,7 @@ from sandboxd.model.cluster import KEPT_LABEL, SANDBOX_FINALIZER, Mode, agent_se
 from sandboxd.model.cluster_status import PlacedState
 from sandboxd.model.ids import IncarnationId
 from sandboxd.model.quantity import parse_quantity
-from sandboxd.operator.backup_shape import BackupMeans
+from sandboxd.operator.backup_shape import BackupMeans, SnapshotMeans
 from sandboxd.operator.builders import Json, mark_of, stateful_set, wanted_of
 from sandboxd.operator.comparing import merging, says
 from sandboxd.operator.image_rules import is_foreign
@@ -107,7 +107,9 @@ class PlanSettings:
     prepull: bool = True
     """Whether templates' images are pulled to every node that fits them."""
     backups: BackupMeans | None = None
-    """What backups are made with; None where there are none."""
+    """What backups of files are made with; None where there are none."""
+    snapshots: SnapshotMeans | None = None
+    """What VolumeSnapshots are made with; None where there are none."""
     own_pull_secret: str = ""
     """In each client's namespace: what its own images are pulled with; none if empty."""
 

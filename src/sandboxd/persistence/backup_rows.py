@@ -8,6 +8,7 @@ from typing import Any
 
 from sandboxd.model.backup import (
     BackupFreeze,
+    BackupMethod,
     BackupSet,
     BackupSetId,
     BackupSetProgress,
@@ -31,6 +32,7 @@ def backup_values(backup: BackupSet) -> Values:
         "sandbox": backup.sandbox,
         "client": backup.client,
         "freelancer": backup.freelancer,
+        "method": backup.method.value,
         "take_time": backup.take_time,
         "image": backup.image,
         "volumes": [_volume_json(one) for one in backup.volumes],
@@ -65,6 +67,8 @@ def _volume_json(one: VolumeSnapshot) -> Values:
         "bytes": one.bytes,
         "added_bytes": one.added_bytes,
         "vanished": one.vanished,
+        "driver": one.driver,
+        "handle": one.handle,
     }
 
 
@@ -112,6 +116,7 @@ def read_backup(row: Row) -> BackupSet:
         sandbox=SandboxId(row["sandbox"]),
         client=ClientId(row["client"]),
         freelancer=FreelancerId(row["freelancer"]),
+        method=BackupMethod(row["method"]),
         take_time=row["take_time"],
         image=row["image"],
         volumes=tuple(_read_volume(one) for one in row["volumes"]),
@@ -146,6 +151,8 @@ def _read_volume(said: Mapping[str, Any]) -> VolumeSnapshot:  # Any: JSON
         bytes=said["bytes"],
         added_bytes=said["added_bytes"],
         vanished=said["vanished"],
+        driver=said.get("driver", ""),
+        handle=said.get("handle", ""),
     )
 
 

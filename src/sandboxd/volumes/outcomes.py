@@ -13,6 +13,7 @@ from sandboxd.model.backup_errors import (
     BackupPasswordWrongError,
     BackupRepositoryBusyError,
     BackupSnapshotNotFoundError,
+    BackupSnapshotsUnsupportedError,
     BackupStorageFullError,
     BackupStorageUnavailableError,
     BackupToolError,
@@ -29,6 +30,7 @@ _TOLD: Final[Sequence[type[SandboxdError]]] = (
     BackupPasswordWrongError,
     BackupRepositoryBusyError,
     BackupSnapshotNotFoundError,
+    BackupSnapshotsUnsupportedError,
     BackupStorageFullError,
     BackupStorageUnavailableError,
     BackupToolError,
@@ -52,6 +54,7 @@ def taken_as_mapping(taken: TakenVolumes) -> Json:
                 "bytes": one.bytes,
                 "addedBytes": one.added_bytes,
                 "vanished": one.vanished,
+                **({"driver": one.driver, "handle": one.handle} if one.handle else {}),
             }
             for one in taken.volumes
         ],
@@ -69,6 +72,8 @@ def taken_from_mapping(given: Mapping[str, Any]) -> TakenVolumes:
             bytes=int(one["bytes"]),
             added_bytes=int(one["addedBytes"]),
             vanished=int(one["vanished"]),
+            driver=str(one.get("driver", "")),
+            handle=str(one.get("handle", "")),
         )
         for one in given["volumes"]
     ]

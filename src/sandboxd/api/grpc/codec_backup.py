@@ -8,6 +8,7 @@ from sandboxd.api.grpc.codec_backup_policy import HOLDS
 from sandboxd.api.grpc.names import sandbox_id, timestamp
 from sandboxd.model.backup import (
     BackupFreeze,
+    BackupMethod,
     BackupSet,
     BackupSetId,
     BackupSetStatus,
@@ -49,6 +50,10 @@ FINALS: Final = {
     FinalBackupState.DELETED: pb.FINAL_BACKUP_STATE_DELETED,
     FinalBackupState.OFF: pb.FINAL_BACKUP_STATE_OFF,
 }
+METHODS: Final = {
+    BackupMethod.FILES: pb.BACKUP_METHOD_FILES,
+    BackupMethod.SNAPSHOTS: pb.BACKUP_METHOD_SNAPSHOTS,
+}
 VOLUMES: Final = {
     Volume.HOME: pb.BACKUP_VOLUME_KIND_HOME,
     Volume.WORKSPACE: pb.BACKUP_VOLUME_KIND_WORKSPACE,
@@ -82,6 +87,7 @@ def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backu
         name=backup_name(backup),
         status=STATUSES[backup.status],
         trigger=TRIGGERS[backup.trigger],
+        method=METHODS[backup.method],
         consistency=CONSISTENCIES[backup.consistency] if made else pb.BACKUP_CONSISTENCY_UNSPECIFIED,
         image=backup.image,
         volumes=[_volume(one) for one in backup.volumes],

@@ -76,6 +76,8 @@ LOOK: Final[Mapping[Reason, str]] = {
     Reason.VOLUME_PENDING: "Its volumes are not bound: look at the storage class of template {template} and at the "
     "claims of namespace {namespace}",
     Reason.VOLUME_LOST: "A volume of it is lost: look at the claims of namespace {namespace}",
+    Reason.SNAPSHOT_FAILED: "Its volumes cannot be snapshotted: look at the VolumeSnapshots of namespace {namespace}, "
+    "at their class, and at the CSI driver",
     Reason.TEMPLATE_MISSING: "There is no SandboxTemplate {template}",
     Reason.NAMESPACE_TERMINATING: "Namespace {namespace} is being deleted",
     Reason.NAMESPACE_FOREIGN: "Namespace {namespace} belongs to somebody else; choose another namespace prefix",

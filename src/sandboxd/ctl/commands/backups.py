@@ -247,10 +247,7 @@ def _tell(shell: Shell, backup: pb.Backup) -> None:
     shell.say(f"{bare(backup.name)} {status} of {when(backup.take_time)}, {consistency_of(backup) or 'not yet whole'}")
     for each in backup.volumes:
         kind = pb.BackupVolumeKind.Name(each.kind).removeprefix("BACKUP_VOLUME_KIND_").lower()
-        gone = f", {each.vanished:,} vanished" if each.vanished else ""
-        shell.say(
-            f"  {kind}: {each.files:,} files, {amount(each.bytes)}, {amount(each.stored_bytes)} stored{gone}", "dim"
-        )
+        shell.say(f"  {kind}: {_kept(backup, each)}", "dim")
     if backup.image:
         shell.say(f"  image {clean_line(backup.image)}", "dim")
     if backup.checksum:
@@ -265,3 +262,11 @@ def _tell(shell: Shell, backup: pb.Backup) -> None:
         shell.say(f"  gone since {when(backup.deletion.forget_time)}", "dim")
     for warning in backup.warnings:
         shell.say(f"  {clean_line(warning)}", "yellow")
+
+
+def _kept(backup: pb.Backup, volume: pb.BackupVolume) -> str:
+    """Say what is kept of a volume."""
+    if backup.method == pb.BACKUP_METHOD_SNAPSHOTS:
+        return f"a snapshot by its storage, restored into {amount(volume.bytes)}"
+    gone = f", {volume.vanished:,} vanished" if volume.vanished else ""
+    return f"{volume.files:,} files, {amount(volume.bytes)}, {amount(volume.stored_bytes)} stored{gone}"

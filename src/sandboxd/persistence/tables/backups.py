@@ -7,7 +7,7 @@ from typing import Any, Final
 from sqlalchemy import CheckConstraint, ForeignKey, ForeignKeyConstraint, Index, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from sandboxd.model.backup import BackupSetStatus, BackupTrigger, Consistency
+from sandboxd.model.backup import BackupMethod, BackupSetStatus, BackupTrigger, Consistency
 from sandboxd.persistence.tables.base import Base, Moment, SafeJson, one_of
 
 UNFINISHED: Final = "status IN ('creating', 'deleting')"
@@ -22,6 +22,7 @@ class BackupSetRow(Base):
     sandbox: Mapped[str] = mapped_column(ForeignKey("sandboxes.id"))
     client: Mapped[str]
     freelancer: Mapped[str]
+    method: Mapped[str] = mapped_column(server_default=text("'files'"))
     take_time: Mapped[Moment]
     image: Mapped[str]
     volumes: Mapped[list[Any]] = mapped_column(SafeJson)
@@ -47,6 +48,7 @@ class BackupSetRow(Base):
 
     __table_args__ = (
         ForeignKeyConstraint(["client", "freelancer"], ["freelancers.client", "freelancers.id"]),
+        one_of("method", BackupMethod),
         one_of("consistency", Consistency),
         one_of("status", BackupSetStatus),
         one_of("trigger", BackupTrigger),
