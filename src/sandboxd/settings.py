@@ -24,6 +24,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from sandboxd.model.pool import RefillLimits, StartLimits
+from sandboxd.settings_abandoned import AbandonedSettings
 from sandboxd.settings_backups import BackupSettings
 from sandboxd.settings_images import ImageSettings
 from sandboxd.settings_kubernetes import KubernetesSettings
@@ -56,7 +57,7 @@ Names = Annotated[str, AfterValidator(_check_names)]
 Url = Annotated[str, AfterValidator(_check_url)]
 
 
-class Settings(KubernetesSettings, LifecycleSettings, ImageSettings, BackupSettings):
+class Settings(KubernetesSettings, LifecycleSettings, ImageSettings, BackupSettings, AbandonedSettings):
     """All settings. A role reads those that it needs. Groups of them stand in modules of their own."""
 
     model_config = SettingsConfigDict(

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from time import monotonic
 
+from typing_extensions import override
+
+from sandboxd.manager.abandoned import AbandonedLooks, AbandonedReport, NotAbandonedError, NotRemovableError
 from sandboxd.manager.administration import (
     Administration,
     Figures,
@@ -19,6 +22,7 @@ from sandboxd.manager.administration import (
 )
 from sandboxd.manager.sweep import Planned
 from sandboxd.manager.verdicts import Act
+from sandboxd.model.abandoned import Abandoned, AbandonedKind, AbandonedPolicy, AbandonedReason, Sighting, Thing
 from sandboxd.model.errors import DatabaseUnavailableError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.lifecycle import LifecycleStep
@@ -36,6 +40,34 @@ class _Clock:
 
 
 @dataclass(kw_only=True)
+class FakeAbandoned(AbandonedLooks):
+    """One volume that no row knows of, and a namespace that sandboxd does not remove."""
+
+    things: list[Thing] = field(
+        default_factory=lambda: [
+            Thing(kind=AbandonedKind.VOLUME, name="/kept/sbx-9", size_bytes=10**9, storage="local"),
+            Thing(kind=AbandonedKind.NAMESPACE, name="client-gone", removable=False),
+        ]
+    )
+
+    @override
+    async def look(self) -> AbandonedReport:
+        policy, seen = AbandonedPolicy(prices={"*": 0.1}), Sighting(first_time=BORN, last_time=BORN)
+        found = [policy.judged(one, AbandonedReason.NO_ROW, seen, place="the world") for one in self.things]
+        return AbandonedReport(found=found, unasked={"the registry": "It does not answer."})
+
+    @override
+    async def remove(self, kind: AbandonedKind, name: str) -> Abandoned:
+        for one in (await self.look()).found:
+            if (one.thing.kind, one.thing.name) == (kind, name):
+                if not one.thing.removable:
+                    raise NotRemovableError("Not here.")
+                self.things.remove(one.thing)
+                return one
+        raise NotAbandonedError(f"No {kind.value} {name!r} is abandoned.")
+
+
+@dataclass(kw_only=True)
 class FakeInstallation:
     down: bool = False
     draining: dict[str, bool] = field(default_factory=dict)
@@ -44,6 +76,7 @@ class FakeInstallation:
     open_doors: bool = True
     sweeps: dict[Sweep, Callable[[], Awaitable[Swept]]] = field(default_factory=dict)
     ran: list[Sweep] = field(default_factory=list)
+    abandoned: FakeAbandoned = field(default_factory=FakeAbandoned)
 
     def _weather(self) -> None:
         if self.down:

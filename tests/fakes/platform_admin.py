@@ -17,6 +17,21 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         self.database_answers = True
         self.draining = False
         self.circuit_open = True
+        self.abandoned = [
+            admin_pb2.Abandoned(
+                kind=admin_pb2.ABANDONED_KIND_VOLUME,
+                name="client-acme/home-sbx-9",
+                reason=admin_pb2.ABANDONED_REASON_NO_ROW,
+                size_bytes=2_000_000_000,
+                cost_micros=200_000,
+                removable=True,
+            ),
+            admin_pb2.Abandoned(
+                kind=admin_pb2.ABANDONED_KIND_NAMESPACE,
+                name="client-gone",
+                reason=admin_pb2.ABANDONED_REASON_CLIENT_DELETED,
+            ),
+        ]
 
     def add_admin_to(self, server: grpc.Server) -> None:
         admin_pb2_grpc.add_AdminServiceServicer_to_server(self, server)
@@ -82,3 +97,18 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, "No living gateway has this id.")
         self.circuit_open = False
         return admin_pb2.ResetCircuitResponse(gateways=["gtw-1"])
+
+    @override
+    def ListAbandoned(self, request: admin_pb2.ListAbandonedRequest, context: Any) -> admin_pb2.ListAbandonedResponse:
+        found = admin_pb2.ListAbandonedResponse(abandoned=self.abandoned, total=len(self.abandoned))
+        if not self.database_answers:
+            found.unasked["the cluster"] = "It does not answer."
+        return found
+
+    @override
+    def RemoveAbandoned(
+        self, request: admin_pb2.RemoveAbandonedRequest, context: Any
+    ) -> admin_pb2.RemoveAbandonedResponse:
+        (one,) = [one for one in self.abandoned if (one.kind, one.name) == (request.kind, request.name)]
+        self.abandoned.remove(one)
+        return admin_pb2.RemoveAbandonedResponse(abandoned=one)

@@ -188,6 +188,7 @@ async def a_world(
         backend="fake",
         limits=limits or ServerLimits(),
         administration=installation.administration(),
+        abandoned=installation.abandoned,
         standing=standing,
         tenancy=tenancy,
         images=core_world.manager.images,

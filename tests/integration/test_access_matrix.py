@@ -166,6 +166,16 @@ CASES = [
         roles={P},
         unseen=OK,
     ),
+    Case(method=f"{D}/ListAbandoned", ask=lambda _: admin_pb2.ListAbandonedRequest(), roles={P}, unseen=OK),
+    Case(
+        method=f"{D}/RemoveAbandoned",
+        ask=lambda t: admin_pb2.RemoveAbandonedRequest(
+            request_id=t.request_id, kind=admin_pb2.ABANDONED_KIND_VOLUME, name="none"
+        ),
+        roles={P},
+        seen=("NOT_FOUND", "NOT_ABANDONED"),
+        unseen=("NOT_FOUND", "NOT_ABANDONED"),
+    ),
     Case(
         method=f"{D}/ResetCircuit",
         ask=lambda t: admin_pb2.ResetCircuitRequest(request_id=t.request_id),

@@ -496,6 +496,20 @@ def test_an_operator_sees_replicas_gateways_and_what_is_wrong(platform: FakePlat
     assert (alone.code, "does not answer" in alone.err) == (1, True)
 
 
+def test_an_operator_sees_what_is_abandoned_and_ends_some_of_it(platform: FakePlatform) -> None:
+    shown = ctl("admin", "abandoned")
+    tried = ctl("admin", "abandoned", "--remove", "volume:client-acme/home-sbx-9", "--dry-run")
+    absent = ctl("admin", "abandoned", "--remove", "nothing")
+    removed = ctl("admin", "abandoned", "--remove", "client-acme/home-sbx-9")
+    after = ctl("admin", "abandoned", "-o", "json").objects[0]
+
+    assert (shown.code, tried.code, absent.code, removed.code) == (0, 0, 2, 0)
+    assert "home-sbx-9" in shown.out
+    assert "0.20" in shown.out
+    assert "would be removed" in tried.out
+    assert [one["name"] for one in after["abandoned"]] == ["client-gone"]
+
+
 def test_an_operator_sweeps_drains_and_resets(platform: FakePlatform) -> None:
     found = ctl("admin", "sweep", "orphans")
     failed = ctl("admin", "sweep")

@@ -70,6 +70,7 @@ ROWS = {
         'root', true, now(), now(), 'prc', 'session', 'ses', false)""",
         "UPDATE sandboxes SET dirty_since = now(), unsaved_packages = 1 WHERE id = 'sbx'",
     ),
+    "0030": ("INSERT INTO abandoned_sightings VALUES ('the world', 'volume/a', now(), now(), 1, 0)",),
     "0020": ("INSERT INTO image_sightings VALUES ('acme/a', 'sha256:0', now(), NULL)",),
     "0021": (
         """INSERT INTO backup_sets VALUES ('bak', 'sbx', 'acme', 'ada', now(), 'r/a@sha256:0', '[]', '{"tier": "pro"}',

@@ -202,7 +202,9 @@ async def test_an_upgrade_is_put_on_record_before_anything_is_done(world: Manage
 
     class Recording(OwnDeeds):
         @override
-        def recorded(self, action: str, *, client: ClientId, sandbox: SandboxId) -> AbstractAsyncContextManager[None]:
+        def recorded(
+            self, action: str, *, client: ClientId, sandbox: SandboxId, target: str = ""
+        ) -> AbstractAsyncContextManager[None]:
             recorded.append((action, sandbox, len(mirror.sandboxes)))
             return nullcontext()
 

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from sandboxd import __version__
 from sandboxd.agent.client import GrpcAgentConnector
 from sandboxd.bootstrap.tracing import make_tracer
+from sandboxd.manager.abandoned_metrics import AbandonedMetrics
 from sandboxd.manager.administration import Figures
 from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.commit_metrics import CommitMetrics
@@ -55,6 +56,7 @@ class Observation:
     commits: CommitMetrics
     backups: BackupMetrics
     image_care: ImageCareMetrics
+    abandoned: AbandonedMetrics
     stream: StreamMetrics
 
     @staticmethod
@@ -74,6 +76,7 @@ class Observation:
             commits=CommitMetrics(registry),
             backups=BackupMetrics(registry),
             image_care=ImageCareMetrics(registry),
+            abandoned=AbandonedMetrics(registry),
             stream=StreamMetrics(registry),
         )
 

@@ -10,6 +10,7 @@ from sandboxd.agent.rootfs_client import GrpcRootfsCapture
 from sandboxd.api.grpc.server import ApiServer, ServerLimits
 from sandboxd.api.web.operations import Check, OperationsServer
 from sandboxd.backends.signing import Ed25519Signer
+from sandboxd.bootstrap.abandoned import make_abandoned_care
 from sandboxd.bootstrap.audit import AuditRoom, make_audit
 from sandboxd.bootstrap.backups import backup_tools
 from sandboxd.bootstrap.callers import Callers, make_callers
@@ -24,6 +25,7 @@ from sandboxd.bootstrap.sources import RandomIds, SystemClock
 from sandboxd.gateway.key_files import ensure_token_keys
 from sandboxd.gateway.key_hashes import HmacKeyHashes, ensure_secret
 from sandboxd.gateway.tokens import SandboxTokenSigner
+from sandboxd.manager.abandoned import AbandonedCare
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.erasing import Eraser
 from sandboxd.manager.packages import Packages
@@ -89,6 +91,8 @@ class Rooms:
     texts: TextCare
     image_care: ImageCareRoom | None
     """Removes kept images that are needed no more, where there are any."""
+    abandoned: AbandonedCare
+    """Tells of what nobody needs any more, and removes what goes by itself."""
 
 
 def build_rooms(settings: Settings, url: str) -> Rooms:
@@ -198,6 +202,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
     web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
     image_care = make_image_care(settings, core, placement, database=database, seen=seen)
+    abandoned = make_abandoned_care(settings, core, placement, database=database, images=image_care, seen=seen)
     doors = ReplicaDoors(web=web, custody=custody)
     api = ApiServer(
         manager=manager,
@@ -240,6 +245,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         reflect=settings.reflection,
         tenancy=tenancy,
         images=manager.images,
+        abandoned=abandoned,
         backups=manager.backups,
         packages=Packages(units=core.tools.units, source=package_source),
         # Whoever has no address is alone: nobody else would hear more.
@@ -269,6 +275,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         web=web,
         texts=TextCare(texts=PostgresKeptTexts(database), feed=services.feed, wakeups=presence),
         image_care=image_care,
+        abandoned=abandoned,
     )
 
 

@@ -104,6 +104,7 @@ async def _background(rooms: Rooms) -> None:
         tasks.create_task(usage_hints(rooms.presence, rooms.bills), name="usage-hints")
         tasks.create_task(forget_old_commands(rooms.database), name="retention")
         tasks.create_task(rooms.texts.run(), name="texts")
+        tasks.create_task(rooms.abandoned.run(), name="abandoned")
         if rooms.image_care is not None:
             tasks.create_task(rooms.image_care.run(), name="image-care")
 

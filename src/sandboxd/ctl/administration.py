@@ -39,3 +39,14 @@ class AdminClient:
         """Let a gateway, or all of them, call the model API again at once."""
         request = admin_pb2.ResetCircuitRequest(request_id=new_request_id(), gateway=gateway)
         return await self._connection.call(self._admin.ResetCircuit, request)
+
+    async def abandoned(self) -> admin_pb2.ListAbandonedResponse:
+        """Return what nobody needs any more."""
+        return await self._connection.call(
+            self._admin.ListAbandoned, admin_pb2.ListAbandonedRequest(), timeout=WORK_SECONDS
+        )
+
+    async def remove_abandoned(self, kind: admin_pb2.AbandonedKind.ValueType, name: str) -> admin_pb2.Abandoned:
+        """Remove one such thing."""
+        request = admin_pb2.RemoveAbandonedRequest(request_id=new_request_id(), kind=kind, name=name)
+        return (await self._connection.call(self._admin.RemoveAbandoned, request, timeout=WORK_SECONDS)).abandoned

@@ -31,6 +31,11 @@ def complete_session(context: typer.Context, incomplete: str) -> Suggestions:
     return _ask(context, lambda client: _sessions(client, place, incomplete))
 
 
+def complete_abandoned(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest what is abandoned and can be removed, to operators."""
+    return _ask(context, lambda client: _abandoned(client, incomplete))
+
+
 def complete_client(context: typer.Context, incomplete: str) -> Suggestions:
     """Suggest ids of clients, to who may list them."""
     return _ask(context, lambda client: _clients(client, incomplete))
@@ -116,6 +121,17 @@ async def _sandboxes(client: Client, incomplete: str) -> Suggestions:
         if len(found) >= MOST:
             break
     return found
+
+
+async def _abandoned(client: Client, incomplete: str) -> Suggestions:
+    from sandboxd.v1 import admin_pb2
+
+    found = [
+        (f"{admin_pb2.AbandonedKind.Name(one.kind).removeprefix('ABANDONED_KIND_').lower()}:{one.name}", one.place)
+        for one in (await client.admin.abandoned()).abandoned
+        if one.removable
+    ]
+    return [one for one in found if one[0].startswith(incomplete)][:MOST]
 
 
 async def _sessions(client: Client, place: str, incomplete: str) -> Suggestions:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sandboxd.ctl.completion import complete_abandoned
 from sandboxd.ctl.options import OutputOption
 from sandboxd.ctl.root import app, execute, help_text
 
@@ -67,6 +68,36 @@ def sweep(
     from sandboxd.ctl.commands import admin as command
 
     execute(context, output, lambda shell: command.sweep(shell, [one.value for one in sweeps or ()], dry_run=dry_run))
+
+
+@admin.command(
+    "abandoned",
+    help=help_text(
+        "Show what nobody needs any more and still costs, since when, and when it goes; or remove some of it now.",
+        "sandboxctl admin abandoned",
+        "sandboxctl admin abandoned --remove volume:client-acme/home-sbx-01jd2m… --dry-run",
+        "sandboxctl admin abandoned --remove volume:client-acme/home-sbx-01jd2m…",
+    ),
+)
+def abandoned(
+    context: typer.Context,
+    remove: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--remove",
+            metavar="[KIND:]NAME",
+            help="Remove this, whatever its grace, if it is abandoned still. Can be repeated.",
+            show_default=False,
+            autocompletion=complete_abandoned,
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what --remove would remove.")] = False,
+    output: OutputOption = None,
+) -> None:
+    """Show what is abandoned."""
+    from sandboxd.ctl.commands import abandoned as command
+
+    execute(context, output, lambda shell: command.abandoned(shell, remove or (), dry_run=dry_run))
 
 
 @admin.command(

@@ -84,6 +84,7 @@ POINTS: Final[Mapping[str, str]] = {
     "release.before_commit": "A set of a terminated sandbox was read, every byte; its volumes are kept.",
     "release.after_commit": "The row says that the set is all that counts; the volumes are there.",
     "release.after_volumes": "The volumes are gone; the row does not say so.",
+    "abandoned.before_remove": "An abandoned thing is on record as being removed; it is there.",
     "upgrade.before_commit": "UpgradeImage is decoded; nothing is written.",
     "upgrade.after_start": "A build sandbox runs the new base; nothing is installed in it.",
     "upgrade.after_replay": "The packages are installed in the build sandbox; nothing was captured.",

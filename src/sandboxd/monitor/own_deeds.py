@@ -23,9 +23,12 @@ class AuditedDeeds:
         self._trail = trail
 
     @asynccontextmanager
-    async def recorded(self, action: str, *, client: ClientId, sandbox: SandboxId) -> AsyncIterator[None]:
+    async def recorded(
+        self, action: str, *, client: ClientId, sandbox: SandboxId, target: str = ""
+    ) -> AsyncIterator[None]:
         """Do what is inside between an intent and its outcome. Raises AuditUnavailableError."""
-        deed = Deed(client=client, role=SYSTEM_ROLE, action=action, actor=ACTOR, target=f"sandboxes/{sandbox}")
+        about = target or f"sandboxes/{sandbox}"
+        deed = Deed(client=client, role=SYSTEM_ROLE, action=action, actor=ACTOR, target=about)
         intent = await self._trail.intend(deed, timeout=INTENT_WAIT)
         outcome = Outcome(code="INTERNAL")
         try:

@@ -357,3 +357,11 @@ class VolumeBackups(Protocol):
         Absent is success. Nothing of the client's is asked for meanwhile or later.
         """
         ...
+
+
+class SnapshotListing(Protocol):
+    """Lists what repositories of backups have. Of the cluster's nobody does yet: each listing would be a pod."""
+
+    async def snapshots(self, client: ClientId, *, timeout: timedelta) -> Sequence[TreeSnapshot]:
+        """Every snapshot in a client's repository; none where there is no repository. Raises as `BackupRepository`."""
+        ...

@@ -11,10 +11,12 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from typing_extensions import override
 
+from sandboxd.api.grpc.codec_abandoned import KINDS_BACK, encode_abandoned
 from sandboxd.api.grpc.codec_lifecycle import STEPS
 from sandboxd.api.grpc.codec_sandbox import STATES
 from sandboxd.api.grpc.names import sandbox_name, timestamp
 from sandboxd.api.grpc.rpc import current_rpc
+from sandboxd.manager.abandoned import AbandonedLooks
 from sandboxd.manager.administration import (
     MAX_NAMES,
     Administration,
@@ -56,8 +58,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     """Serves operators."""
 
-    def __init__(self, *, administration: Administration) -> None:
+    def __init__(self, *, administration: Administration, abandoned: AbandonedLooks) -> None:
         self._admin = administration
+        self._abandoned = abandoned
 
     @override
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
@@ -104,6 +107,22 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Take new work again."""
         await self._admin.undrain()
         return pb.UndrainReplicaResponse(replica=self._admin.here().replica)
+
+    @override
+    async def ListAbandoned(self, request: pb.ListAbandonedRequest, context: Context) -> pb.ListAbandonedResponse:
+        """Tell what nobody needs any more."""
+        report = await self._abandoned.look()
+        return pb.ListAbandonedResponse(
+            abandoned=[encode_abandoned(one) for one in report.found[:MAX_PLANS]],
+            total=len(report.found),
+            unasked=report.unasked,
+        )
+
+    @override
+    async def RemoveAbandoned(self, request: pb.RemoveAbandonedRequest, context: Context) -> pb.RemoveAbandonedResponse:
+        """Remove one such thing."""
+        gone = await self._abandoned.remove(KINDS_BACK[request.kind], request.name)
+        return pb.RemoveAbandonedResponse(abandoned=encode_abandoned(gone))
 
     @override
     async def ResetCircuit(self, request: pb.ResetCircuitRequest, context: Context) -> pb.ResetCircuitResponse:

@@ -43,6 +43,7 @@ from sandboxd.api.grpc.stay import AccountStanding, Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.api.grpc.usage_service import UsageServicer
 from sandboxd.api.grpc.validation import RequestRules
+from sandboxd.manager.abandoned import AbandonedLooks
 from sandboxd.manager.accounting import Accounting
 from sandboxd.manager.administration import Administration
 from sandboxd.manager.backups import Backups
@@ -152,6 +153,7 @@ class ApiServer:
         reflect: bool = True,
         tenancy: Tenancy,
         administration: Administration,
+        abandoned: AbandonedLooks,
         packages: Packages,
         images: Images,
         backups: Backups,
@@ -243,7 +245,8 @@ class ApiServer:
         package_pb2_grpc.add_PackageServiceServicer_to_server(PackageServicer(packages=packages), self._server)
         pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(pools=tenancy.pools), self._server)
         price_pb2_grpc.add_PriceServiceServicer_to_server(PriceServicer(pricing=accounting.pricing), self._server)
-        admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(administration=administration), self._server)
+        admin = AdminServicer(administration=administration, abandoned=abandoned)
+        admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if reflect:
             reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)

@@ -26,6 +26,7 @@ from sandboxd.volumes.ports import (
     RestoredTree,
     RestoreOrder,
     TakenVolumes,
+    TreeSnapshot,
     VolumeBackups,
     VolumesInUseError,
     VolumesNotFoundError,
@@ -123,6 +124,12 @@ class LocalVolumeBackups(VolumeBackups):
             if repository is None:
                 raise BackupSnapshotNotFoundError("The client has no repository of backups.", client=client)
             compare_trees(volumes, await prove_trees(repository, [one.snapshot for one in volumes], timeout=left()))
+
+    async def snapshots(self, client: ClientId, *, timeout: timedelta) -> Sequence[TreeSnapshot]:
+        """Every snapshot in a client's repository: the port `SnapshotListing`."""
+        async with within(timeout) as left:
+            repository = await self._repositories.find(client, timeout=left())
+            return [] if repository is None else await repository.list(timeout=left())
 
     @override
     async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:

@@ -3,6 +3,7 @@
 What the tables are in the database is said by the migrations (`alembic/`); a test holds that both agree.
 """
 
+from sandboxd.persistence.tables.abandoned import AbandonedSightingRow
 from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow, TurnPlaceRow
 from sandboxd.persistence.tables.audit import (
     AuditChainRow,
@@ -34,6 +35,7 @@ from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, 
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
 __all__ = [
+    "AbandonedSightingRow",
     "ApiKeyRow",
     "AuditChainRow",
     "AuditEntryRow",

@@ -1,0 +1,56 @@
+"""The care of what nobody needs any more, as `serve` builds it: the places that this installation has."""
+
+from __future__ import annotations
+
+from sandboxd.backends.kubernetes.abandoned import ClusterObjects
+from sandboxd.backends.kubernetes.objects import Installation
+from sandboxd.backends.local.abandoned import LocalDirectories
+from sandboxd.backends.local.backups import LocalVolumeBackups
+from sandboxd.bootstrap.image_care import ImageCareRoom
+from sandboxd.bootstrap.observing import Observation
+from sandboxd.bootstrap.places import Placement
+from sandboxd.manager.abandoned import AbandonedCare
+from sandboxd.manager.abandoned_places import OrphanImages, StraySnapshots
+from sandboxd.manager.abandoned_ports import AbandonedPlace
+from sandboxd.manager.sandboxes import ManagerCore
+from sandboxd.persistence.abandoned import PostgresAbandonedSightings
+from sandboxd.persistence.engine import Database
+from sandboxd.settings import Settings
+
+
+def make_abandoned_care(
+    settings: Settings,
+    core: ManagerCore,
+    placement: Placement,
+    *,
+    database: Database,
+    images: ImageCareRoom | None,
+    seen: Observation,
+) -> AbandonedCare:
+    """Make it."""
+    tools = core.tools
+    places: list[AbandonedPlace] = []
+    if placement.cluster is None:
+        places.append(LocalDirectories(data=settings.home))
+    else:
+        installation = Installation(
+            instance=settings.kubernetes_instance,
+            namespace_prefix=settings.kubernetes_namespace_prefix,
+            template=settings.kubernetes_template,
+        )
+        places.append(ClusterObjects(placement.cluster, installation=installation, clock=tools.clock))
+    if images is not None:
+        places.append(OrphanImages(images.care))
+    volumes = None if tools.backups is None else tools.backups.volumes
+    if isinstance(volumes, LocalVolumeBackups):
+        places.append(StraySnapshots(units=tools.units, listing=volumes, backups=volumes))
+    return AbandonedCare(
+        units=tools.units,
+        places=places,
+        sightings=PostgresAbandonedSightings(database),
+        policy=settings.abandoned_policy,
+        duties=tools.duties,
+        clock=tools.clock,
+        metrics=seen.abandoned,
+        deeds=tools.deeds,
+    )

@@ -1,0 +1,83 @@
+"""What the rows say of a thing: whose it is, or that it is nobody's any more."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sandboxd.manager.backup_ports import BackupSetNotFoundError
+from sandboxd.manager.ports import UnitOfWork
+from sandboxd.model.abandoned import AbandonedKind, AbandonedReason, Thing
+from sandboxd.model.backup import BackupSetId, BackupSetStatus
+from sandboxd.model.client import AccountState
+from sandboxd.model.erasure import ERASED_MARK
+from sandboxd.model.errors import SandboxNotFoundError
+from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.image import CommitTrigger, build_sandbox
+from sandboxd.model.sandbox import SandboxState
+
+_R = AbandonedReason
+PAGE: Final = 1000
+_ENDED: Final = frozenset({BackupSetStatus.DELETED, BackupSetStatus.FAILED})
+
+
+async def reason_of(work: UnitOfWork, thing: Thing) -> AbandonedReason | None:
+    """Say why a thing is abandoned; None where it is needed, or may be.
+
+    Args:
+        work: A unit of work.
+        thing: As its place sees it.
+    """
+    match thing.kind:
+        case AbandonedKind.VOLUME:
+            return thing.said or (None if thing.sandbox is None else await _of_volume(work, thing.sandbox))
+        case AbandonedKind.LEFTOVER:
+            return None if thing.sandbox is not None and await _restoring(work, thing.sandbox) else thing.said
+        case AbandonedKind.SNAPSHOT:
+            return await _of_set(work, BackupSetId(thing.backup))
+        case AbandonedKind.NAMESPACE:
+            return None if thing.client is None else await _of_client(work, thing.client)
+        case AbandonedKind.IMAGE | AbandonedKind.WORK:
+            return thing.said
+
+
+async def _of_volume(work: UnitOfWork, name: SandboxId) -> AbandonedReason | None:
+    try:
+        sandbox = await work.sandboxes.get(name)
+    except SandboxNotFoundError:
+        return None if await _is_made(work, name) else _R.NO_ROW
+    if sandbox.state is not SandboxState.TERMINATED:
+        return None
+    if sandbox.state_reason == ERASED_MARK:
+        return _R.ERASED
+    released = sandbox.volumes_released
+    return _R.RELEASED if released is not None and released.end_time is not None else None
+
+
+async def _is_made(work: UnitOfWork, name: SandboxId) -> bool:
+    """Tell whether it is a pool's, which nobody has claimed, or an upgrade builds in it."""
+    if name in await work.pools.known([name]):
+        return True
+    flying = await work.generations.unfinished(limit=PAGE)
+    return any(build_sandbox(one.id) == name for one in flying if one.trigger is CommitTrigger.UPGRADE)
+
+
+async def _restoring(work: UnitOfWork, name: SandboxId) -> bool:
+    try:
+        return (await work.sandboxes.get(name)).state is SandboxState.RESTORING
+    except SandboxNotFoundError:
+        return False
+
+
+async def _of_set(work: UnitOfWork, name: BackupSetId) -> AbandonedReason | None:
+    try:
+        found = await work.backup_sets.get(name)
+    except BackupSetNotFoundError:
+        return _R.NO_ROW
+    return _R.SET_ENDED if found.status in _ENDED else None
+
+
+async def _of_client(work: UnitOfWork, name: ClientId) -> AbandonedReason | None:
+    found = await work.clients.find(name)
+    if found is None:
+        return _R.NO_ROW
+    return _R.CLIENT_DELETED if found.state is AccountState.DELETED else None

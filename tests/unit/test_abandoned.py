@@ -1,0 +1,219 @@
+"""What is abandoned: who says so, what it costs, when it goes, and what never goes by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from sandboxd.manager.abandoned import AbandonedCare, NotAbandonedError, NotRemovableError
+from sandboxd.manager.abandoned_metrics import AbandonedMetrics
+from sandboxd.model.abandoned import AbandonedKind, AbandonedPolicy, AbandonedReason, Thing
+from sandboxd.model.backup import BackupSetId, ReleasedVolumes
+from sandboxd.model.errors import UnavailableError
+from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.sandbox import Sandbox
+from tests.fakes.abandoned import FakePlace, FakeSightings
+from tests.fakes.lifecycle import FakeDuties
+from tests.manager_world import SOON, ManagerWorld, a_request
+
+HOUR, DAY = 3600, 86_400
+K, R = AbandonedKind, AbandonedReason
+
+
+@dataclass
+class World:
+    manager: ManagerWorld = field(default_factory=lambda: ManagerWorld(backups=True))
+    place: FakePlace = field(default_factory=FakePlace)
+    sightings: FakeSightings = field(default_factory=FakeSightings)
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        self.care = self.replica("first", self.registry)
+
+    def replica(self, name: str, registry: CollectorRegistry) -> AbandonedCare:
+        return AbandonedCare(
+            units=self.manager.units,
+            places=[self.place],
+            sightings=self.sightings,
+            policy=AbandonedPolicy(grace=timedelta(days=7), pause=timedelta(hours=1), prices={"ssd": 0.17, "*": 0.02}),
+            duties=FakeDuties(self.manager.duties, replica=name),
+            clock=self.manager.clock,
+            metrics=AbandonedMetrics(registry),
+        )
+
+    async def reasons(self) -> dict[str, AbandonedReason]:
+        return {one.thing.name: one.reason for one in (await self.care.look()).found}
+
+    async def passed(self, days: float) -> None:
+        """Let time go by with a pass each hour."""
+        for _ in range(round(days * 24)):
+            self.manager.clock.advance(HOUR)
+            await self.care.care()
+
+    async def released(self) -> Sandbox:
+        sandbox = await self.manager.given_active()
+        await self.manager.manager.terminate(a_request(), sandbox.id, timeout=SOON)
+        row, now = self.manager.row(sandbox.id), self.manager.clock.now()
+        assert row.incarnation is not None
+        said = ReleasedVolumes(backup=BackupSetId("bak-1"), incarnation=row.incarnation, begin_time=now, end_time=now)
+        self.manager.units.rows.sandboxes[sandbox.id] = replace(row, released=said)
+        return sandbox
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def a_volume(sandbox: str, *, size_bytes: int | None = None, storage: str = "") -> Thing:
+    return Thing(
+        kind=K.VOLUME,
+        name=f"ns/home-{sandbox}",
+        identity="1",
+        sandbox=SandboxId(sandbox),
+        size_bytes=size_bytes,
+        storage=storage,
+    )
+
+
+async def test_rows_say_whose_a_volume_is(world: World) -> None:
+    active = await world.manager.given_active()
+    kept = await world.manager.given_active()
+    await world.manager.manager.terminate(a_request(), kept.id, timeout=SOON)
+    released = await world.released()
+    world.place.things = [a_volume(one) for one in (active.id, kept.id, released.id, "sbx-unknown")]
+
+    assert await world.reasons() == {f"ns/home-{released.id}": R.RELEASED, "ns/home-sbx-unknown": R.NO_ROW}
+
+
+async def test_what_a_row_gives_up_goes_after_grace_and_what_no_row_knows_of_does_not(world: World) -> None:
+    released = await world.released()
+    world.place.things = [a_volume(released.id), a_volume("sbx-unknown")]
+
+    await world.passed(6.9)
+    assert world.place.removed == []
+    await world.passed(1)
+
+    assert world.place.removed == [f"ns/home-{released.id}"]
+    assert [one.name for one in world.place.things] == ["ns/home-sbx-unknown"]
+
+
+async def test_a_clock_that_jumps_ends_no_grace_and_one_look_is_never_enough(world: World) -> None:
+    released = await world.released()
+    world.place.things = [a_volume(released.id)]
+
+    for jump in (0, 365 * DAY, -365 * DAY, 365 * DAY):
+        world.manager.clock.advance(jump)
+        await world.care.care()
+
+    assert world.place.removed == []
+
+
+async def test_what_is_needed_in_between_begins_its_grace_anew(world: World) -> None:
+    released = await world.released()
+    world.place.things = [a_volume(released.id)]
+    await world.passed(5)
+    row = world.manager.row(released.id)
+    world.manager.units.rows.sandboxes[released.id] = replace(row, released=None)
+    await world.passed(0.1)
+    world.manager.units.rows.sandboxes[released.id] = row
+
+    await world.passed(5)
+
+    assert world.place.removed == []
+
+
+async def test_two_replicas_that_look_at_the_same_time_remove_a_thing_once(world: World) -> None:
+    released = await world.released()
+    world.place.things = [a_volume(released.id)]
+    other = world.replica("second", CollectorRegistry())
+
+    for _ in range(8 * 24):
+        world.manager.clock.advance(HOUR)
+        await world.care.care()
+        await other.care()
+
+    assert world.place.removed == [f"ns/home-{released.id}"]
+
+
+async def test_a_place_that_does_not_answer_is_named_and_forgets_nothing(world: World) -> None:
+    released = await world.released()
+    world.place.things = [a_volume(released.id)]
+    await world.passed(6)
+    world.place.trouble = UnavailableError("The cluster is away.")
+
+    report = await world.care.look()
+    world.place.trouble = None
+    await world.passed(1.2)
+
+    assert report.unasked == {"the world": "The cluster is away."}
+    assert world.place.removed == [f"ns/home-{released.id}"]
+    assert world.registry.get_sample_value("sandboxd_abandoned_removed_total", {"kind": "volume"}) == 1
+
+
+async def test_each_thing_is_told_with_what_it_costs_and_when_it_goes(world: World) -> None:
+    released = await world.released()
+    world.place.things = [
+        a_volume(released.id, size_bytes=10 * 10**9, storage="ssd"),
+        a_volume("sbx-unknown", size_bytes=10**9, storage="slow"),
+        a_volume("sbx-who-knows"),
+    ]
+
+    found = {one.thing.name: one for one in (await world.care.look()).found}
+
+    first = found[f"ns/home-{released.id}"]
+    assert first.cost_micros == 1_700_000
+    assert first.remove_time == world.manager.clock.now() + timedelta(days=7)
+    assert found["ns/home-sbx-unknown"].cost_micros == 20_000
+    assert found["ns/home-sbx-unknown"].remove_time is None
+    assert found["ns/home-sbx-who-knows"].cost_micros is None
+    assert world.registry.get_sample_value("sandboxd_abandoned_bytes", {"kind": "volume"}) == 11 * 10**9
+    assert world.registry.get_sample_value("sandboxd_abandoned_by_hand") == 2
+
+
+async def test_a_person_removes_what_is_abandoned_and_nothing_else(world: World) -> None:
+    active = await world.manager.given_active()
+    world.place.things = [
+        a_volume("sbx-unknown"),
+        a_volume(active.id),
+        Thing(kind=K.NAMESPACE, name="client-gone", client=ClientId("gone"), removable=False),
+    ]
+
+    gone = await world.care.remove(K.VOLUME, "ns/home-sbx-unknown")
+    with pytest.raises(NotAbandonedError):
+        await world.care.remove(K.VOLUME, f"ns/home-{active.id}")
+    with pytest.raises(NotRemovableError):
+        await world.care.remove(K.NAMESPACE, "client-gone")
+
+    assert gone.reason is R.NO_ROW
+    assert world.place.removed == ["ns/home-sbx-unknown"]
+
+
+async def test_a_pass_removes_no_more_than_its_batch(world: World) -> None:
+    world.care.batch = 2
+    world.place.things = [Thing(kind=K.WORK, name=f"ns/backup-{number}", said=R.EXPIRED) for number in range(5)]
+    left = []
+
+    await world.passed(6.9)
+    for _ in range(8):
+        await world.passed(1 / 24)
+        left.append(len(world.place.things))
+
+    assert left[-1] == 0
+    assert all(before - after <= 2 for before, after in zip([5, *left], left, strict=False))
+
+
+async def test_snapshots_are_needed_as_long_as_their_set_may_be_restored(world: World) -> None:
+    sandbox = await world.manager.given_active()
+    world.manager.volumes.given(sandbox.id, home={b"a": b"1"})
+    made = await world.manager.manager.backups.create(a_request(), sandbox.id, timeout=SOON)
+    client = ClientId("acme")
+    world.place.things = [
+        Thing(kind=K.SNAPSHOT, name=f"acme/{made.id}", client=client, backup=made.id),
+        Thing(kind=K.SNAPSHOT, name="acme/bak-none", client=client, backup="bak-none"),
+    ]
+
+    assert await world.reasons() == {"acme/bak-none": R.NO_ROW}
