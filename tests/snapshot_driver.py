@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sandboxd.kubeapi.errors import KubeConflictError, KubeNotFoundError
+from sandboxd.kubeapi.errors import KubeConflictError, KubeNotFoundError, KubeUnavailableError
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.model.quantity import parse_quantity
 
@@ -74,7 +74,7 @@ class SnapshotDriver:
 
     async def _run(self, every: float) -> None:
         while True:
-            with suppress(KubeConflictError, KubeNotFoundError):  # it changed meanwhile: the next look sees it
+            with suppress(KubeConflictError, KubeNotFoundError, KubeUnavailableError):  # the next look sees it
                 await self.step()
             await asyncio.sleep(every)
 
