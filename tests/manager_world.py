@@ -103,6 +103,7 @@ class ManagerWorld:
         )
         self.kept = FakeKeptVolumes(volumes=self.volumes, runs=lambda sandbox: sandbox in self.backend.files)
         self.release_after = release_after
+        self.backend.on_erase = lambda sandbox: self.volumes.volumes.pop(sandbox, None)
         self.backups = backups
         self.core, self.manager = self.replica("first")
         self.use = self.core.use

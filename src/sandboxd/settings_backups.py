@@ -60,6 +60,12 @@ class BackupSettings(BaseSettings):
     backups_immutable_seconds: float = Field(default=0, ge=0, le=315_360_000)
     """So long after its completion nothing deletes a backup, whoever asks, except the erasure of its client."""
 
+    backups_drill_every_seconds: float = Field(default=86_400, ge=0, le=31_536_000)
+    """How often one backup is restored into a sandbox that is nobody's, booted, compared byte for byte and destroyed,
+    each client's in turn; 0 leaves that to RunDrill."""
+    backups_drill_bytes: int = Field(default=10 << 30, ge=1, le=1 << 50)
+    """Backups with more bytes of files have no turn in that; RunDrill takes any that is named."""
+
     @property
     def backup_retention(self) -> BackupRetention:
         """What is kept of one sandbox."""

@@ -272,3 +272,81 @@ async def test_snapshots_and_restores_run_beside_each_other(
 
     assert len({first, *both}) == 4
     assert len(await repository.list(timeout=PATIENCE)) == 3
+
+
+async def test_what_came_back_compares_as_the_snapshot_says(
+    repository: BackupRepository, tree: Path, tmp_path: Path
+) -> None:
+    snapshot = await taken(repository, tree)
+    there = await back(repository, snapshot, tmp_path / "back")
+
+    compared = await repository.compare(snapshot, there, timeout=PATIENCE, progress=ignore)
+
+    assert (compared.differences, compared.difference_count) == ((), 0)
+    assert compared.expected == compared.found
+    assert len(compared.expected) == 64
+    assert compared.entries == len(everything(there)) - 1, "all paths and the root, but not what links are one file"
+    assert compared.bytes >= 32 << 20
+
+
+async def test_whatever_is_another_thing_by_now_is_told(
+    repository: BackupRepository, tree: Path, tmp_path: Path
+) -> None:
+    snapshot = await taken(repository, tree)
+    there = await back(repository, snapshot, tmp_path / "back")
+    times = (there / "holes").stat()
+    with (there / "holes").open("r+b") as file:
+        file.seek(20 << 20)
+        file.write(b"muddle")
+    os.utime(there / "holes", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (there / "empty").chmod(0o600)
+    os.utime(there / "d/-rf", ns=(1, 1))
+    (there / "d/ ").unlink()
+    (there / "d/more").touch()
+    (there / "nowhere").unlink()
+    (there / "nowhere").symlink_to("/etc/passwd")
+    os.setxattr(there / "program", "user.x", b"other")
+    (there / "pipe").unlink()
+
+    compared = await repository.compare(snapshot, there, timeout=PATIENCE, progress=ignore)
+
+    told = " ".join(compared.differences)
+    assert compared.expected != compared.found
+    assert compared.difference_count >= 9
+    assert "d/  is not there" in told
+    assert "empty mode is 384, and was 0" in told
+    assert "pipe is not there" in told
+    assert "d/-rf modification time is" in told
+
+
+async def test_only_the_content_of_one_file_or_one_file_more_is_enough(
+    repository: BackupRepository, tmp_path: Path
+) -> None:
+    tree = tmp_path / "home"
+    tree.mkdir()
+    (tree / "a").write_bytes(b"1" * 100)
+    (tree / "link").symlink_to("a")
+    os.setxattr(tree / "a", "user.x", b"1")
+    snapshot = await taken(repository, tree)
+    before, root = (tree / "a").stat(), tree.stat()
+
+    async def differences() -> tuple[str, ...]:
+        os.utime(tree / "a", ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.utime(tree, ns=(root.st_atime_ns, root.st_mtime_ns))
+        return tuple((await repository.compare(snapshot, tree, timeout=PATIENCE, progress=ignore)).differences)
+
+    (tree / "a").write_bytes(b"1" * 99 + b"2")
+    assert await differences() == ("a has other content",)
+    (tree / "a").write_bytes(b"1" * 100)
+    os.setxattr(tree / "a", "user.x", b"2")
+    assert await differences() == ("a has another attribute user.x",)
+    os.setxattr(tree / "a", "user.x", b"1")
+    (tree / "b").touch()
+    assert await differences() == (". has 1 entries that the backup has not",)
+
+
+async def test_nothing_is_compared_with_what_is_not_there(repository: BackupRepository, tmp_path: Path) -> None:
+    with pytest.raises(BackupSnapshotNotFoundError):
+        await repository.compare(NOTHING, tmp_path, timeout=PATIENCE, progress=ignore)
+    with pytest.raises((InvalidRequestError, BackupSnapshotNotFoundError)):
+        await repository.compare(NOTHING, tmp_path / "nothing", timeout=PATIENCE, progress=ignore)

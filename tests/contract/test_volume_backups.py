@@ -21,7 +21,7 @@ from sandboxd.backends.local.backups import LocalVolumeBackups
 from sandboxd.backends.local.layout import Layout, SandboxFiles
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.clients import ResticRepositories
-from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, Volume
+from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, TreeComparison, Volume
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
     BackupPathsUnsupportedError,
@@ -349,6 +349,34 @@ async def test_a_set_comes_back_in_another_sandbox(world: VolumesWorld) -> None:
     await restored(world, an_order(made, new))
 
     assert await world.files(new, Volume.WORKSPACE) == await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_volumes_are_compared_with_what_was_taken(world: VolumesWorld) -> None:
+    of, new, absent = a_sandbox(), a_sandbox(), a_sandbox()
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+    await restored(world, an_order(made, new))
+    snapshots = {one.volume: one.snapshot for one in made.volumes}
+
+    async def compared(which: VolumesOf) -> Mapping[Volume, TreeComparison]:
+        name = RestoreId(f"cmp-{next(_numbers)}")
+        return await world.backups.compare(name, which, snapshots, timeout=PATIENCE, progress=lambda _: None)
+
+    if world.whole_volumes_only:
+        with pytest.raises(BackupUnreadError):
+            await compared(new)
+        return
+    same = await compared(new)
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: {**WORK, b"src/main.py": b"print('jello')\n"}})
+    other = await compared(of)
+
+    assert set(same) == set(Volume)
+    assert [(one.expected == one.found, one.difference_count) for one in same.values()] == [(True, 0)] * 2
+    assert sum(one.bytes for one in same.values()) == sum(map(len, [*HOME.values(), *WORK.values()]))
+    assert other[Volume.WORKSPACE].expected != other[Volume.WORKSPACE].found
+    assert any(one.startswith("src/main.py") for one in other[Volume.WORKSPACE].differences)
+    with pytest.raises(VolumesNotFoundError):
+        await compared(absent)
 
 
 async def test_a_path_that_the_set_has_not_changes_nothing(world: VolumesWorld) -> None:

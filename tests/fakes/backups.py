@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
+import stat
 import subprocess
+import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,9 +17,10 @@ from pathlib import Path
 from typing_extensions import override
 
 from sandboxd.backends.restic.trees import checked_tree, is_there, make_empty
-from sandboxd.model.backup import SnapshotId
+from sandboxd.model.backup import SnapshotId, TreeComparison
 from sandboxd.model.backup_errors import BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
+from sandboxd.volumes.comparing import XATTR, TreeComparing
 from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.ports import (
     STAGING,
@@ -116,6 +120,53 @@ class FakeBackupRepository(BackupRepository):
             _thin_out(into, paths)
         entries = len(list(all_paths(into)))
         return RestoredTree(entries=entries, bytes=self.snapshots[snapshot].bytes if not paths else 0)
+
+    @override
+    async def compare(
+        self, snapshot: SnapshotId, tree: Path, *, timeout: timedelta, progress: Callable[[BackupProgress], None]
+    ) -> TreeComparison:
+        self._meet_trouble()
+        if snapshot not in self.snapshots:
+            raise BackupSnapshotNotFoundError("There is no such snapshot.", snapshot=snapshot)
+        comparing = TreeComparing(tree, progress=progress)
+        kept = self.directory / snapshot
+        for path in (b"", *sorted(all_paths(kept))):
+            status = os.lstat(os.fsencode(kept) + (b"/" + path if path else b""))
+            kinds = {stat.S_IFDIR: "dir", stat.S_IFREG: "file", stat.S_IFLNK: "symlink"}
+            comparing.entry(
+                path,
+                kind=kinds.get(stat.S_IFMT(status.st_mode), "fifo"),
+                mode=stat.S_IMODE(status.st_mode),
+                owner=(status.st_uid, status.st_gid),
+                size=status.st_size if stat.S_ISREG(status.st_mode) else 0,
+                mtime_ns=status.st_mtime_ns,
+            )
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w", format=tarfile.PAX_FORMAT, dereference=True) as tar:
+            for path in (b"", *sorted(all_paths(kept))):
+                self._pack(tar, Path(os.fsdecode(os.fsencode(kept) + (b"/" + path if path else b""))), path)
+        archive.seek(0)
+        comparing.archive(archive)
+        return comparing.result()
+
+    @staticmethod
+    def _pack(tar: tarfile.TarFile, place: Path, path: bytes) -> None:
+        status = place.lstat()
+        if stat.S_ISFIFO(status.st_mode):
+            return
+        one = tarfile.TarInfo(os.fsdecode(b"root/" + path))
+        one.mtime = status.st_mtime_ns // 10**9
+        one.pax_headers = {
+            f"{XATTR}{name}": os.getxattr(place, name, follow_symlinks=False).decode("utf-8", "surrogateescape")
+            for name in os.listxattr(place, follow_symlinks=False)
+        }
+        if place.is_symlink():
+            one.type, one.linkname = tarfile.SYMTYPE, str(place.readlink())
+        elif place.is_dir():
+            one.type = tarfile.DIRTYPE
+        else:
+            one.size = status.st_size
+        tar.addfile(one, place.open("rb") if one.isreg() else None)
 
     @override
     async def verify(self, *, content: bool, timeout: timedelta) -> None:

@@ -30,6 +30,7 @@ from sandboxd.manager.backend_port import (
 )
 from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
+from sandboxd.manager.drill_ports import DrillRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.image_ports import GenerationRepository, SbomRepository
 from sandboxd.manager.key_ports import KeyRepository
@@ -58,6 +59,7 @@ from sandboxd.model.api_key import ApiKey
 from sandboxd.model.backup import BackupSet, BackupSetId
 from sandboxd.model.budget import Budget, BudgetId
 from sandboxd.model.client import Client, Freelancer
+from sandboxd.model.drill import Drill, DrillId
 from sandboxd.model.erasure import Erasure, ErasureId
 from sandboxd.model.errors import (
     AlreadyExistsError,
@@ -87,6 +89,7 @@ from tests.fakes.accounting import FakeBudgetRepository, FakePriceRepository
 from tests.fakes.accounts import FakeClientRepository, FakeFreelancerRepository, FakePlace, FakeQuotaRepository
 from tests.fakes.agent import FakeAgent, FakeAgentConnector
 from tests.fakes.backup_sets import FakeBackupSetRepository
+from tests.fakes.drills import FakeDrillRepository
 from tests.fakes.erasures import FakeErasureRepository, FakeKeyRepository
 from tests.fakes.generations import FakeGenerationRepository
 from tests.fakes.lifecycle import FakeLookRepository
@@ -162,6 +165,7 @@ class _Rows:
     generations: dict[GenerationId, Generation] = field(default_factory=dict)
     sboms: dict[GenerationId, ImageSbom] = field(default_factory=dict)
     backup_sets: dict[BackupSetId, BackupSet] = field(default_factory=dict)
+    drills: dict[DrillId, Drill] = field(default_factory=dict)
     package_records: dict[SandboxId, PackageRecord] = field(default_factory=dict)
     package_changes: dict[SandboxId, list[KeptChange]] = field(default_factory=dict)
     package_turns: list[FakeTurn] = field(default_factory=list)
@@ -189,6 +193,7 @@ class _Rows:
             generations=dict(self.generations),
             sboms=dict(self.sboms),
             backup_sets=dict(self.backup_sets),
+            drills=dict(self.drills),
             package_records=dict(self.package_records),
             package_changes=dict(self.package_changes),
             package_turns=list(self.package_turns),
@@ -238,6 +243,7 @@ class FakeUnitOfWork(UnitOfWork):
         self._packages = FakePackageRepository(self)
         self._sboms = FakeSbomRepository(self)
         self._backup_sets = FakeBackupSetRepository(self)
+        self._drills = FakeDrillRepository(self)
 
     @property
     @override
@@ -313,6 +319,11 @@ class FakeUnitOfWork(UnitOfWork):
     @override
     def backup_sets(self) -> BackupSetRepository:
         return self._backup_sets
+
+    @property
+    @override
+    def drills(self) -> DrillRepository:
+        return self._drills
 
     @property
     @override
@@ -601,6 +612,10 @@ class FakeBackend(Backend):
         """How many agents were started, ever."""
         self.error: SandboxdError | None = None
         """What every change of the world fails with."""
+        self.start_error: SandboxdError | None = None
+        """What a start alone fails with."""
+        self.on_erase: Callable[[SandboxId], object] = lambda _: None
+        """What else goes with a sandbox."""
         self.hanging: asyncio.Event | None = None
         """While set, every change of the world waits for it."""
         self.keeps_root = True
@@ -633,6 +648,8 @@ class FakeBackend(Backend):
     @override
     async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
         await self._weather()
+        if self.start_error is not None:
+            raise self.start_error
         if spec.image in self.broken_images:
             raise ImageBrokenError(f"{spec.image} does not boot.", image=spec.image)
         self.owners[spec.sandbox] = spec.freelancer
@@ -707,6 +724,7 @@ class FakeBackend(Backend):
     async def erase(self, sandbox: SandboxId, *, timeout: timedelta) -> None:
         await self.remove(sandbox, timeout=timeout)
         self.kept.discard(sandbox)
+        self.on_erase(sandbox)
 
     @override
     async def observe(self, sandbox: SandboxId) -> Observation:

@@ -22,6 +22,8 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         self.backing_up = threading.Event()
         self.backing_up.set()
         self.fail_backups = ""
+        self.drills: list[pb.Drill] = []
+        self.fail_drills = ""
         self.backup_policy = pb.BackupPolicy(
             every=Duration(seconds=43_200),
             after_terminate=True,
@@ -44,6 +46,36 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         backup.take_time.GetCurrentTime()
         self.backups[backup.name] = backup
         return pb.CreateBackupResponse(backup=backup)
+
+    @override
+    def RunDrill(self, request: pb.RunDrillRequest, context: Any) -> pb.RunDrillResponse:
+        volume = pb.DrilledVolume(
+            kind=pb.BACKUP_VOLUME_KIND_HOME, entries=1234, bytes=45_600_000, expected="a" * 64, found="a" * 64
+        )
+        drill = pb.Drill(
+            id=f"drl-{len(self.drills) + 1:026}",
+            backup=request.backup or next(iter(self.backups)),
+            client="acme",
+            status=pb.DRILL_STATUS_PASSED,
+            volumes=[volume],
+            seconds={"restore": 2.0, "boot": 1.0},
+        )
+        if self.fail_drills:
+            drill.status = pb.DRILL_STATUS_FAILED
+            drill.volumes[0].found, drill.volumes[0].difference_count = "b" * 64, 1
+            drill.volumes[0].differences.append("notes has other content")
+            drill.failure.CopyFrom(pb.BackupFailure(reason=self.fail_drills, message="It came back otherwise."))
+        drill.create_time.GetCurrentTime()
+        self.drills.insert(0, drill)
+        return pb.RunDrillResponse(drill=drill)
+
+    @override
+    def ListDrills(self, request: pb.ListDrillsRequest, context: Any) -> pb.ListDrillsResponse:
+        begin = int(request.page_token or 0)
+        more = begin + 2 < len(self.drills)
+        return pb.ListDrillsResponse(
+            drills=self.drills[begin : begin + 2], next_page_token=str(begin + 2) if more else ""
+        )
 
     @override
     def WatchBackup(self, request: pb.WatchBackupRequest, context: Any) -> Iterator[pb.WatchBackupResponse]:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from typing_extensions import override
 
-from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import BackupDamagedError, BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
@@ -64,6 +64,8 @@ class FakeVolumeBackups(VolumeBackups):
     proving: asyncio.Event = field(default_factory=asyncio.Event)
     """Proofs wait for it; open from the beginning."""
     proved: list[SnapshotId] = field(default_factory=list)
+    spoil: Files = field(default_factory=dict)
+    """What each restore puts into the workspace beside what it should."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Work waits for it; open from the beginning."""
     frozen_gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -169,9 +171,42 @@ class FakeVolumeBackups(VolumeBackups):
             there[volume] = {**stays, **files}
             done = BackupProgress(files=len(files), total_files=len(files), bytes=0, total_bytes=0)
             progress(VolumesProgress(volume=volume, trees=done))
+        there[Volume.WORKSPACE] |= self.spoil
         return RestoredTree(
             entries=sum(map(len, back.values())),
             bytes=sum(len(content) for files in back.values() for content in files.values()),
+        )
+
+    @override
+    async def compare(
+        self,
+        name: RestoreId,
+        of: VolumesOf,
+        snapshots: Mapping[Volume, SnapshotId],
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+    ) -> Mapping[Volume, TreeComparison]:
+        await self._work(name)
+        if of.sandbox not in self.volumes:
+            raise VolumesNotFoundError(of.sandbox)
+        if self.runs(of.sandbox):
+            raise VolumesInUseError(of.sandbox)
+        return {volume: self._compared(of, volume, snapshot) for volume, snapshot in snapshots.items()}
+
+    def _compared(self, of: VolumesOf, volume: Volume, snapshot: SnapshotId) -> TreeComparison:
+        kept = self.kept.get(snapshot)
+        if kept is None or kept.client != of.client:
+            raise BackupSnapshotNotFoundError("There is no such snapshot.", snapshot=snapshot)
+        there = self.volumes[of.sandbox][volume]
+        odd = sorted(path for path in {*kept.files, *there} if kept.files.get(path) != there.get(path))
+        return TreeComparison(
+            entries=len(kept.files),
+            bytes=sum(map(len, kept.files.values())),
+            expected=_sum(kept.files),
+            found=_sum(there),
+            differences=[f"{path.decode(errors='backslashreplace')} differs" for path in odd],
+            difference_count=len(odd),
         )
 
     @override
@@ -233,6 +268,10 @@ class FakeVolumeBackups(VolumeBackups):
 
 def _without_staging(files: Files) -> Files:
     return {path: content for path, content in files.items() if not path.startswith(STAGING.encode())}
+
+
+def _sum(files: Mapping[bytes, bytes]) -> str:
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
 def _below(path: bytes, paths: Sequence[bytes]) -> bool:

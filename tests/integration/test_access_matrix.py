@@ -669,6 +669,14 @@ CASES += [
         unseen=NO_SANDBOX,
     ),
     Case(
+        method=f"{X}/RunDrill",
+        ask=lambda t: backup_pb2.RunDrillRequest(request_id=t.request_id),
+        roles={P},
+        seen=BACKUPS_OFF,
+        unseen=BACKUPS_OFF,
+    ),
+    Case(method=f"{X}/ListDrills", ask=lambda _: backup_pb2.ListDrillsRequest(), roles={P, C, A}, unseen=OK),
+    Case(
         method=f"{U}/WatchUsage",
         ask=lambda t: usage_pb2.WatchUsageRequest(filter=usage_pb2.UsageFilter(sandbox=sandbox(t)), cursor="1.1."),
         roles=EVERYBODY,

@@ -140,3 +140,22 @@ def test_one_that_somebody_else_asked_for_is_followed_or_ended(platform: FakePla
     assert (followed.code, "COMPLETE" in followed.out) == (0, True)
     assert (ended.code, "It was cancelled." in ended.err) == (0, True)
     assert [one.failure.reason for one in platform.backups.values()] == ["", "BACKUP_CANCELLED"]
+
+
+def test_a_drill_says_what_it_came_to_and_so_does_its_exit(platform: FakePlatform) -> None:
+    ctl("backups", "create", "demo")
+    empty = ctl("backups", "drills")
+
+    passed = ctl("backups", "drill", "demo/01")
+    platform.fail_drills = "DRILL_DIFFERS"
+    failed = ctl("backups", "drill")
+    ctl("backups", "drill", "demo")
+    listed = ctl("backups", "drills")
+    (last,) = ctl("backups", "drills", "--limit", "1", "-o", "json").objects
+
+    assert "No restore has been tried yet" in empty.err
+    assert (passed.code, "PASSED" in passed.out, "as it was" in passed.out) == (0, True, True)
+    assert (failed.code, "notes has other content" in failed.out) == (1, True)
+    assert "It came back otherwise" in failed.err
+    assert (listed.out.count("FAILED"), listed.out.count("PASSED")) == (2, 1)
+    assert last["status"] == "DRILL_STATUS_FAILED"

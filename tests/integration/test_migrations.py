@@ -76,6 +76,10 @@ ROWS = {
         """INSERT INTO backup_sets VALUES ('bak', 'sbx', 'acme', 'ada', now(), 'r/a@sha256:0', '[]', '{"tier": "pro"}',
         1, 'quiesced', 'creating', now(), '', NULL, now(), now(), 1)""",
     ),
+    "0031": (
+        """INSERT INTO restore_drills VALUES ('drl', 'bak', 'sbx', 'acme', 'ada', 'schedule', NULL, 'running', false, 1,
+        '', '[]', '{}', '', '', now(), now(), NULL, 1)""",
+    ),
     "0023": (
         """INSERT INTO image_sboms VALUES ('gen', '\\x00', true, 'sha256:1', 'sha256:2', 3, now(), 1, '', now())""",
     ),

@@ -66,6 +66,13 @@ RESTORE = PlacedBackup(
     paths={Volume.HOME: (b"notes/\xff", b"src")},
     sizes={Volume.HOME: "2G", Volume.WORKSPACE: "8G"},
 )
+COMPARE = PlacedBackup(
+    action=BackupAction.COMPARE,
+    deadline=HOUR,
+    template="default",
+    sandbox=SANDBOX,
+    snapshots={Volume.HOME: SnapshotId("a" * 64), Volume.WORKSPACE: SnapshotId("b" * 64)},
+)
 FORGET = PlacedBackup(action=BackupAction.FORGET, deadline=HOUR, template="default", sets=(TAKE.backup,), prune=True)
 VERIFY = PlacedBackup(action=BackupAction.VERIFY, deadline=HOUR, template="default", content=True)
 DESTROY = PlacedBackup(action=BackupAction.DESTROY, deadline=HOUR, template="default")
@@ -181,6 +188,12 @@ TABLE = {
         R.VOLUME_LOST.value,
     ),
     "it is to be restored and runs": (a_world(RESTORE), S.WAITING, R.STOPPING.value),
+    "it is to be compared and runs": (a_world(COMPARE), S.WAITING, R.STOPPING.value),
+    "what is to be compared is not there": (
+        a_world(COMPARE, sandbox=None, sandbox_pod=None, claims={}),
+        S.WAITING,
+        R.VOLUME_LOST.value,
+    ),
     "it is to be restored and its pod ends": (
         a_world(RESTORE, sandbox=a_sandbox(mode=Mode.STOPPED)),
         S.WAITING,
@@ -383,6 +396,8 @@ def test_the_pod_is_nobody_and_may_little() -> None:
     assert container["resources"]["limits"].keys() == {"cpu", "memory", "ephemeral-storage"}
     assert "password" not in json.dumps(the_pod()).replace('"password"', "")
     assert [one["readOnly"] for one in container["volumeMounts"][:2]] == [True, True]
+    comparing = the_pod(COMPARE)["spec"]["containers"][0]["volumeMounts"]
+    assert [one["readOnly"] for one in comparing[:2]] == [True, True]
     writing = the_pod(RESTORE)["spec"]["containers"][0]["volumeMounts"]
     assert [one["readOnly"] for one in writing[:2]] == [False, False]
 
@@ -423,6 +438,6 @@ def test_where_nothing_is_backed_up_there_is_no_such_policy() -> None:
     assert "sandboxd-backup" not in [one["metadata"]["name"] for one in made[Kind.POLICY]]
 
 
-@pytest.mark.parametrize("work", [TAKE, RESTORE, FORGET, VERIFY, DESTROY])
+@pytest.mark.parametrize("work", [TAKE, RESTORE, COMPARE, FORGET, VERIFY, DESTROY])
 def test_a_spec_is_read_as_it_was_written(work: PlacedBackup) -> None:
     assert PlacedBackup.from_mapping(json.loads(json.dumps(work.as_mapping()))) == work

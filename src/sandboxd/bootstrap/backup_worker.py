@@ -27,6 +27,7 @@ from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.operator.backup_shape import CONFIG_DIRECTORY, VOLUMES_DIRECTORY, WORK_DIRECTORY
 from sandboxd.volumes.mounted import count_trees, flush_trees
 from sandboxd.volumes.outcomes import (
+    compared_as_mapping,
     error_as_mapping,
     forgotten_as_mapping,
     proved_as_mapping,
@@ -34,7 +35,7 @@ from sandboxd.volumes.outcomes import (
     taken_as_mapping,
 )
 from sandboxd.volumes.ports import BackupRepository, RestoreOrder, VolumesOf, VolumesProgress
-from sandboxd.volumes.trees import forget_sets, prove_trees, restore_trees, take_trees, within
+from sandboxd.volumes.trees import compare_volumes, forget_sets, prove_trees, restore_trees, take_trees, within
 
 INTERRUPTED_STATUS: Final = 143
 """Of a worker that was told to end: the work is taken up by another."""
@@ -153,6 +154,11 @@ async def _do(
                     repository, _restore_order(work, name), places.volumes, timeout=left(), progress=progress.tell
                 )
                 return restored_as_mapping(restored)
+            case BackupAction.COMPARE:
+                compared = await compare_volumes(
+                    repository, work.snapshots, places.volumes, timeout=left(), progress=progress.tell
+                )
+                return compared_as_mapping(compared)
             case BackupAction.FORGET:
                 return forgotten_as_mapping(await forget_sets(repository, work.sets, prune=work.prune, timeout=left()))
             case BackupAction.VERIFY if work.snapshots:

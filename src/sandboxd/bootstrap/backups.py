@@ -37,6 +37,8 @@ def backup_tools(settings: Settings, placement: Placement) -> BackupTools | None
         kept=placement.kept,
         release_after=timedelta(seconds=settings.backups_release_seconds),
         at_once=settings.backups_at_once,
+        drill_every=timedelta(seconds=settings.backups_drill_every_seconds),
+        drill_bytes=settings.backups_drill_bytes,
         pause=timedelta(seconds=settings.backups_look_seconds),
     )
 

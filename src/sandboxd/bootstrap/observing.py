@@ -17,6 +17,7 @@ from sandboxd.manager.abandoned_metrics import AbandonedMetrics
 from sandboxd.manager.administration import Figures
 from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.commit_metrics import CommitMetrics
+from sandboxd.manager.drill_metrics import DrillMetrics
 from sandboxd.manager.image_care_metrics import ImageCareMetrics
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
@@ -55,6 +56,7 @@ class Observation:
     packages: PackageMetrics
     commits: CommitMetrics
     backups: BackupMetrics
+    drills: DrillMetrics
     image_care: ImageCareMetrics
     abandoned: AbandonedMetrics
     stream: StreamMetrics
@@ -75,6 +77,7 @@ class Observation:
             packages=PackageMetrics(registry),
             commits=CommitMetrics(registry),
             backups=BackupMetrics(registry),
+            drills=DrillMetrics(registry),
             image_care=ImageCareMetrics(registry),
             abandoned=AbandonedMetrics(registry),
             stream=StreamMetrics(registry),

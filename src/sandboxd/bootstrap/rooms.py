@@ -133,6 +133,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             commit_metrics=seen.commits,
             backups=backup_tools(settings, placement),
             backup_metrics=seen.backups,
+            drill_metrics=seen.drills,
             images=image_tools(kept, placement),
             upgrade_bases=settings.base_upgrades,
             starts=settings.start_limits,

@@ -85,3 +85,19 @@ class BackupClient:
         """Delete a backup, and return it when the repository has none of it; `give_up`: also the only one."""
         request = backup_pb2.DeleteBackupRequest(request_id=new_request_id(), name=backup, give_up=give_up)
         return (await self._connection.call(self._stub.DeleteBackup, request, timeout=timeout)).backup
+
+    async def drill(self, backup: str = "", *, timeout: float = WORK_SECONDS) -> backup_pb2.Drill:
+        """Try the restore of a backup, or of the one whose turn it is, and return what that came to."""
+        request = backup_pb2.RunDrillRequest(request_id=new_request_id(), backup=backup)
+        return (await self._connection.call(self._stub.RunDrill, request, timeout=timeout)).drill
+
+    async def drills(self) -> AsyncIterator[backup_pb2.Drill]:
+        """Yield restores that were tried, the newest first."""
+        request = backup_pb2.ListDrillsRequest(page_size=PAGE_SIZE)
+        while True:
+            page = await self._connection.call(self._stub.ListDrills, request)
+            for drill in page.drills:
+                yield drill
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token

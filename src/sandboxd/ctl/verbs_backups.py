@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sandboxd.ctl.completion import complete_backup, complete_sandbox
+from sandboxd.ctl.completion import complete_backup, complete_backup_of, complete_sandbox
 from sandboxd.ctl.options import OutputOption, SandboxArgument, WorkspaceOnlyOption, YesOption
 from sandboxd.ctl.root import app, execute, help_text
 from sandboxd.ctl.verbs_accounts import ClientArgument, clients
@@ -211,6 +211,56 @@ def clients_backups(
         immutable_for=immutable_for,
     )
     execute(context, output, lambda shell: backup_policies.client_backups(shell, client, options))
+
+
+@backups.command(
+    "drill",
+    help=help_text(
+        "Try a restore: bring a backup back into a sandbox that is nobody's, boot it, compare every file, destroy it. "
+        "For the platform. Without a sandbox: the one whose turn it is.",
+        "sandboxctl backups drill",
+        "sandboxctl backups drill demo/8f3k2m",
+    ),
+)
+def drill_backup(
+    context: typer.Context,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="[SANDBOX[/BACKUP]]",
+            help="Of this sandbox the newest backup, or the one whose id ends so.",
+            autocompletion=complete_backup_of,
+            show_default=False,
+        ),
+    ] = "",
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long to wait; the drill goes on.")
+    ] = 1800,
+    output: OutputOption = None,
+) -> None:
+    """Try a restore."""
+    from sandboxd.ctl.commands import drills as command
+
+    execute(context, output, lambda shell: command.run(shell, source, timeout=timeout))
+
+
+@backups.command(
+    "drills",
+    help=help_text(
+        "List restores that were tried, the newest first, and what they came to.",
+        "sandboxctl backups drills",
+        "sandboxctl backups drills --limit 1 --output json | jq -r .status",
+    ),
+)
+def list_drills(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="At most so many.")] = 50,
+    output: OutputOption = None,
+) -> None:
+    """List drills."""
+    from sandboxd.ctl.commands import drills as command
+
+    execute(context, output, lambda shell: command.ls(shell, limit=limit))
 
 
 @app.command(

@@ -45,6 +45,10 @@ class BackupTools:
     """How long after its end a sandbox's volumes are released where a set has them; zero: they are not."""
     at_once: int = 2
     """Sets that policy lets this replica make at the same time."""
+    drill_every: timedelta = timedelta(0)
+    """How often a set is restored as a drill; zero: never by schedule."""
+    drill_bytes: int = 10 << 30
+    """Of files in a set that is drilled with, at most."""
     pause: timedelta = timedelta(minutes=1)
     """Between two looks at what policy wants; zero: none."""
 

@@ -16,6 +16,9 @@ from sandboxd.manager.backup_deletions import BackupDeletions
 from sandboxd.manager.backup_keeping import BackupKeeping
 from sandboxd.manager.backup_ports import MOST_SETS, BackupSetNotFoundError
 from sandboxd.manager.changes import Changes
+from sandboxd.manager.drill_keeping import DrillKeeping
+from sandboxd.manager.drilling import Drilling
+from sandboxd.manager.drills import Drills
 from sandboxd.manager.outcome import restore_error
 from sandboxd.manager.ports import (
     DEFAULT_PAGE_SIZE,
@@ -32,12 +35,13 @@ from sandboxd.model.backup import BackupFreeze, BackupSet, BackupSetId, BackupSe
 from sandboxd.model.backup_errors import BackupEndedError, BackupsOffError
 from sandboxd.model.backup_retention import Keeping, holds
 from sandboxd.model.caller import Caller, Request
+from sandboxd.model.drill import DrillInProgressError
 from sandboxd.model.errors import ErrorKind, InternalError, RequestIdReusedError, SandboxdError
 from sandboxd.model.final_backup import FinalBackup, final_backup
-from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, SandboxState
-from sandboxd.model.sources import IdSource
+from sandboxd.model.sources import Clock, IdSource
 
 WATCH_SECONDS: Final = 1.0
 """How often a backup that is followed is looked at."""
@@ -60,6 +64,8 @@ class BackupRoom:
     deletions: BackupDeletions
     keeping: BackupKeeping
     releases: VolumeReleases
+    drilling: Drilling
+    drill_keeping: DrillKeeping
 
     async def run(self) -> None:
         """Keep leases, and repair what crashes left, until cancelled."""
@@ -68,15 +74,18 @@ class BackupRoom:
             group.create_task(self._recover(), name="backup-recovery")
             group.create_task(self.keeping.run(), name="backup-keeping")
             group.create_task(self.releases.run(), name="volume-releases")
+            group.create_task(self.drilling.tasks.run(), name="drill-leases")
+            group.create_task(self.drill_keeping.run(), name="drill-keeping")
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let work end within the grace; the rest is for the recovery of whoever comes next."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.making.tasks.drain(grace=grace), name="drain-backing-up")
             group.create_task(self.releases.drain(grace=grace), name="drain-volume-releases")
+            group.create_task(self.drilling.tasks.drain(grace=grace), name="drain-drills")
 
     async def finish_left_over(self) -> None:
-        """Go on with every backup and every deletion that nobody works on."""
+        """Go on with every backup, every deletion and every drill that nobody works on."""
         after: BackupSetId | None = None
         clients = set[ClientId]()
         while True:
@@ -92,6 +101,24 @@ class BackupRoom:
             after = page[-1].id
         for client in sorted(clients):
             await self.deletions.begin(client, patient=True)
+        async with self.units.begin() as work:
+            drills = await work.drills.unfinished()
+        for drill in drills:
+            await self.drilling.adopt(drill.id)
+
+    async def erase(self, client: ClientId, freelancer: FreelancerId | None) -> int:
+        """Destroy all backups of a freelancer, or of a client, once no drill works with any; see `BackupKeeping.erase`.
+
+        Raises:
+            BackupInProgressError, DrillInProgressError: One is being made, or tried; its end was asked for.
+            UnavailableError, DeadlineError: The repository does not answer, or is busy.
+        """
+        async with self.units.begin() as work:
+            running = await work.drills.cancel(client, freelancer)
+            await work.commit()
+        if running:
+            raise DrillInProgressError("A backup of it is being tried. That ends soon, and the erasure goes on then.")
+        return await self.keeping.erase(client, freelancer)
 
     async def _recover(self) -> None:
         clock = self.making.clock
@@ -115,13 +142,21 @@ class Backups:
     """The use cases of backups. Without a room they answer that there are none, and why."""
 
     def __init__(
-        self, *, units: UnitsOfWork, room: BackupRoom | None, requests: Requests, changes: Changes, ids: IdSource
+        self,
+        *,
+        units: UnitsOfWork,
+        room: BackupRoom | None,
+        requests: Requests,
+        changes: Changes,
+        clock: Clock,
+        ids: IdSource,
     ) -> None:
         self._units = units
         self._room = room
         self._requests = requests
         self._changes = changes
         self._ids = ids
+        self.drills = Drills(units=units, drilling=None if room is None else room.drilling, clock=clock)
 
     async def create(
         self,

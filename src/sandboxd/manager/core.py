@@ -13,6 +13,8 @@ from sandboxd.manager.backups import BackupRoom
 from sandboxd.manager.base_building import BaseBuilding
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.commits import Commits
+from sandboxd.manager.drill_keeping import DrillKeeping
+from sandboxd.manager.drilling import Drilling
 from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.image_fallback import ImageFallback
 from sandboxd.manager.image_trust import ImageTrust
@@ -157,6 +159,17 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
         metrics=tools.backup_metrics,
         deeds=tools.deeds,
     )
+    drilling = Drilling(
+        units=tools.units,
+        tools=tools.backups,
+        tasks=LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease),
+        backend=tools.backend,
+        connector=tools.connector,
+        clock=tools.clock,
+        ids=tools.ids,
+        metrics=tools.drill_metrics,
+        deeds=tools.deeds,
+    )
     keeping = BackupKeeping(units=tools.units, making=making, deletions=deletions, duties=tools.duties)
     releases = VolumeReleases(
         units=tools.units,
@@ -168,7 +181,15 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
         metrics=tools.backup_metrics,
         deeds=tools.deeds,
     )
-    return BackupRoom(units=tools.units, making=making, deletions=deletions, keeping=keeping, releases=releases)
+    return BackupRoom(
+        units=tools.units,
+        making=making,
+        deletions=deletions,
+        keeping=keeping,
+        releases=releases,
+        drilling=drilling,
+        drill_keeping=DrillKeeping(units=tools.units, drilling=drilling, duties=tools.duties),
+    )
 
 
 def _trust(tools: ManagerTools) -> ImageTrust | None:

@@ -16,6 +16,7 @@ from typing import NewType, Protocol, Self
 from sandboxd.manager.account_ports import ClientRepository, FreelancerRepository, QuotaRepository
 from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
+from sandboxd.manager.drill_ports import DrillRepository
 from sandboxd.manager.erasure_ports import ErasureRepository
 from sandboxd.manager.image_ports import GenerationRepository, SbomRepository
 from sandboxd.manager.key_ports import KeyRepository
@@ -284,22 +285,18 @@ class UnitOfWork(Protocol):
     @property
     def sandboxes(self) -> SandboxRepository:
         """Sandbox rows."""
-        ...
 
     @property
     def incarnations(self) -> IncarnationRepository:
         """Incarnation rows."""
-        ...
 
     @property
     def requests(self) -> RequestRepository:
         """Remembered requests."""
-        ...
 
     @property
     def operations(self) -> OperationRepository:
         """Who works on which sandbox."""
-        ...
 
     @property
     def clients(self) -> ClientRepository:
@@ -350,9 +347,12 @@ class UnitOfWork(Protocol):
         """What sandboxes are rebuilt from."""
 
     @property
+    def drills(self) -> DrillRepository:
+        """Restores that were tried."""
+
+    @property
     def quotas(self) -> QuotaRepository:
         """What is in use, for quotas."""
-        ...
 
     async def __aenter__(self) -> Self: ...
     async def __aexit__(

@@ -27,6 +27,7 @@ from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
 from sandboxd.manager.restoring import Restores
 from sandboxd.manager.startup import Startup, spec_of
+from sandboxd.model.drill import drill_sandbox
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.image import CommitTrigger, build_sandbox
@@ -247,14 +248,16 @@ class Recovery:
             rows = await work.sandboxes.find(suspects)
             members = await work.pools.known(suspects)
             flying = await work.generations.unfinished(limit=PAGE)
+            drills = await work.drills.unfinished()
         building = {build_sandbox(one.id) for one in flying if one.trigger is CommitTrigger.UPGRADE}
+        building |= {drill_sandbox(one.id) for one in drills}
         seen = {observation.sandbox: observation for observation in await self.backend.list()}
         for sandbox in suspects:
             row, found = rows.get(sandbox), seen.get(sandbox)
             if not _odd(row, found):
                 continue
             if row is None and (sandbox in members or sandbox in building):
-                continue  # the refill cares for what nobody has claimed, an upgrade for what it builds in
+                continue  # the refill, an upgrade and a drill care for their own
             if row is None or row.state in GONE:
                 unknown.add(sandbox)
             elif found is not None and found.present:

@@ -154,7 +154,12 @@ class SandboxManager:
                 clock=tools.clock,
             )
         self.backups = Backups(
-            units=tools.units, room=core.backups, requests=requests, changes=core.changes, ids=tools.ids
+            units=tools.units,
+            room=core.backups,
+            requests=requests,
+            changes=core.changes,
+            clock=tools.clock,
+            ids=tools.ids,
         )
         self._reading = Reading(units=tools.units, changes=core.changes)
         self._editing = Editing(

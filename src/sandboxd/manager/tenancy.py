@@ -63,7 +63,7 @@ def make_tenancy(
         remove_texts=remove_texts,
         remove_images=None if images is None else images.erase,
         remove_project=None if images is None else images.erase_project,
-        remove_backups=None if core.backups is None else core.backups.keeping.erase,
+        remove_backups=None if core.backups is None else core.backups.erase,
     )
     return Tenancy(
         accounts=accounts,

@@ -12,6 +12,7 @@ from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.commit_steps import ImageTools
+from sandboxd.manager.drill_metrics import DrillMetrics
 from sandboxd.manager.intents import LEASE
 from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.lifecycle_ports import Duties
@@ -77,6 +78,7 @@ class ManagerTools:
     backups: BackupTools | None = None
     """What sandboxes are backed up with; None where no backups are kept."""
     backup_metrics: BackupMetrics = field(default_factory=lambda: BackupMetrics(CollectorRegistry()))
+    drill_metrics: DrillMetrics = field(default_factory=lambda: DrillMetrics(CollectorRegistry()))
     upgrade_bases: ReplayPolicy | None = None
     """What happens where something cannot be made again when resting sandboxes get the template's present base by
     themselves; None: they do not."""

@@ -297,6 +297,23 @@ def frozen_for(backup: BackupSet) -> str:
     return f"{FROZEN_FOR} {backup.id}. A prompt wakes it at once."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeComparison:
+    """How a tree on a disk compares with a snapshot, entry by entry."""
+
+    entries: int
+    """Of the snapshot, all of which were looked for."""
+    bytes: int
+    """Of contents that were read from both and compared."""
+    expected: str
+    """SHA-256 over all that is compared, as the snapshot has it: 64 hexadecimal digits."""
+    found: str
+    """The same as the tree has it: `expected` where nothing differs."""
+    differences: Sequence[str] = ()
+    """Some of what differs, for people: a path, and what of it."""
+    difference_count: int = 0
+
+
 class BackupSetStatusError(WrongStateError):
     """A backup set's status does not allow what was wanted."""
 

@@ -44,12 +44,13 @@ class BackupAction(enum.Enum):
 
     TAKE = "Take"
     RESTORE = "Restore"
+    COMPARE = "Compare"
     FORGET = "Forget"
     VERIFY = "Verify"
     DESTROY = "Destroy"
 
 
-NEEDS_VOLUMES: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE})
+NEEDS_VOLUMES: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE, BackupAction.COMPARE})
 
 
 class BackupState(enum.Enum):
@@ -79,13 +80,13 @@ class PlacedBackup:
     method: BackupMethod = BackupMethod.FILES
     """How the sets are kept that it is about."""
     sandbox: SandboxId = _NO_SANDBOX
-    """Of `TAKE` and `RESTORE`: whose volumes."""
+    """Of `TAKE`, `RESTORE` and `COMPARE`: whose volumes."""
     backup: BackupSetId = _NO_SET
     """Of `TAKE`: the set."""
     reading: int = 1
     """Of `TAKE`: the how manieth of this set."""
     snapshots: Mapping[Volume, SnapshotId] = field(default_factory=dict)
-    """Of `RESTORE`; of `VERIFY` these alone are read, with all their content."""
+    """Of `RESTORE` and `COMPARE`; of `VERIFY` these alone are read, with all their content."""
     paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
     """Of `RESTORE`."""
     sizes: Mapping[Volume, str] = field(default_factory=dict)
@@ -122,6 +123,11 @@ class PlacedBackup:
                         volume.value: [base64.b64encode(path).decode() for path in paths]
                         for volume, paths in self.paths.items()
                     }
+            case BackupAction.COMPARE:
+                made |= {
+                    "sandbox": self.sandbox,
+                    "snapshots": {volume.value: one for volume, one in self.snapshots.items()},
+                }
             case BackupAction.FORGET:
                 made |= {"sets": [*self.sets], "prune": self.prune}
             case BackupAction.VERIFY:

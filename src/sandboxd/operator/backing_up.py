@@ -193,7 +193,7 @@ def blocked(world: BackupWorld, settings: PlanSettings) -> tuple[BackupState, st
         return None
     for volume in Volume:
         claim = world.claims.get(volume)
-        if claim is None and (work.action is BackupAction.TAKE or volume not in work.sizes):
+        if claim is None and (work.action is not BackupAction.RESTORE or volume not in work.sizes):
             text = f"The sandbox has no volume {volume.value}."
             return BackupState.WAITING, Reason.VOLUME_LOST.value, text
         if claim is None:
@@ -204,11 +204,11 @@ def blocked(world: BackupWorld, settings: PlanSettings) -> tuple[BackupState, st
         if claim.get("status", {}).get("phase") == "Lost" and work.method is BackupMethod.FILES:
             text = f"The volume of claim {name} is gone. Delete the claim: a restore makes another one."
             return BackupState.WAITING, Reason.VOLUME_LOST.value, text
-    if work.action is BackupAction.RESTORE and _runs(world):
+    if work.action is not BackupAction.TAKE and _runs(world):
         return (
             BackupState.WAITING,
             Reason.STOPPING.value,
-            "The sandbox runs: its volumes are restored when it has ended.",
+            "The sandbox runs: its volumes are restored, or compared, when it has ended.",
         )
     return None
 

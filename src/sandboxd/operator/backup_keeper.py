@@ -43,7 +43,7 @@ from sandboxd.operator.writing import TIMEOUT, Writer
 PASSWORD_SECRET_TYPE: Final = "sandboxd.dev/backup-password"  # noqa: S105  a type of Secrets
 PASSWORD_BYTES: Final = 32
 """Of randomness: as much as the key that restic derives."""
-MAKES_REPOSITORY: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE})
+MAKES_REPOSITORY: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE, BackupAction.COMPARE})
 
 log = structlog.get_logger(__name__)
 

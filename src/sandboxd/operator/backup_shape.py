@@ -199,7 +199,7 @@ def _metadata(name: str, work: str, *, namespace: str, uid: str, instance: str) 
 
 
 def _container(attempt: int, work: PlacedBackup, means: BackupMeans, *, seconds: int) -> Json:
-    reads_alone = work.action is BackupAction.TAKE or work.method is BackupMethod.SNAPSHOTS
+    reads_alone = work.action is not BackupAction.RESTORE or work.method is BackupMethod.SNAPSHOTS
     volumes = [
         {"name": one.value, "mountPath": f"{VOLUMES_DIRECTORY}/{one.value}", "readOnly": reads_alone}
         for one in _used(work)

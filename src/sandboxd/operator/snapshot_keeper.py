@@ -9,7 +9,7 @@ from typing import Final, assert_never
 
 from sandboxd.kubeapi.errors import KubeForbiddenError, KubeInvalidError, KubeNotFoundError
 from sandboxd.kubeapi.ports import KubeApi
-from sandboxd.model.backup_errors import BackupSnapshotsUnsupportedError
+from sandboxd.model.backup_errors import BackupSnapshotsUnsupportedError, BackupUnreadError
 from sandboxd.model.cluster_backup import BACKUP_FINALIZER, ENDS, BackupAction, BackupState, BackupWorkStatus
 from sandboxd.model.cluster_status import Reason
 from sandboxd.operator.backing_up import OUT_OF_TIME, BackupWorld, blocked, conclude_backup, plan_backup, told
@@ -108,6 +108,9 @@ class SnapshotKeeper:
                 return await self._keeping.remove(world)
             case BackupAction.VERIFY:
                 return await self._keeping.verify(world)
+            case BackupAction.COMPARE:  # which `serve` does not ask for
+                why = "Snapshots are read with a restore alone."
+                return told(status, BackupState.FAILED, BackupUnreadError.reason, why)
             case _:
                 assert_never(action)
 

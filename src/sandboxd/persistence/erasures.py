@@ -53,6 +53,7 @@ _KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "sessions": ("sessions", _OURS),
     "image_generations": ("image_generations", _OURS),
     "backup_sets": ("backup_sets", _OURS),
+    "restore_drills": ("restore_drills", _OURS),
     "package_changes": ("package_changes", f"sandbox IN ({_SANDBOXES})"),
     "sandbox_packages": ("sandbox_packages", f"sandbox IN ({_SANDBOXES})"),
     "turn_places": ("turn_places", _OURS),

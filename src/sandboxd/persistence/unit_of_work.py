@@ -27,6 +27,7 @@ from sandboxd.persistence.accounts import PostgresClientRepository, PostgresFree
 from sandboxd.persistence.backups import PostgresBackupSetRepository
 from sandboxd.persistence.births import claiming
 from sandboxd.persistence.budgets import PostgresBudgetRepository
+from sandboxd.persistence.drills import PostgresDrillRepository
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.erasures import PostgresErasureRepository
 from sandboxd.persistence.errors import translated
@@ -230,6 +231,11 @@ class PostgresUnitOfWork(UnitOfWork):
     @override
     def backup_sets(self) -> PostgresBackupSetRepository:
         return PostgresBackupSetRepository(self._open())
+
+    @property
+    @override
+    def drills(self) -> PostgresDrillRepository:
+        return PostgresDrillRepository(self._open())
 
     @property
     @override

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sandboxd.model.backup import SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup import SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
     BackupIncompleteError,
@@ -98,6 +98,36 @@ def proved_as_mapping(trees: Mapping[SnapshotId, str]) -> Json:
 def proved_from_mapping(given: Mapping[str, Any]) -> Mapping[SnapshotId, str]:
     """Read it; a worker that knows nothing of it has read none. Raises KeyError, TypeError or ValueError."""
     return {SnapshotId(name): str(tree) for name, tree in (given or {"trees": {}})["trees"].items()}
+
+
+def compared_as_mapping(compared: Mapping[Volume, TreeComparison]) -> Json:
+    """How volumes compare with snapshots."""
+    return {
+        volume.value: {
+            "entries": one.entries,
+            "bytes": one.bytes,
+            "expected": one.expected,
+            "found": one.found,
+            "differences": [*one.differences],
+            "differenceCount": one.difference_count,
+        }
+        for volume, one in compared.items()
+    }
+
+
+def compared_from_mapping(given: Mapping[str, Any]) -> Mapping[Volume, TreeComparison]:
+    """Read it. Raises KeyError, TypeError or ValueError where it is none."""
+    return {
+        Volume(name): TreeComparison(
+            entries=int(one["entries"]),
+            bytes=int(one["bytes"]),
+            expected=str(one["expected"]),
+            found=str(one["found"]),
+            differences=tuple(map(str, one["differences"])),
+            difference_count=int(one["differenceCount"]),
+        )
+        for name, one in given.items()
+    }
 
 
 def forgotten_as_mapping(forgotten: ForgottenSnapshots) -> Json:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
-from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.errors import NotFoundError, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import Resources, Tier
@@ -154,6 +154,21 @@ class BackupRepository(Protocol):
             BackupSnapshotNotFoundError: There is no such snapshot, or none of one of these paths in it.
             InvalidRequestError: The directory is not empty, or a path has another form.
             BackupIncompleteError: Something could not be written as it was.
+        """
+        ...
+
+    async def compare(
+        self, snapshot: SnapshotId, tree: Path, *, timeout: timedelta, progress: Callable[[BackupProgress], None]
+    ) -> TreeComparison:
+        """Read a whole snapshot again and compare it with a tree, which nobody writes in meanwhile.
+
+        Compared are, of the root and of everything below it: that it is there and nothing else is; kind, mode with
+        set-id and sticky bits, owner and group, size, modification time in nanoseconds (where a name is no UTF-8: in
+        seconds); the bytes of files, the targets of links, extended attributes. Not: which hard links are the same
+        file, where holes are, other times.
+
+        Raises:
+            BackupSnapshotNotFoundError, InvalidRequestError: There is no such snapshot; the tree is no directory.
         """
         ...
 
@@ -313,6 +328,24 @@ class VolumeBackups(Protocol):
             BackupSnapshotNotFoundError: A snapshot is not there, or has not one of the paths.
             InvalidRequestError: A path has another form.
             BackupStorageFullError: There is no room for what comes back beside what is there.
+        """
+        ...
+
+    async def compare(
+        self,
+        name: RestoreId,
+        of: VolumesOf,
+        snapshots: Mapping[Volume, SnapshotId],
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+    ) -> Mapping[Volume, TreeComparison]:
+        """Compare volumes with snapshots, as `BackupRepository.compare`; the name is this work's, and no restore's.
+
+        Raises:
+            VolumesNotFoundError: There are none.
+            VolumesInUseError: Compute of the sandbox runs.
+            BackupSnapshotNotFoundError: A snapshot is not there.
         """
         ...
 

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from sandboxd.model.backup import BackupSetId, SnapshotId, Volume, VolumeSnapshot
+from sandboxd.model.backup import BackupSetId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import BackupDamagedError
 from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import SandboxId
@@ -121,6 +121,24 @@ def _put(root: Path, staging: Path, paths: Sequence[bytes]) -> None:
         put_paths(root, staging, paths)
     else:
         put_whole(root, staging)
+
+
+async def compare_volumes(
+    repository: BackupRepository,
+    snapshots: Mapping[Volume, SnapshotId],
+    trees: Mapping[Volume, Path],
+    *,
+    timeout: timedelta,
+    progress: Callable[[VolumesProgress], None],
+) -> Mapping[Volume, TreeComparison]:
+    """Compare each volume with its snapshot; see `VolumeBackups.compare`."""
+    async with within(timeout) as left:
+        return {
+            volume: await repository.compare(
+                snapshot, trees[volume], timeout=left(), progress=_teller(volume, progress)
+            )
+            for volume, snapshot in snapshots.items()
+        }
 
 
 async def forget_sets(

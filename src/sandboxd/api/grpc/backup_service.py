@@ -12,8 +12,9 @@ from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_backup import backup_id, decode_freeze, encode_backup
+from sandboxd.api.grpc.codec_backup import backup_id, backup_of, decode_freeze, encode_backup
 from sandboxd.api.grpc.codec_backup_policy import encode_backup_policy
+from sandboxd.api.grpc.codec_drill import encode_drill
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
@@ -122,6 +123,25 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
             timeout=current_rpc().remaining(at_most=MAX_WAIT),
         )
         return pb.DeleteBackupResponse(backup=encode_backup(gone))
+
+    @override
+    async def RunDrill(self, request: pb.RunDrillRequest, context: Context) -> pb.RunDrillResponse:
+        """Try a restore."""
+        drill = await self._backups.drills.run(
+            RequestId(request.request_id),
+            backup_of(request.backup),
+            wait=not request.start_only,
+            timeout=current_rpc().remaining(at_most=MAX_WAIT),
+        )
+        return pb.RunDrillResponse(drill=encode_drill(drill))
+
+    @override
+    async def ListDrills(self, request: pb.ListDrillsRequest, context: Context) -> pb.ListDrillsResponse:
+        """List restores that were tried."""
+        page = await self._backups.drills.list(
+            current_rpc().caller, page_size=request.page_size, page_token=request.page_token
+        )
+        return pb.ListDrillsResponse(drills=[encode_drill(one) for one in page.items], next_page_token=page.next_token)
 
     async def _send(self, changes: AsyncIterator[BackupSet], context: Context) -> None:
         async with closed_at_end(changes):

@@ -154,6 +154,9 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_BACKUPS}/WatchBackup": reads(Scope.OWN),
     f"{_BACKUPS}/CancelBackup": changes(Scope.OWN),
     f"{_BACKUPS}/DeleteBackup": changes(Scope.OWN),
+    # A drill takes what sandboxes have of nobody's quota; what it says of a client's backups its overseers may read.
+    f"{_BACKUPS}/RunDrill": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_BACKUPS}/ListDrills": reads(Scope.PLATFORM, OVERSEERS),
     f"{_IMAGES}/UpgradeImage": changes(Scope.OWN),
     f"{_IMAGES}/PlanImageUpgrade": reads(Scope.OWN),
     f"{_AUDIT}/ListAuditEntries": reads(Scope.PLATFORM, AUDITORS),

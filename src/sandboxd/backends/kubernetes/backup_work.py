@@ -23,7 +23,7 @@ from sandboxd.kubeapi.client import segment
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeInvalidError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import Reflector
-from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, Volume
+from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, SnapshotId, Volume
 from sandboxd.model.backup_errors import BackupToolError
 from sandboxd.model.cluster import API_VERSION, SERVE_MANAGER, Mode, claims_of
 from sandboxd.model.cluster_backup import (
@@ -107,11 +107,7 @@ class BackupWork:
             VolumesNotFoundError: There are not both volumes.
             SandboxdError: As `do`.
         """
-        async with self._asking(str(backup)):
-            claims = await self._objects.claims(of.sandbox, timeout=REQUEST_TIMEOUT)
-        there = {claim["metadata"]["name"] for claim in claims}
-        if not there.issuperset(claims_of(of.sandbox).values()):
-            raise VolumesNotFoundError(of.sandbox)
+        await self._require_volumes(of, name=backup)
         work = self.ordered(BackupAction.TAKE, timeout=timeout, sandbox=of.sandbox, backup=backup, reading=reading)
         return await self.do(of.client, f"{BACKUP_PREFIX}{backup}", work, timeout=timeout)
 
@@ -123,10 +119,7 @@ class BackupWork:
             SandboxdError: As `do`.
         """
         into = order.into
-        async with self._asking(str(order.id)):
-            placed = await self._objects.get(self._objects.namespace(into.client), into.sandbox)
-        if placed is not None and placed.spec.mode is not Mode.STOPPED:
-            raise VolumesInUseError(into.sandbox)
+        await self._refuse_running(into, name=order.id)
         sizes = quantities(into.resources)
         work = self.ordered(
             BackupAction.RESTORE,
@@ -137,6 +130,33 @@ class BackupWork:
             sizes={Volume.HOME: sizes.home, Volume.WORKSPACE: sizes.workspace},
         )
         return await self.do(into.client, f"{BACKUP_PREFIX}{order.id}", work, timeout=timeout)
+
+    async def compare(
+        self, name: RestoreId, of: VolumesOf, snapshots: Mapping[Volume, SnapshotId], *, timeout: timedelta
+    ) -> Mapping[str, Any]:  # Any: JSON
+        """Have volumes compared with snapshots; answers the worker's last word.
+
+        Raises:
+            VolumesNotFoundError: There are not both volumes.
+            VolumesInUseError: Compute of the sandbox runs.
+            SandboxdError: As `do`.
+        """
+        await self._require_volumes(of, name=name)
+        await self._refuse_running(of, name=name)
+        work = self.ordered(BackupAction.COMPARE, timeout=timeout, sandbox=of.sandbox, snapshots=snapshots)
+        return await self.do(of.client, f"{BACKUP_PREFIX}{name}", work, timeout=timeout)
+
+    async def _require_volumes(self, of: VolumesOf, *, name: str) -> None:
+        async with self._asking(name):
+            claims = await self._objects.claims(of.sandbox, timeout=REQUEST_TIMEOUT)
+        if not {claim["metadata"]["name"] for claim in claims}.issuperset(claims_of(of.sandbox).values()):
+            raise VolumesNotFoundError(of.sandbox)
+
+    async def _refuse_running(self, of: VolumesOf, *, name: str) -> None:
+        async with self._asking(name):
+            placed = await self._objects.get(self._objects.namespace(of.client), of.sandbox)
+        if placed is not None and placed.spec.mode is not Mode.STOPPED:
+            raise VolumesInUseError(of.sandbox)
 
     def ordered(self, action: BackupAction, *, timeout: timedelta, **more: Any) -> PlacedBackup:  # Any: its fields
         """Say what is to be done."""

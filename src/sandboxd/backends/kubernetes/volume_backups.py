@@ -5,7 +5,7 @@ By one method: as files, whose repository's key is not here, or by CSI VolumeSna
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -14,13 +14,22 @@ from typing_extensions import override
 from sandboxd.backends.kubernetes.backup_work import BackupWork, all_of, read
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.kubeapi.ports import KubeApi
-from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, SnapshotId, VolumeSnapshot
+from sandboxd.model.backup import (
+    BackupMethod,
+    BackupSetId,
+    RestoreId,
+    SnapshotId,
+    TreeComparison,
+    Volume,
+    VolumeSnapshot,
+)
 from sandboxd.model.backup_errors import BackupPathsUnsupportedError, BackupSnapshotNotFoundError, BackupUnreadError
 from sandboxd.model.cluster_backup import BackupAction
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId
 from sandboxd.model.sources import Clock
 from sandboxd.volumes.outcomes import (
+    compared_from_mapping,
     forgotten_from_mapping,
     proved_from_mapping,
     restored_from_mapping,
@@ -117,6 +126,28 @@ class KubernetesVolumeBackups(VolumeBackups):
     async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
         work = self._work.ordered(BackupAction.VERIFY, timeout=timeout, content=content)
         await self._work.do_once(client, work, timeout=timeout)
+
+    @override
+    async def compare(
+        self,
+        name: RestoreId,
+        of: VolumesOf,
+        snapshots: Mapping[Volume, SnapshotId],
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+    ) -> Mapping[Volume, TreeComparison]:
+        """Compare volumes with what is kept.
+
+        Raises:
+            BackupUnreadError: That is the storage's: nobody reads it but who restores it.
+        """
+        if self._method is BackupMethod.SNAPSHOTS:
+            raise BackupUnreadError
+        compared = read(compared_from_mapping, await self._work.compare(name, of, snapshots, timeout=timeout))
+        for volume, one in compared.items():
+            progress(all_of(volume, files=one.entries, size=one.bytes))
+        return compared
 
     @override
     async def prove(self, client: ClientId, volumes: Sequence[VolumeSnapshot], *, timeout: timedelta) -> None:

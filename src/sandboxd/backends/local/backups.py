@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from sandboxd.backends.local import processes
 from sandboxd.backends.local.layout import Layout, SandboxFiles
-from sandboxd.model.backup import BackupSetId, RestoreId, Volume, VolumeSnapshot
+from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import BackupIncompleteError, BackupSnapshotNotFoundError
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
@@ -33,7 +33,15 @@ from sandboxd.volumes.ports import (
     VolumesOf,
     VolumesProgress,
 )
-from sandboxd.volumes.trees import compare_trees, forget_sets, prove_trees, restore_trees, take_trees, within
+from sandboxd.volumes.trees import (
+    compare_trees,
+    compare_volumes,
+    forget_sets,
+    prove_trees,
+    restore_trees,
+    take_trees,
+    within,
+)
 
 
 class ClientRepositories(Protocol):
@@ -99,6 +107,24 @@ class LocalVolumeBackups(VolumeBackups):
             return await restore_trees(
                 repository, order, _trees(self._layout.sandbox(sandbox)), timeout=left(), progress=progress
             )
+
+    @override
+    async def compare(
+        self,
+        name: RestoreId,
+        of: VolumesOf,
+        snapshots: Mapping[Volume, SnapshotId],
+        *,
+        timeout: timedelta,
+        progress: Callable[[VolumesProgress], None],
+    ) -> Mapping[Volume, TreeComparison]:
+        async with within(timeout) as left:
+            files = next((one for one in self._places(of.sandbox) if one.present), None)
+            if files is None:
+                raise VolumesNotFoundError(of.sandbox)
+            await self._refuse_running(of.sandbox)
+            repository = await self._repositories.open(of.client, timeout=left())
+            return await compare_volumes(repository, snapshots, _trees(files), timeout=left(), progress=progress)
 
     @override
     async def forget(

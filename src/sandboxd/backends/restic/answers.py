@@ -162,22 +162,27 @@ def root_in(said: Mapping[str, Any]) -> Root:  # Any: restic's JSON
         (node,) = said["nodes"]
         if node["type"] != "dir":
             raise ValueError("no directory")
-        mode = node["mode"]
-        bits = (mode & 0o777) | (0o4000 if mode & _SET_UID else 0) | (0o2000 if mode & _SET_GID else 0)
         attributes = node.get("extended_attributes") or ()
         return Root(
             name=node["name"],
-            mode=bits | (0o1000 if mode & _STICKY else 0),
+            mode=mode_of(node["mode"]),
             uid=node.get("uid", 0),
             gid=node.get("gid", 0),
-            mtime_ns=_nanoseconds(node["mtime"]),
+            mtime_ns=nanoseconds(node["mtime"]),
             xattrs={one["name"]: base64.b64decode(one["value"] or "") for one in attributes},
         )
     except (KeyError, TypeError, ValueError) as error:
         raise BackupToolError("The program that keeps the backups shows a tree that is none of ours.") from error
 
 
-def _nanoseconds(text: str) -> int:
+def mode_of(said: int) -> int:
+    """Return the twelve bits of a mode, of which Go keeps three elsewhere."""
+    bits = (said & 0o777) | (0o4000 if said & _SET_UID else 0) | (0o2000 if said & _SET_GID else 0)
+    return bits | (0o1000 if said & _STICKY else 0)
+
+
+def nanoseconds(text: str) -> int:
+    """Read a moment in UTC. Raises ValueError where it is none."""
     found = _MOMENT.fullmatch(text)
     if found is None:
         raise ValueError(f"no moment: {text!r}")
@@ -186,4 +191,4 @@ def _nanoseconds(text: str) -> int:
 
 
 def _time(text: str) -> datetime:
-    return datetime.fromtimestamp(_nanoseconds(text) // 1000 / 10**6, UTC)
+    return datetime.fromtimestamp(nanoseconds(text) // 1000 / 10**6, UTC)

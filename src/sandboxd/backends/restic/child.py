@@ -82,6 +82,7 @@ class ResticChild:
         directory: Path | None = None,
         on_message: Callable[[Message], None] | None = None,
         keep: bool = True,
+        output: int | None = None,
     ) -> Ended:
         """Run it to its end. Whoever is cancelled meanwhile interrupts it, so that its lock goes with it.
 
@@ -91,13 +92,14 @@ class ResticChild:
             directory: Where it runs.
             on_message: Takes the JSON of each line of stdout and stderr as it comes; without it stdout is kept.
             keep: Else stdout is read and thrown away, however much it is.
+            output: A file descriptor that stdout goes into instead; it stays open here.
 
         Raises:
             BackupToolError: It cannot be started, or says more than any restic does.
             BackupStorageUnavailableError: The time was over while it tried to reach its storage.
             DeadlineError: The time was over.
         """
-        process = await self._start(arguments, directory)
+        process = await self._start(arguments, directory, PIPE if output is None else output)
         ended = Ended(code=-1)
         scope = asyncio.timeout(timeout.total_seconds())
         try:
@@ -115,7 +117,7 @@ class ResticChild:
             await _end(process)
         return ended
 
-    async def _start(self, arguments: Sequence[str | bytes], directory: Path | None) -> Process:
+    async def _start(self, arguments: Sequence[str | bytes], directory: Path | None, output: int) -> Process:
         s = self._settings
         limits = [
             f"--limit-{way}={rate}"
@@ -130,7 +132,7 @@ class ResticChild:
                 *limits,
                 *arguments,
                 stdin=DEVNULL,
-                stdout=PIPE,
+                stdout=output,
                 stderr=PIPE,
                 cwd=directory or s.work,
                 env=self._environment(),
@@ -160,7 +162,8 @@ async def _read_out(
     process: Process, ended: Ended, on_message: Callable[[Message], None] | None, *, keep: bool
 ) -> None:
     pipe = process.stdout
-    assert pipe is not None
+    if pipe is None:
+        return
     if not keep:
         await _drain(pipe)
         return

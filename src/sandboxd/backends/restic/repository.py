@@ -34,8 +34,10 @@ from sandboxd.backends.restic.answers import (
     snapshot_in,
 )
 from sandboxd.backends.restic.child import Ended, Message, ResticChild, ResticSettings
+from sandboxd.backends.restic.comparisons import compare_contents, compare_entries
+from sandboxd.backends.restic.naming import check_ids, check_words
 from sandboxd.backends.restic.trees import SHOWN, checked_tree, dress, is_there, make_empty
-from sandboxd.model.backup import SnapshotId
+from sandboxd.model.backup import SnapshotId, TreeComparison
 from sandboxd.model.backup_errors import (
     BackupIncompleteError,
     BackupPasswordWrongError,
@@ -43,7 +45,8 @@ from sandboxd.model.backup_errors import (
     BackupStorageFullError,
     BackupToolError,
 )
-from sandboxd.model.errors import DeadlineError, InvalidRequestError
+from sandboxd.model.errors import DeadlineError
+from sandboxd.volumes.comparing import TreeComparing
 from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.ports import (
     STAGING,
@@ -56,8 +59,6 @@ from sandboxd.volumes.ports import (
 
 log = structlog.get_logger(__name__)
 
-_LETTERS: Final = re.compile(r"[A-Za-z0-9_./@-]{1,200}")
-_ID: Final = re.compile(r"[0-9a-f]{64}")
 _LEAST_VERSION: Final = (0, 17)
 """Documented exit codes, errors as JSON, parts of snapshots."""
 _WILD: Final = re.compile(rb"([*?\[\]\\])")
@@ -101,7 +102,7 @@ class ResticRepository(BackupRepository):
         timeout: timedelta,
         progress: Callable[[BackupProgress], None],
     ) -> TreeSnapshot:
-        _check_words(source, tags)
+        check_words(source, tags)
         tree = checked_tree(tree)
         async with _within(timeout) as left:
             await self._take_up(left())
@@ -135,7 +136,7 @@ class ResticRepository(BackupRepository):
         self, *, source: str | None = None, tags: Mapping[str, str] | None = None, timeout: timedelta
     ) -> Sequence[TreeSnapshot]:
         tags = tags or {}
-        _check_words(source if source is not None else "any", tags)
+        check_words(source if source is not None else "any", tags)
         narrowed = [] if source is None else [f"--host={source}"]
         if tags:
             narrowed.append("--tag=" + ",".join(f"{name}={value}" for name, value in tags.items()))
@@ -154,7 +155,7 @@ class ResticRepository(BackupRepository):
         timeout: timedelta,
         progress: Callable[[BackupProgress], None],
     ) -> RestoredTree:
-        _check_ids([snapshot])
+        check_ids([snapshot])
         for path in paths:
             check_path(path)
         make_empty(into)
@@ -184,6 +185,17 @@ class ResticRepository(BackupRepository):
         return RestoredTree(entries=listener.entries, bytes=listener.bytes)
 
     @override
+    async def compare(
+        self, snapshot: SnapshotId, tree: Path, *, timeout: timedelta, progress: Callable[[BackupProgress], None]
+    ) -> TreeComparison:
+        check_ids([snapshot])
+        comparing = TreeComparing(tree, progress=progress)
+        async with _within(timeout) as left:
+            await compare_entries(partial(self._run, timeout=left()), snapshot, comparing)
+            await compare_contents(partial(self._child.run, timeout=left()), snapshot, comparing)
+        return await asyncio.to_thread(comparing.result)
+
+    @override
     async def verify(self, *, content: bool, timeout: timedelta) -> None:
         ended = await self._run("check", "--json", *(["--read-data"] if content else []), timeout=timeout)
         if ended.code != 0:
@@ -191,7 +203,7 @@ class ResticRepository(BackupRepository):
 
     @override
     async def read(self, snapshot: SnapshotId, *, timeout: timedelta) -> TreeSnapshot:
-        _check_ids([snapshot])
+        check_ids([snapshot])
         async with _within(timeout) as left:
             found = await self._one(snapshot, timeout=left())
             # As an archive that nobody keeps: every piece is fetched, decrypted and held against its own name.
@@ -202,7 +214,7 @@ class ResticRepository(BackupRepository):
 
     @override
     async def forget(self, snapshots: Sequence[SnapshotId], *, timeout: timedelta) -> ForgottenSnapshots:
-        _check_ids(snapshots)
+        check_ids(snapshots)
         async with _within(timeout) as left:
             there = {one.id for one in await self.list(timeout=left())}
             wanted = sorted(there & set(snapshots))
@@ -366,18 +378,6 @@ def _incomplete(what: str, listener: _Listener, ended: Ended) -> BackupIncomplet
 def _escaped(path: bytes) -> bytes:
     """A path as a pattern of restic's that fits it alone."""
     return _WILD.sub(rb"\\\1", path)
-
-
-def _check_words(source: str, tags: Mapping[str, str]) -> None:
-    for word in (source, *tags, *tags.values()):
-        if _LETTERS.fullmatch(word) is None:
-            raise InvalidRequestError(f"{word!r} is no source, name or value of a tag: a-z A-Z 0-9 _ . / @ -")
-
-
-def _check_ids(snapshots: Sequence[SnapshotId]) -> None:
-    for snapshot in snapshots:
-        if _ID.fullmatch(snapshot) is None:
-            raise BackupSnapshotNotFoundError(f"{snapshot!r} is no snapshot.", snapshot=snapshot)
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from sandboxd.persistence.tables.conversations import (
     TurnAttachmentRow,
     TurnRow,
 )
+from sandboxd.persistence.tables.drills import RestoreDrillRow
 from sandboxd.persistence.tables.erasures import ApiKeyRow, ErasureRow
 from sandboxd.persistence.tables.images import ImageGenerationRow, ImageSbomRow, ImageSightingRow
 from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
@@ -66,6 +67,7 @@ __all__ = [
     "PriceRow",
     "ReplicaRow",
     "RequestRow",
+    "RestoreDrillRow",
     "SandboxLookRow",
     "SandboxPackagesRow",
     "SandboxRow",
