@@ -27,6 +27,7 @@ from sandboxd.dev.identity import DevIssuer
 from sandboxd.manager.backend_port import SandboxSpec
 from sandboxd.model.backup import BackupSetId, RestoreId
 from sandboxd.model.cluster import KEPT_LABEL, claims_of, pod_of
+from sandboxd.model.drill import DrillId, drill_sandbox
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import Tier
 from sandboxd.settings import Settings
@@ -410,3 +411,42 @@ async def test_a_terminated_sandbox_whose_volumes_are_lost_is_restored_by_rpc(
             for claim in claims_of(sandbox_id(sandbox)).values():
                 labels = stack.get("pvc", claim)["metadata"]["labels"]
                 assert KEPT_LABEL not in labels, "it lives"
+
+
+async def test_a_backup_makes_another_sandbox_and_a_drill_of_it_passes_and_leaves_nothing(
+    backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
+) -> None:
+    installation, _ = backing_installation
+    async with a_cluster_stack(installation, postgres_url, start=False) as stack:
+        stack.environment |= {
+            "SANDBOXD_BACKUPS_LOCATION": installation.extra["SANDBOXD_BACKUPS_LOCATION"],
+            "SANDBOXD_BACKUPS_LOOK_SECONDS": "0",
+        }
+        await asyncio.gather(stack.start("gateway"), stack.start("serve"))
+        async with stack.client() as client:
+            old = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
+            stack.inside(old, "sh", "-c", "echo mine > /workspace/file; echo notes > /home/gemini/notes")
+            await client.pause(old.name)
+            backup = await client.backups.begin(old.name)
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                async for seen in client.backups.follow(backup.name):
+                    backup = seen
+            assert backup.status == backup_pb2.BACKUP_STATUS_COMPLETE
+
+            new = await client.create(from_backup=backup.name, timeout=PATIENCE.total_seconds())
+
+            assert new.name != old.name
+            assert stack.inside(new, "cat", "/workspace/file", "/home/gemini/notes").split() == ["mine", "notes"]
+            for claim in claims_of(sandbox_id(new)).values():
+                assert KEPT_LABEL not in stack.get("pvc", claim)["metadata"]["labels"], "it lives"
+            await client.pause(new.name)
+
+            async with stack.client(role="platform") as platform:
+                drill = await platform.backups.drill(backup.name, timeout=PATIENCE.total_seconds())
+
+            assert (drill.status, drill.failure.message) == (backup_pb2.DRILL_STATUS_PASSED, ""), drill
+            assert all(one.expected == one.found and not one.difference_count for one in drill.volumes)
+            left = claims_of(drill_sandbox(DrillId(drill.id)))
+            found = json.loads(stack.kubectl("get", "pvc,sandbox", "-o", "json"))["items"]
+            names = {one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]}
+            assert not names & {*left.values(), drill_sandbox(DrillId(drill.id))}

@@ -280,8 +280,13 @@ async def test_what_came_back_compares_as_the_snapshot_says(
     snapshot = await taken(repository, tree)
     there = await back(repository, snapshot, tmp_path / "back")
 
-    compared = await repository.compare(snapshot, there, timeout=PATIENCE, progress=ignore)
+    told: list[asyncio.AbstractEventLoop] = []
 
+    compared = await repository.compare(
+        snapshot, there, timeout=PATIENCE, progress=lambda _: told.append(asyncio.get_running_loop())
+    )
+
+    assert set(told) == {asyncio.get_running_loop()}, "whoever asks is told on the loop, never in a thread"
     assert (compared.differences, compared.difference_count) == ((), 0)
     assert compared.expected == compared.found
     assert len(compared.expected) == 64

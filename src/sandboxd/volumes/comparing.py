@@ -11,6 +11,7 @@ import hashlib
 import os
 import stat
 import tarfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Final
@@ -24,6 +25,8 @@ SHOWN: Final = 10
 """Differences that are told of."""
 LONGEST: Final = 200
 """Characters of one."""
+TOLD_EVERY: Final = 1.0
+"""Seconds between two reports of progress."""
 XATTR: Final = "SCHILY.xattr."
 _PIECE: Final = 1 << 20
 _KINDS: Final = {
@@ -38,9 +41,9 @@ _OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class TreeComparing:
-    """One comparison. Its methods are called one after the other, never two at once."""
+    """One comparison. Its methods are called one after the other, never two at once, in whatever thread."""
 
-    def __init__(self, tree: Path, *, progress: Callable[[BackupProgress], None]) -> None:
+    def __init__(self, tree: Path, *, progress: Callable[[BackupProgress], object]) -> None:
         if tree.is_symlink() or not tree.is_dir():
             raise InvalidRequestError(f"{tree.name!r} is no directory.")
         self._root = os.fsencode(tree)
@@ -48,7 +51,8 @@ class TreeComparing:
         self._expected, self._found = hashlib.sha256(), hashlib.sha256()
         self._differences: list[str] = []
         self._count = 0
-        self._entries = self._there = self._bytes = self._total = 0
+        self._entries = self._there = self._bytes = self._total = self._files = 0
+        self._told = -TOLD_EVERY
 
     def entry(
         self, path: bytes, *, kind: str, mode: int, owner: tuple[int, int], size: int, mtime_ns: int | None
@@ -165,12 +169,21 @@ class TreeComparing:
         finally:
             if place is not None:
                 os.close(place)
-        self._progress(
-            BackupProgress(
-                files=0, total_files=self._entries, bytes=self._bytes, total_bytes=max(self._total, self._bytes)
-            )
-        )
+        self._files += 1
+        self._tell()
         return digest.digest(), same
+
+    def _tell(self) -> None:
+        if (now := time.monotonic()) >= self._told + TOLD_EVERY:
+            self._told = now
+            self._progress(
+                BackupProgress(
+                    files=self._files,
+                    total_files=self._entries,
+                    bytes=self._bytes,
+                    total_bytes=max(self._total, self._bytes),
+                )
+            )
 
     def _open(self, path: bytes) -> int | None:
         try:

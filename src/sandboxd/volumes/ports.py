@@ -165,7 +165,7 @@ class BackupRepository(Protocol):
         Compared are, of the root and of everything below it: that it is there and nothing else is; kind, mode with
         set-id and sticky bits, owner and group, size, modification time in nanoseconds (where a name is no UTF-8: in
         seconds); the bytes of files, the targets of links, extended attributes. Not: which hard links are the same
-        file, where holes are, other times.
+        file, where holes are, other times. Progress is told about once a second, on the loop of who asks.
 
         Raises:
             BackupSnapshotNotFoundError, InvalidRequestError: There is no such snapshot; the tree is no directory.

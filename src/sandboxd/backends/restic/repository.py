@@ -189,8 +189,10 @@ class ResticRepository(BackupRepository):
         self, snapshot: SnapshotId, tree: Path, *, timeout: timedelta, progress: Callable[[BackupProgress], None]
     ) -> TreeComparison:
         check_ids([snapshot])
-        comparing = TreeComparing(tree, progress=progress)
+        loop = asyncio.get_running_loop()  # contents are read in a thread
+        comparing = TreeComparing(tree, progress=lambda so_far: loop.call_soon_threadsafe(progress, so_far))
         async with _within(timeout) as left:
+            await self._one(snapshot, timeout=left())  # which tells that there is none from one that is damaged
             await compare_entries(partial(self._run, timeout=left()), snapshot, comparing)
             await compare_contents(partial(self._child.run, timeout=left()), snapshot, comparing)
         return await asyncio.to_thread(comparing.result)
