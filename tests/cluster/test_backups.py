@@ -450,3 +450,43 @@ async def test_a_backup_makes_another_sandbox_and_a_drill_of_it_passes_and_leave
             found = json.loads(stack.kubectl("get", "pvc,sandbox", "-o", "json"))["items"]
             names = {one["metadata"]["name"] for one in found if "deletionTimestamp" not in one["metadata"]}
             assert not names & {*left.values(), drill_sandbox(DrillId(drill.id))}
+
+
+async def test_volumes_of_a_terminated_pod_go_once_their_backup_was_read_and_come_back_from_it(
+    backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
+) -> None:
+    installation, _ = backing_installation
+    async with a_cluster_stack(installation, postgres_url, start=False) as stack:
+        stack.environment |= {
+            "SANDBOXD_BACKUPS_LOCATION": installation.extra["SANDBOXD_BACKUPS_LOCATION"],
+            "SANDBOXD_BACKUPS_LOOK_SECONDS": "0.5",
+            "SANDBOXD_BACKUPS_EVERY_SECONDS": "0",
+            "SANDBOXD_BACKUPS_RELEASE_SECONDS": "1",
+        }
+        await asyncio.gather(stack.start("gateway"), stack.start("serve"))
+        async with stack.client() as client, stack.client(role="platform") as platform:
+            sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
+            claims = set(claims_of(sandbox_id(sandbox)).values())
+            stack.inside(sandbox, "sh", "-c", "echo mine > /workspace/file; echo notes > /home/gemini/notes")
+
+            def there() -> set[str]:
+                """Its claims."""
+                found = json.loads(stack.kubectl("get", "pvc", "-o", "json"))["items"]
+                return claims & {one["metadata"]["name"] for one in found}
+
+            assert there() == claims
+            await client.terminate(sandbox.name)
+
+            async def over() -> bool:
+                return (await client.get(sandbox.name)).volumes_release.HasField("end_time")
+
+            await eventually(over, within=150, every=0.5)
+            assert there() == set()
+            looked = await platform.admin.abandoned()
+            assert not [one for one in looked.abandoned if any(claim in one.name for claim in claims)]
+            assert not looked.unasked, looked
+
+            back = await client.restore(sandbox.name, timeout=PATIENCE.total_seconds())
+
+            assert stack.inside(back, "cat", "/workspace/file", "/home/gemini/notes").split() == ["mine", "notes"]
+            assert not back.HasField("volumes_release")
