@@ -54,6 +54,7 @@ ODD: Final = (
     "x" * 5_000,
     "AAAA",
 )
+FOR_THE_PLATFORM: Final = {"RunDrill"}
 _NEEDED: Final = {"request_id", "name", "sandbox"}
 """Fields without which nothing is looked at."""
 WHOLE: Final = (0, 1, -1, 2, 50, 1000, 2**31 - 1, -(2**31))
@@ -115,14 +116,15 @@ async def answer_of(world: World, method: MethodDescriptor, request: Message) ->
     path = f"/{method.containing_service.full_name}/{method.name}"
     into = GetMessageClass(method.output_type).FromString
     outof, channel = type(request).SerializeToString, world.channel
+    role = "platform" if method.name in FOR_THE_PLATFORM else "client_admin"
     try:
         if method.server_streaming:
             stream = channel.unary_stream(path, request_serializer=outof, response_deserializer=into)
-            async for _ in stream(request, metadata=world.metadata(), timeout=CALL_SECONDS):
+            async for _ in stream(request, metadata=world.metadata(role=role), timeout=CALL_SECONDS):
                 pass
         else:
             call = channel.unary_unary(path, request_serializer=outof, response_deserializer=into)
-            await call(request, metadata=world.metadata(), timeout=CALL_SECONDS)
+            await call(request, metadata=world.metadata(role=role), timeout=CALL_SECONDS)
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
