@@ -310,78 +310,6 @@ async def test_a_pod_that_is_killed_in_the_middle_is_followed_by_another_which_r
     await world.backups.verify(spec.client, content=True, timeout=PATIENCE)
 
 
-async def test_policy_backs_up_keeps_lets_go_and_erases_and_a_running_pod_stands_still_for_who_asks(
-    backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
-) -> None:
-    installation, storage = backing_installation
-    async with a_cluster_stack(installation, postgres_url, start=False) as stack:
-        stack.environment |= {
-            "SANDBOXD_BACKUPS_LOCATION": installation.extra["SANDBOXD_BACKUPS_LOCATION"],
-            "SANDBOXD_BACKUPS_LOOK_SECONDS": "0.5",
-            "SANDBOXD_BACKUPS_EVERY_SECONDS": "1",
-        }
-        issuer = DevIssuer.open(Settings(data_dir=stack.home))
-        stack.token = issuer.mint(client=NAMESPACE_CLIENT, subject="dev", role="platform", seconds=3600)
-        await asyncio.gather(stack.start("gateway"), stack.start("serve"))
-        async with stack.client() as client:
-            clients = client_pb2_grpc.ClientServiceStub(client.connection.channel)
-            owner = f"clients/{NAMESPACE_CLIENT}"
-
-            async def wish(**kept: int | Duration) -> None:
-                policy = client_pb2.ClientPolicy(backup_retention=backup_pb2.BackupRetention(**kept))  # type: ignore[arg-type]  # numbers and a span
-                request = client_pb2.UpdateClientRequest(
-                    request_id=secrets.token_hex(8),
-                    client=client_pb2.Client(name=owner, policy=policy),
-                    update_mask=FieldMask(paths=["policy.backup_retention"]),
-                )
-                await client.connection.call(clients.UpdateClient, request)
-
-            async def sets() -> list[backup_pb2.Backup]:
-                return [one async for one in client.backups.list(sandbox.name, deleted=True)]
-
-            async def ended(*wanted: tuple[int, int]) -> list[backup_pb2.Backup]:
-                """Wait for sets of these triggers and statuses, the newest first."""
-
-                async def found() -> list[backup_pb2.Backup]:
-                    made = await sets()
-                    return made if [(one.trigger, one.status) for one in made] == [*wanted] else []
-
-                return await eventually(found, within=90, every=0.3)
-
-            sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
-            scheduled, asked = (BY_SCHEDULE, COMPLETE), (BY_REQUEST, COMPLETE)
-            await ended(scheduled)
-            await wish(keep_last=1, keep_daily=0, keep_weekly=0)
-            stack.inside(sandbox, "sh", "-c", "(while :; do date +%s%N >> /workspace/ticks; done) >/dev/null 2>&1 &")
-            begun = await client.backups.begin(sandbox.name, freeze=backup_pb2.BACKUP_FREEZE_REQUIRED)
-            async with asyncio.timeout(PATIENCE.total_seconds()):
-                async for one in client.backups.follow(begun.name):
-                    begun = one
-            assert begun.consistency == backup_pb2.BACKUP_CONSISTENCY_QUIESCED, begun.failure
-            assert (await client.get(sandbox.name)).state == sandbox_pb2.SANDBOX_STATE_ACTIVE
-            ticks = [stack.inside(sandbox, "wc", "-l", "/workspace/ticks") for _ in range(2)]
-            assert ticks[0] != ticks[1], "it goes on"
-            kept, gone = await ended(asked, (BY_SCHEDULE, DELETED))
-            assert ([*kept.holds], bool(gone.deletion.snapshots)) == ([NEWEST, LAST], True)
-
-            await wish(keep_last=1, keep_daily=0, keep_weekly=0, immutable_for=Duration(seconds=3600))
-            ending = (await client.terminate(sandbox.name)).sandbox.final_backup
-            assert ending.state == backup_pb2.FINAL_BACKUP_STATE_PENDING
-            last, *_ = await ended((BY_TERMINATE, COMPLETE), (BY_REQUEST, DELETED), (BY_SCHEDULE, DELETED))
-            final = (await client.get(sandbox.name)).final_backup
-            assert (final.state, final.backup) == (backup_pb2.FINAL_BACKUP_STATE_COMPLETE, last.name)
-            assert last.consistency == backup_pb2.BACKUP_CONSISTENCY_QUIESCED
-            with pytest.raises(ApiError, match="whoever asks"):
-                await client.backups.delete(last.name)
-
-            request = client_pb2.DeleteClientRequest(request_id=secrets.token_hex(8), name=owner)
-            await client.connection.call(clients.DeleteClient, request, timeout=PATIENCE.total_seconds())
-            listing = f"http://{storage.address}/backups?prefix=all/{NAMESPACE_CLIENT}/snapshots"
-            assert "<Key>" not in await asyncio.to_thread(read, listing)
-            secret = f"backup-password-{stack.namespace}"
-            assert installation.kubectl("get", "secret", "-A", "-o", "name").count(secret) == 0
-
-
 async def test_a_terminated_sandbox_whose_volumes_are_lost_is_restored_by_rpc(
     backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
 ) -> None:
@@ -490,3 +418,76 @@ async def test_volumes_of_a_terminated_pod_go_once_their_backup_was_read_and_com
 
             assert stack.inside(back, "cat", "/workspace/file", "/home/gemini/notes").split() == ["mine", "notes"]
             assert not back.HasField("volumes_release")
+
+
+# The last one: what it erases is the client of all others, whose id is never given again.
+async def test_policy_backs_up_keeps_lets_go_and_erases_and_a_running_pod_stands_still_for_who_asks(
+    backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
+) -> None:
+    installation, storage = backing_installation
+    async with a_cluster_stack(installation, postgres_url, start=False) as stack:
+        stack.environment |= {
+            "SANDBOXD_BACKUPS_LOCATION": installation.extra["SANDBOXD_BACKUPS_LOCATION"],
+            "SANDBOXD_BACKUPS_LOOK_SECONDS": "0.5",
+            "SANDBOXD_BACKUPS_EVERY_SECONDS": "1",
+        }
+        issuer = DevIssuer.open(Settings(data_dir=stack.home))
+        stack.token = issuer.mint(client=NAMESPACE_CLIENT, subject="dev", role="platform", seconds=3600)
+        await asyncio.gather(stack.start("gateway"), stack.start("serve"))
+        async with stack.client() as client:
+            clients = client_pb2_grpc.ClientServiceStub(client.connection.channel)
+            owner = f"clients/{NAMESPACE_CLIENT}"
+
+            async def wish(**kept: int | Duration) -> None:
+                policy = client_pb2.ClientPolicy(backup_retention=backup_pb2.BackupRetention(**kept))  # type: ignore[arg-type]  # numbers and a span
+                request = client_pb2.UpdateClientRequest(
+                    request_id=secrets.token_hex(8),
+                    client=client_pb2.Client(name=owner, policy=policy),
+                    update_mask=FieldMask(paths=["policy.backup_retention"]),
+                )
+                await client.connection.call(clients.UpdateClient, request)
+
+            async def sets() -> list[backup_pb2.Backup]:
+                return [one async for one in client.backups.list(sandbox.name, deleted=True)]
+
+            async def ended(*wanted: tuple[int, int]) -> list[backup_pb2.Backup]:
+                """Wait for sets of these triggers and statuses, the newest first."""
+
+                async def found() -> list[backup_pb2.Backup]:
+                    made = await sets()
+                    return made if [(one.trigger, one.status) for one in made] == [*wanted] else []
+
+                return await eventually(found, within=90, every=0.3)
+
+            sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
+            scheduled, asked = (BY_SCHEDULE, COMPLETE), (BY_REQUEST, COMPLETE)
+            await ended(scheduled)
+            await wish(keep_last=1, keep_daily=0, keep_weekly=0)
+            stack.inside(sandbox, "sh", "-c", "(while :; do date +%s%N >> /workspace/ticks; done) >/dev/null 2>&1 &")
+            begun = await client.backups.begin(sandbox.name, freeze=backup_pb2.BACKUP_FREEZE_REQUIRED)
+            async with asyncio.timeout(PATIENCE.total_seconds()):
+                async for one in client.backups.follow(begun.name):
+                    begun = one
+            assert begun.consistency == backup_pb2.BACKUP_CONSISTENCY_QUIESCED, begun.failure
+            assert (await client.get(sandbox.name)).state == sandbox_pb2.SANDBOX_STATE_ACTIVE
+            ticks = [stack.inside(sandbox, "wc", "-l", "/workspace/ticks") for _ in range(2)]
+            assert ticks[0] != ticks[1], "it goes on"
+            kept, gone = await ended(asked, (BY_SCHEDULE, DELETED))
+            assert ([*kept.holds], bool(gone.deletion.snapshots)) == ([NEWEST, LAST], True)
+
+            await wish(keep_last=1, keep_daily=0, keep_weekly=0, immutable_for=Duration(seconds=3600))
+            ending = (await client.terminate(sandbox.name)).sandbox.final_backup
+            assert ending.state == backup_pb2.FINAL_BACKUP_STATE_PENDING
+            last, *_ = await ended((BY_TERMINATE, COMPLETE), (BY_REQUEST, DELETED), (BY_SCHEDULE, DELETED))
+            final = (await client.get(sandbox.name)).final_backup
+            assert (final.state, final.backup) == (backup_pb2.FINAL_BACKUP_STATE_COMPLETE, last.name)
+            assert last.consistency == backup_pb2.BACKUP_CONSISTENCY_QUIESCED
+            with pytest.raises(ApiError, match="whoever asks"):
+                await client.backups.delete(last.name)
+
+            request = client_pb2.DeleteClientRequest(request_id=secrets.token_hex(8), name=owner)
+            await client.connection.call(clients.DeleteClient, request, timeout=PATIENCE.total_seconds())
+            listing = f"http://{storage.address}/backups?prefix=all/{NAMESPACE_CLIENT}/snapshots"
+            assert "<Key>" not in await asyncio.to_thread(read, listing)
+            secret = f"backup-password-{stack.namespace}"
+            assert installation.kubectl("get", "secret", "-A", "-o", "name").count(secret) == 0
