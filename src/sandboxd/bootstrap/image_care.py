@@ -15,6 +15,7 @@ from sandboxd.manager.image_care import ImageCare, every
 from sandboxd.manager.image_losses import ImageLosses
 from sandboxd.manager.image_survey import ImageFindings, ImageSurvey, Orphan
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.on_duty import has_duty
 from sandboxd.manager.project_care import ProjectCare
 from sandboxd.manager.sandboxes import ManagerCore
 from sandboxd.model.image_keeping import Verdict, digest_of
@@ -23,7 +24,6 @@ from sandboxd.persistence.image_sightings import PostgresImageSightings
 from sandboxd.settings import Settings
 
 DUTY: Final = "images"
-SHORTEST_LEASE: Final = timedelta(minutes=10)
 """A pass may take as long; two at once do no harm."""
 
 
@@ -52,7 +52,7 @@ class ImageCareRoom:
                 await self.projects.run()
 
     async def _leads(self) -> bool:
-        return await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * self.pause)) is not None
+        return await has_duty(self.duties, DUTY, pause=self.pause)
 
 
 def make_image_care(

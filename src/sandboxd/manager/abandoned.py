@@ -6,7 +6,6 @@ a person alone: after a database was restored the rows may be what is wrong. Eac
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,6 +18,7 @@ from sandboxd.manager.abandoned_metrics import AbandonedMetrics
 from sandboxd.manager.abandoned_ports import AbandonedPlace, AbandonedSightings
 from sandboxd.manager.abandoned_rows import reason_of
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.abandoned import (
@@ -34,7 +34,6 @@ from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.sources import Clock
 
 DUTY: Final = "abandoned"
-SHORTEST_LEASE: Final = timedelta(minutes=10)
 LOOK_TIMEOUT: Final = timedelta(minutes=2)
 """For one place."""
 REMOVE_TIMEOUT: Final = timedelta(minutes=5)
@@ -95,16 +94,7 @@ class AbandonedCare(AbandonedLooks):
 
     async def run(self) -> None:
         """Pass again and again where this replica has the duty, until cancelled."""
-        pause = self.policy.pause
-        while pause:
-            try:
-                if await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * pause)) is not None:
-                    await self.care()
-            except SandboxdError as error:
-                log.warning("abandoned.care_failed", error=error.message, reason=error.reason)
-            except Exception:  # a loop: one bad pass must not end all that follow
-                log.exception("abandoned.care_broken")
-            await asyncio.sleep(pause.total_seconds())
+        await pass_on_duty(self.duties, DUTY, self.care, pause=self.policy.pause, name="abandoned.care")
 
     async def care(self) -> AbandonedReport:
         """Look, and remove what goes by itself and whose grace is over."""

@@ -6,7 +6,6 @@ making, and the rows decide what is deleted.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,15 +17,15 @@ from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_deletions import BackupDeletions, forget_all
 from sandboxd.manager.backup_ports import MOST_SETS, BackupInProgressError
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.backup import BackupSetInUseError, BackupSetLockedError, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import NothingToBackUpError
 from sandboxd.model.backup_retention import let_go
-from sandboxd.model.errors import NewerVersionError, NotFoundError, SandboxdError
+from sandboxd.model.errors import NewerVersionError, NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 
 DUTY: Final = "backups"
-SHORTEST_LEASE: Final = timedelta(minutes=10)
 RETRY: Final = timedelta(hours=1)
 """How long after a set that failed policy begins another one."""
 PAGE: Final = 200
@@ -53,16 +52,7 @@ class BackupKeeping:
 
     async def run(self) -> None:
         """Pass again and again where this replica has the duty, until cancelled."""
-        pause = self.making.tools.pause
-        while pause:
-            try:
-                if await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * pause)) is not None:
-                    await self.keep()
-            except SandboxdError as error:
-                log.warning("backup.keeping_failed", error=error.message, reason=error.reason)
-            except Exception:  # a loop: one bad pass must not end all that follow
-                log.exception("backup.keeping_broken")
-            await asyncio.sleep(pause.total_seconds())
+        await pass_on_duty(self.duties, DUTY, self.keep, pause=self.making.tools.pause, name="backup.keeping")
 
     async def keep(self) -> KeepingReport:
         """Pass once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -11,13 +10,13 @@ import structlog
 
 from sandboxd.manager.drilling import Drilling
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.model.backup import BackupSetStatusError
 from sandboxd.model.drill import DrillInProgressError, DrillStatus, DrillTrigger
-from sandboxd.model.errors import NotFoundError, SandboxdError
+from sandboxd.model.errors import NotFoundError
 
 DUTY: Final = "drills"
-SHORTEST_LEASE: Final = timedelta(minutes=10)
 RETRY: Final = timedelta(hours=1)
 """How long after one that could not be carried out another one is begun."""
 SWEEP_EVERY: Final = timedelta(minutes=10)
@@ -38,18 +37,14 @@ class DrillKeeping:
 
     async def run(self) -> None:
         """Pass again and again where this replica has the duty, until cancelled."""
-        pause = self.drilling.tools.pause
-        while pause:
-            try:
-                if await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * pause)) is not None:
-                    await self.keep()
-                else:
-                    self.drilling.metrics.silent(timedelta(0))
-            except SandboxdError as error:
-                log.warning("drill.keeping_failed", error=error.message, reason=error.reason)
-            except Exception:  # a loop: one bad pass must not end all that follow
-                log.exception("drill.keeping_broken")
-            await asyncio.sleep(pause.total_seconds())
+        await pass_on_duty(
+            self.duties,
+            DUTY,
+            self.keep,
+            pause=self.drilling.tools.pause,
+            name="drill.keeping",
+            off_duty=lambda: self.drilling.metrics.silent(timedelta(0)),
+        )
 
     async def keep(self) -> bool:
         """Pass once; answers whether a drill was begun."""

@@ -17,10 +17,12 @@ from typing import Final
 import structlog
 
 from sandboxd.manager.backup_metrics import BackupMetrics
+from sandboxd.manager.backup_ports import MOST_SETS
 from sandboxd.manager.backup_tools import BackupTools
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import MAX_PAGE_SIZE, UnitOfWork, UnitsOfWork
@@ -34,14 +36,12 @@ from sandboxd.model.sources import Clock
 from sandboxd.model.volume_release import VolumesStayError, end_among, has_end_of
 
 DUTY: Final = "volumes"
-SHORTEST_LEASE: Final = timedelta(minutes=10)
 FIND_TIMEOUT: Final = timedelta(seconds=30)
 RELEASE_TIMEOUT: Final = timedelta(minutes=5)
 FIRST_DELAY: Final = 60.0
 LONGEST_DELAY: Final = 3600.0 * 6
 """Seconds between attempts at a sandbox whose volumes could not be released: doubled each time."""
 PAGE: Final = 200
-MOST_SETS: Final = 10_000
 
 log = structlog.get_logger(__name__)
 
@@ -71,18 +71,8 @@ class VolumeReleases:
             return
         async with asyncio.TaskGroup() as group:
             group.create_task(self.tasks.run(), name="volume-release-leases")
-            group.create_task(self._look_again(pause), name="volume-release-looks")
-
-    async def _look_again(self, pause: timedelta) -> None:
-        while True:
-            try:
-                if await self.duties.take(DUTY, lease=max(SHORTEST_LEASE, 2 * pause)) is not None:
-                    await self.look()
-            except SandboxdError as error:
-                log.warning("volumes.look_failed", error=error.message, reason=error.reason)
-            except Exception:  # a loop: one bad look must not end all that follow
-                log.exception("volumes.look_broken")
-            await asyncio.sleep(pause.total_seconds())
+            looks = pass_on_duty(self.duties, DUTY, self.look, pause=pause, name="volumes.look")
+            group.create_task(looks, name="volume-release-looks")
 
     async def look(self) -> int:
         """Begin as many releases as this replica makes at once; the rest waits for the next look."""
