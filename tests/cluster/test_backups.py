@@ -22,6 +22,7 @@ from sandboxd.backends.kubernetes.backend import KubernetesBackend
 from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
 from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.ctl.client import Client
 from sandboxd.ctl.errors import ApiError
 from sandboxd.dev.identity import DevIssuer
 from sandboxd.manager.backend_port import SandboxSpec
@@ -267,6 +268,16 @@ async def world(backing_installation: tuple[ClusterInstallation, Storage]) -> As
         following.cancel()
 
 
+async def backed_up(client: Client, sandbox: sandbox_pb2.Sandbox) -> backup_pb2.Backup:
+    """Back a sandbox up, and wait until that is done."""
+    backup = await client.backups.begin(sandbox.name)
+    async with asyncio.timeout(PATIENCE.total_seconds()):
+        async for seen in client.backups.follow(backup.name):
+            backup = seen
+    assert backup.status == backup_pb2.BACKUP_STATUS_COMPLETE, backup
+    return backup
+
+
 async def test_a_sandbox_whose_volumes_are_lost_has_them_back_byte_for_byte(world: BackingWorld) -> None:
     spec, incarnation = await world.a_sandbox()
     world.inside(spec.sandbox, FILL)
@@ -324,11 +335,7 @@ async def test_a_terminated_sandbox_whose_volumes_are_lost_is_restored_by_rpc(
             sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
             stack.inside(sandbox, "sh", "-c", "echo mine > /workspace/file; echo notes > /home/gemini/notes")
             await client.terminate(sandbox.name)
-            backup = await client.backups.begin(sandbox.name)
-            async with asyncio.timeout(PATIENCE.total_seconds()):
-                async for seen in client.backups.follow(backup.name):
-                    backup = seen
-            assert backup.status == backup_pb2.BACKUP_STATUS_COMPLETE
+            await backed_up(client, sandbox)
             stack.kubectl("delete", "pvc", *claims_of(sandbox_id(sandbox)).values(), "--wait=true")
 
             restored = await client.restore(sandbox.name, timeout=PATIENCE.total_seconds())
@@ -355,11 +362,7 @@ async def test_a_backup_makes_another_sandbox_and_a_drill_of_it_passes_and_leave
             old = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
             stack.inside(old, "sh", "-c", "echo mine > /workspace/file; echo notes > /home/gemini/notes")
             await client.pause(old.name)
-            backup = await client.backups.begin(old.name)
-            async with asyncio.timeout(PATIENCE.total_seconds()):
-                async for seen in client.backups.follow(backup.name):
-                    backup = seen
-            assert backup.status == backup_pb2.BACKUP_STATUS_COMPLETE
+            backup = await backed_up(client, old)
 
             new = await client.create(from_backup=backup.name, timeout=PATIENCE.total_seconds())
 
