@@ -77,9 +77,16 @@ async def get(world: UnitsWorld, generation: Generation) -> Generation:
         return await work.generations.get(generation.id)
 
 
-async def made(world: UnitsWorld, sandbox: SandboxId, status: GenerationStatus, *, at: datetime = NOON) -> Generation:
+async def made(
+    world: UnitsWorld,
+    sandbox: SandboxId,
+    status: GenerationStatus,
+    *,
+    at: datetime = NOON,
+    trigger: CommitTrigger = CommitTrigger.REQUEST,
+) -> Generation:
     """One that came so far, in all its steps."""
-    generation = await begin(world, a_generation(sandbox, at=at))
+    generation = await begin(world, replace(a_generation(sandbox, at=at), trigger=trigger))
     content = ImageContent(digest=f"sha256:{generation.number:064}")
     built = replace(generation, content=content, registry="registry.test", capture_time=at)
     ways = {
@@ -307,6 +314,27 @@ async def test_what_is_saved_is_told_by_the_last_capture_that_counts(world: Unit
     ended = replace(await begin(world, upgrade), unchanged=True, capture_time=minutes(6))
     await save(world, ended.enter(G.DISCARDED, at=minutes(7)))
     assert await saved() == minutes(4), "it has captured another root file system"
+
+
+async def test_a_life_goes_on_from_what_was_active_last_and_not_rolled_back_to_in_it(world: UnitsWorld) -> None:
+    sandbox = await given(world)
+
+    async def followed(incarnation: IncarnationId = INCARNATION) -> GenerationId | None:
+        async with world.units.begin() as work:
+            found = await work.generations.followed(sandbox, incarnation)
+        return None if found is None else found.id
+
+    await made(world, await given(world), G.ACTIVE, at=minutes(9))
+    await made(world, sandbox, G.FAILED, at=minutes(9))
+    assert await followed() is None
+    first, second = [await made(world, sandbox, G.SUPERSEDED, at=minutes(at)) for at in (1, 2)]
+    assert await followed() == second.id
+    back = replace(first.enter(G.ACTIVE, at=minutes(3)), given_up=INCARNATION)
+    await save(world, back)
+    assert (await followed(), await followed(IncarnationId("inc-2"))) == (second.id, first.id)
+    await save(world, back.enter(G.SUPERSEDED, at=minutes(4)))
+    upgrade = await made(world, sandbox, G.ACTIVE, at=minutes(4), trigger=CommitTrigger.UPGRADE)
+    assert (await followed(), await followed(IncarnationId("inc-2"))) == (second.id, upgrade.id)
 
 
 async def test_an_image_of_another_sandbox_is_taken_on_in_one_go(world: UnitsWorld) -> None:

@@ -122,6 +122,14 @@ class FakeGenerationRepository(GenerationRepository):
         return max((one.capture_time for one in found if one.capture_time is not None), default=None)
 
     @override
+    async def followed(self, sandbox: SandboxId, incarnation: IncarnationId) -> Generation | None:
+        def goes_on(one: Generation) -> bool:
+            beside = one.trigger is CommitTrigger.UPGRADE and one.incarnation == incarnation
+            return one.sandbox == sandbox and one.given_up != incarnation and not beside
+
+        return await self._newest(goes_on)
+
+    @override
     async def fallback(self, sandbox: SandboxId) -> Generation | None:
         return await self._newest(lambda one: one.sandbox == sandbox and one.status is _G.SUPERSEDED)
 

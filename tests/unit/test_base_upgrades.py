@@ -384,6 +384,33 @@ async def test_where_nobody_knows_what_is_installed_nothing_is_upgraded(world: M
         await upgrade(world, sandbox)
 
 
+async def test_what_is_rolled_back_to_at_rest_is_not_upgraded_with_the_packages_of_what_it_was_rolled_back_from(
+    world: ManagerWorld, mirror: Mirror
+) -> None:
+    sandbox = await given(world, RG)
+    await world.manager.resume(a_request(), sandbox.id, timeout=SOON)
+    world.clock.advance(1)
+    world.builder.roots[sandbox.id] = "with a mistake"
+    await world.manager.images.commit(a_request(), sandbox.id, timeout=SOON)
+    await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    known(world, sandbox.id, RG, SIX)
+
+    await world.manager.images.rollback(a_request(), sandbox.id, 1)
+
+    with pytest.raises(PackagesUnknownError):
+        await upgrade(world, sandbox)
+
+
+async def test_what_an_upgrade_was_rolled_back_to_can_be_upgraded_again(world: ManagerWorld, mirror: Mirror) -> None:
+    sandbox = await given(world, RG)
+    await upgrade(world, sandbox)
+    for number in (1, 2, 1):
+        world.clock.advance(1)
+        await world.manager.images.rollback(a_request(), sandbox.id, number)
+
+    assert (await upgrade(world, sandbox)).status is G.ACTIVE
+
+
 async def test_a_plan_says_what_would_be_done_and_does_nothing(world: ManagerWorld, mirror: Mirror) -> None:
     odd = a_package(M.PIP, "odd", "1;x")
     sandbox = await given(world, RG, odd, files={TOOL: b"by curl"})

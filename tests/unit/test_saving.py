@@ -155,6 +155,49 @@ async def test_what_was_rolled_back_is_given_up_at_a_pause(world: ManagerWorld) 
     assert len(rows(world)) == 2
 
 
+async def test_what_runs_is_kept_again_once_somebody_rolled_forward_to_it(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    for root in ("with ripgrep", "with a doubt"):
+        world.clock.advance(1)
+        await commit(world, sandbox, root)
+    for number in (1, 2, 1, 2):
+        world.clock.advance(1)
+        await world.manager.images.rollback(a_request(), sandbox.id, number)
+    world.builder.roots[sandbox.id] = "with certainty"
+
+    paused = await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+
+    assert (paused.image, len(rows(world))) == (rows(world)[-1].image, 3)
+
+
+async def test_who_rolls_forward_to_another_image_than_what_runs_gives_that_up_still(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    for root in ("with ripgrep", "with tree", "with a mistake"):
+        world.clock.advance(1)
+        await commit(world, sandbox, root)
+    for number in (1, 2):
+        world.clock.advance(1)
+        await world.manager.images.rollback(a_request(), sandbox.id, number)
+
+    paused = await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+
+    assert (paused.image, len(rows(world))) == (rows(world)[1].image, 3)
+
+
+async def test_a_life_that_was_started_from_an_image_follows_it_also_after_back_and_forth(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    for root in ("with ripgrep", "with tree"):
+        world.clock.advance(1)
+        await commit(world, sandbox, root)
+    await world.manager.pause(a_request(), sandbox.id, timeout=SOON)
+    await world.manager.resume(a_request(), sandbox.id, timeout=SOON)
+    for number in (1, 2):
+        world.clock.advance(1)
+        await world.manager.images.rollback(a_request(), sandbox.id, number)
+
+    assert (await commit(world, sandbox, "with tree and more")).status is G.ACTIVE
+
+
 async def test_where_a_stop_loses_nothing_nothing_is_committed() -> None:
     world = ManagerWorld(keeps_root=True, commits=True)
     sandbox = await given(world)

@@ -108,6 +108,14 @@ class GenerationRepository(Protocol):
         """
         ...
 
+    async def followed(self, sandbox: SandboxId, incarnation: IncarnationId) -> Generation | None:
+        """The one that this life's root file system goes on from, of those to which nobody rolled back in that life.
+
+        It is what was active last: what the life was started from, or its newest commit. None where there was none. An
+        upgrade, which lies beside a life that is over, is none of these.
+        """
+        ...
+
     async def fallback(self, sandbox: SandboxId) -> Generation | None:
         """The one that was active last, before the present one, and can still be started from."""
         ...

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
 from datetime import timedelta
 from typing import Final
 
@@ -27,17 +26,18 @@ from sandboxd.manager.ports import (
     UnitsOfWork,
 )
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.rollbacks import roll_to
 from sandboxd.model.caller import Caller, Request
-from sandboxd.model.commit_errors import CommitEndedError, CommitsOffError, ImageUnusableError
+from sandboxd.model.commit_errors import CommitEndedError, CommitsOffError
 from sandboxd.model.errors import InternalError, RequestIdReusedError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
+from sandboxd.model.image import CommitTrigger, Generation, GenerationId
 from sandboxd.model.image_errors import CaptureUnsupportedError
 from sandboxd.model.image_sbom import ImageSbom, SbomPendingError, SbomUnknownError
 from sandboxd.model.paging import Page
 from sandboxd.model.replay import ReplayPolicy
-from sandboxd.model.sandbox import Sandbox, Tier
+from sandboxd.model.sandbox import Tier
 from sandboxd.model.sources import Clock, IdSource
 
 WATCH_SECONDS: Final = 1.0
@@ -45,7 +45,6 @@ WATCH_SECONDS: Final = 1.0
 SBOM_TIMEOUT: Final = timedelta(seconds=60)
 """For reading one list of packages from the registry: 5 MB at most."""
 SBOM_RETRY: Final = timedelta(seconds=5)
-_G = GenerationStatus
 
 log = structlog.get_logger(__name__)
 
@@ -309,7 +308,9 @@ class Images:
         return held.generation
 
     async def rollback(self, request: Request, sandbox: SandboxId, number: int) -> ShownImage:
-        """Let every next start of a sandbox take an older generation; what runs goes on, and is not kept.
+        """Let every next start of a sandbox take another generation; what runs goes on, and is not kept.
+
+        Who rolls forward to what that goes on from has it kept again.
 
         Raises:
             SandboxNotFoundError, ImageNotFoundError: The caller has no such sandbox, or that no such image.
@@ -329,7 +330,7 @@ class Images:
             flying = await work.generations.in_flight(sandbox)
             if flying is not None:
                 raise CommitInProgressError(sandbox, number=flying.number)
-            active = await self._switch(work, found, wanted)
+            active = await roll_to(work, found, wanted, at=self._clock.now())
             await work.commit()
         failpoint("rollback.after_commit")
         self._metrics.rolled_back()
@@ -337,28 +338,6 @@ class Images:
         await self._changes.announce(sandbox)
         await commits.telling.tell_untold()
         return self._show(active, found.tier)
-
-    async def _switch(self, work: UnitOfWork, sandbox: Sandbox, wanted: Generation) -> Generation:
-        locked = await work.generations.get(wanted.id, for_update=True)
-        if not locked.bootable or locked.status is _G.VERIFIED:
-            raise ImageUnusableError(
-                f"Sandbox {sandbox.id} cannot start from {locked.tag}: it is {locked.status.value}"
-                f"{'' if locked.verify_time else ' and was never booted'}.",
-                sandbox=sandbox.id,
-                image=locked.tag,
-                status=locked.status.value,
-            )
-        if locked.status is _G.ACTIVE:
-            return locked
-        now = self._clock.now()
-        life = await work.incarnations.current(sandbox.id)
-        if sandbox.image is not None:
-            former = await work.generations.get(sandbox.image.generation, for_update=True)
-            await work.generations.save(former.enter(_G.SUPERSEDED, at=now))
-        active = replace(locked.enter(_G.ACTIVE, at=now), given_up=None if life is None else life.id)
-        await work.generations.save(active)
-        await work.sandboxes.save(replace(sandbox, image=active.image, update_time=now, version=sandbox.version + 1))
-        return active
 
     def _show(self, generation: Generation, tier: Tier) -> ShownImage:
         limits = STORAGE_LIMITS if self._commits is None else self._commits.images.limits

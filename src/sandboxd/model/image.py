@@ -197,7 +197,7 @@ class Generation:
     parent: GenerationId | None = None
     """What was active when it began, and what it may take the place of."""
     given_up: IncarnationId | None = None
-    """The life that ran when somebody rolled back to this one: its root file system is not wanted, and not kept."""
+    """The sandbox's last life when somebody rolled back to this one: what that has is not wanted, and not kept."""
     status: GenerationStatus = GenerationStatus.BUILDING
     progress: CommitProgress = field(default_factory=CommitProgress)
     cancelled: bool = False

@@ -155,6 +155,17 @@ class PostgresGenerationRepository(GenerationRepository):
         return found
 
     @override
+    async def followed(self, sandbox: SandboxId, incarnation: IncarnationId) -> Generation | None:
+        c = _GENERATIONS.c
+        statement = select(_GENERATIONS).where(
+            c.sandbox == sandbox,
+            c.activate_time.is_not(None),
+            c.given_up.is_distinct_from(incarnation),
+            or_(c.trigger != CommitTrigger.UPGRADE.value, c.incarnation != incarnation),
+        )
+        return await self._one(statement.order_by(c.activate_time.desc(), c.id.desc()).limit(1))
+
+    @override
     async def fallback(self, sandbox: SandboxId) -> Generation | None:
         c = _GENERATIONS.c
         statement = select(_GENERATIONS).where(
