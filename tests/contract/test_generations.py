@@ -403,6 +403,8 @@ async def test_what_is_to_be_finished_is_found_by_id(world: UnitsWorld) -> None:
         assert await work.generations.unfinished(limit=10) == flying
         assert await work.generations.unfinished(limit=1) == flying[:1]
         assert await work.generations.unfinished(limit=10, after=flying[0].id) == flying[1:]
+        assert await work.generations.unfinished(limit=10, trigger=CommitTrigger.REQUEST) == flying
+        assert await work.generations.unfinished(limit=10, trigger=CommitTrigger.UPGRADE) == []
         assert await work.generations.untold(limit=10) == [active]
         assert await work.generations.untold(limit=10, after=active.id) == []
 

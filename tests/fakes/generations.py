@@ -139,8 +139,12 @@ class FakeGenerationRepository(GenerationRepository):
         return await self._newest(lambda one: (one.client, one.freelancer) == owner and one.status is _G.ACTIVE)
 
     @override
-    async def unfinished(self, *, limit: int, after: GenerationId | None = None) -> Sequence[Generation]:
-        found = await self._where(lambda one: one.status.in_flight and one.id > (after or ""))
+    async def unfinished(
+        self, *, limit: int, after: GenerationId | None = None, trigger: CommitTrigger | None = None
+    ) -> Sequence[Generation]:
+        found = await self._where(
+            lambda one: one.status.in_flight and one.id > (after or "") and trigger in (None, one.trigger)
+        )
         return sorted(found, key=lambda one: one.id)[:limit]
 
     @override

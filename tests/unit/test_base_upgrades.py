@@ -10,11 +10,12 @@ from datetime import timedelta
 import pytest
 from typing_extensions import override
 
-from sandboxd.manager.auto_upgrades import QUIET, RETRY, AutoUpgrades
+from sandboxd.manager.auto_upgrades import AT_ONCE, QUIET, RETRY, AutoUpgrades
 from sandboxd.manager.backend_port import SandboxSpec
 from sandboxd.manager.image_ports import CommitInProgressError
 from sandboxd.manager.image_views import raise_failure
 from sandboxd.manager.own_deeds import OwnDeeds
+from sandboxd.manager.rowless import PAGE
 from sandboxd.model.commit_errors import (
     BaseCurrentError,
     CommitCancelledError,
@@ -26,7 +27,7 @@ from sandboxd.model.commit_errors import (
 from sandboxd.model.errors import RequestIdReusedError, SandboxNotFoundError, UnavailableError
 from sandboxd.model.failpoints import FailpointError, arming
 from sandboxd.model.ids import ClientId, SandboxId
-from sandboxd.model.image import CommitPhase, CommitTrigger, Generation, GenerationStatus, build_sandbox
+from sandboxd.model.image import CommitPhase, CommitTrigger, Generation, GenerationId, GenerationStatus, build_sandbox
 from sandboxd.model.image_errors import ImageBrokenError
 from sandboxd.model.package_history import KnownPackage, PackageRecord
 from sandboxd.model.packages import InstalledPackages, Package, PackageManager
@@ -535,6 +536,30 @@ async def test_a_build_sandbox_that_a_crash_left_is_found_and_destroyed_and_no_o
     assert await world.core.commits.bases.sweep() == 1
 
     assert world.backend.files == {sandbox.id, other.id, SandboxId("sbx-of-somebody")}
+
+
+@pytest.mark.parametrize("trigger", [CommitTrigger.REQUEST, CommitTrigger.UPGRADE])
+async def test_an_upgrade_behind_many_commits_is_somebodys_still_and_counts(
+    world: ManagerWorld, mirror: Mirror, trigger: CommitTrigger
+) -> None:
+    sandboxes = []
+    for _ in range(AT_ONCE + 1):
+        world.running.present = BASE
+        sandboxes.append(await given(world, RG))
+    world.clock.advance(QUIET.total_seconds())
+    mirror.hanging = hanging = asyncio.Event()
+    *_, flying = [await begun(world, one) for one in sandboxes[1:]]
+    await eventually(lambda: build_sandbox(flying.id) in world.backend.files)
+    rows = world.units.rows.generations
+    for number in range(PAGE):  # of other sandboxes, and all before these
+        name = GenerationId(f"gen-0{number:025}")
+        rows[name] = replace(flying, id=name, sandbox=SandboxId(f"sbx-{number}"), trigger=trigger)
+
+    orphans = await world.manager.recovery.inspect()
+    begun_by_policy = await automatic(world).once()
+
+    assert (orphans.sandboxes, begun_by_policy) == (frozenset(), 0)
+    hanging.set()
 
 
 async def test_a_hanging_command_is_ended_and_told(world: ManagerWorld, mirror: Mirror) -> None:

@@ -6,18 +6,16 @@ from typing import Final
 
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
 from sandboxd.manager.ports import UnitOfWork
+from sandboxd.manager.rowless import drilled, rowless
 from sandboxd.model.abandoned import AbandonedKind, AbandonedReason, Thing
 from sandboxd.model.backup import BackupSetId, BackupSetStatus
 from sandboxd.model.client import AccountState
-from sandboxd.model.drill import drill_sandbox
 from sandboxd.model.erasure import ERASED_MARK
 from sandboxd.model.errors import SandboxNotFoundError
 from sandboxd.model.ids import ClientId, SandboxId
-from sandboxd.model.image import CommitTrigger, build_sandbox
 from sandboxd.model.sandbox import SandboxState
 
 _R = AbandonedReason
-PAGE: Final = 1000
 _ENDED: Final = frozenset({BackupSetStatus.DELETED, BackupSetStatus.FAILED})
 
 
@@ -56,21 +54,14 @@ async def _of_volume(work: UnitOfWork, name: SandboxId) -> AbandonedReason | Non
 
 async def _is_made(work: UnitOfWork, name: SandboxId) -> bool:
     """Tell whether it is a pool's, which nobody has claimed, or an upgrade or a drill works in it."""
-    if name in await work.pools.known([name]) or await _is_drilled(work, name):
-        return True
-    flying = await work.generations.unfinished(limit=PAGE)
-    return any(build_sandbox(one.id) == name for one in flying if one.trigger is CommitTrigger.UPGRADE)
+    return name in await work.pools.known([name]) or name in await rowless(work)
 
 
 async def _restoring(work: UnitOfWork, name: SandboxId) -> bool:
     try:
         return (await work.sandboxes.get(name)).state is SandboxState.RESTORING
     except SandboxNotFoundError:
-        return await _is_drilled(work, name)
-
-
-async def _is_drilled(work: UnitOfWork, name: SandboxId) -> bool:
-    return any(drill_sandbox(one.id) == name for one in await work.drills.unfinished())
+        return name in await drilled(work)
 
 
 async def _of_set(work: UnitOfWork, name: BackupSetId) -> AbandonedReason | None:

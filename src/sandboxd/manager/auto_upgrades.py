@@ -21,6 +21,7 @@ from sandboxd.manager.commit_rules import RESTING
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.manager.rowless import upgrades_in_flight
 from sandboxd.manager.tools import ManagerTools
 from sandboxd.model.commit_errors import BaseCurrentError, PackagesUnknownError, SandboxNotRestingError
 from sandboxd.model.errors import (
@@ -91,9 +92,9 @@ class AutoUpgrades:
             return 0
         base = await self.commits.images.running.base()
         async with self.units.begin() as work:
-            flying = await work.generations.unfinished(limit=PAGE)
+            flying = len(await upgrades_in_flight(work))
             page = await work.sandboxes.in_states(RESTING, limit=PAGE, after=self._after)
-        room = AT_ONCE - sum(one.trigger is CommitTrigger.UPGRADE for one in flying)
+        room = AT_ONCE - flying
         begun = 0
         for sandbox in page:
             if begun >= room:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from sandboxd.model.errors import ConflictError, NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId, SandboxId
-from sandboxd.model.image import CommitProgress, Generation, GenerationId, tag_of
+from sandboxd.model.image import CommitProgress, CommitTrigger, Generation, GenerationId, tag_of
 from sandboxd.model.image_sbom import ImageSbom
 from sandboxd.model.paging import Page
 
@@ -124,8 +124,10 @@ class GenerationRepository(Protocol):
         """Of the active ones of a repository, the one that became so last: what `latest` names."""
         ...
 
-    async def unfinished(self, *, limit: int, after: GenerationId | None = None) -> Sequence[Generation]:
-        """Those in flight, of all sandboxes, by id, after an id."""
+    async def unfinished(
+        self, *, limit: int, after: GenerationId | None = None, trigger: CommitTrigger | None = None
+    ) -> Sequence[Generation]:
+        """Those in flight, of all sandboxes, by id, after an id; of one trigger, or of all."""
         ...
 
     async def untold(self, *, limit: int, after: GenerationId | None = None) -> Sequence[Generation]:

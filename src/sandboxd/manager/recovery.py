@@ -26,11 +26,10 @@ from sandboxd.manager.ports import Life, UnitsOfWork
 from sandboxd.manager.quieting import Quieting
 from sandboxd.manager.release import Release
 from sandboxd.manager.restoring import Restores
+from sandboxd.manager.rowless import rowless
 from sandboxd.manager.startup import Startup, spec_of
-from sandboxd.model.drill import drill_sandbox
 from sandboxd.model.errors import SandboxdError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.image import CommitTrigger, build_sandbox
 from sandboxd.model.metering import SEEN_EVERY
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock
@@ -247,16 +246,13 @@ class Recovery:
         async with self.units.begin() as work:
             rows = await work.sandboxes.find(suspects)
             members = await work.pools.known(suspects)
-            flying = await work.generations.unfinished(limit=PAGE)
-            drills = await work.drills.unfinished()
-        building = {build_sandbox(one.id) for one in flying if one.trigger is CommitTrigger.UPGRADE}
-        building |= {drill_sandbox(one.id) for one in drills}
+            worked_in = await rowless(work)
         seen = {observation.sandbox: observation for observation in await self.backend.list()}
         for sandbox in suspects:
             row, found = rows.get(sandbox), seen.get(sandbox)
             if not _odd(row, found):
                 continue
-            if row is None and (sandbox in members or sandbox in building):
+            if row is None and (sandbox in members or sandbox in worked_in):
                 continue  # the refill, an upgrade and a drill care for their own
             if row is None or row.state in GONE:
                 unknown.add(sandbox)

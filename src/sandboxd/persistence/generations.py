@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Select, and_, delete, func, or_, select, true, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
@@ -182,8 +182,11 @@ class PostgresGenerationRepository(GenerationRepository):
         return await self._one(statement.order_by(c.activate_time.desc(), c.id.desc()).limit(1))
 
     @override
-    async def unfinished(self, *, limit: int, after: GenerationId | None = None) -> Sequence[Generation]:
-        return await self._page(_GENERATIONS.c.status.in_(_IN_FLIGHT), limit=limit, after=after)
+    async def unfinished(
+        self, *, limit: int, after: GenerationId | None = None, trigger: CommitTrigger | None = None
+    ) -> Sequence[Generation]:
+        of_it = true() if trigger is None else _GENERATIONS.c.trigger == trigger.value
+        return await self._page(and_(_GENERATIONS.c.status.in_(_IN_FLIGHT), of_it), limit=limit, after=after)
 
     @override
     async def untold(self, *, limit: int, after: GenerationId | None = None) -> Sequence[Generation]:
