@@ -32,7 +32,6 @@ from sandboxd.model.packages import (
     PackageNews,
     PackagePlace,
     difference,
-    replay_list,
     search_path,
 )
 from sandboxd.model.processes import ProcessId
@@ -227,18 +226,6 @@ def test_a_difference_has_the_old_version_too() -> None:
         (PackageChangeKind.INSTALLED, "d", ""),
         (PackageChangeKind.CHANGED, "b", "1"),
     ]
-
-
-def test_a_replay_installs_what_was_asked_for_beyond_the_image() -> None:
-    image = [a_package("base")]
-    now = [
-        a_package("base"),
-        a_package("tree", "2"),
-        a_package("along", requested=False),
-        a_package("at-home", place=HOME),
-    ]
-
-    assert replay_list(image, now).packages == {PackageManager.DPKG: ["tree=2"]}
 
 
 class Readings:

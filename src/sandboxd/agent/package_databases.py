@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from sandboxd.agent.package_files import IncompleteDatabaseError, entries, read_bounded, subdirectories
 from sandboxd.agent.package_go import find_module
+from sandboxd.agent.package_programs import CRATES, program_directories, programs_in
 from sandboxd.model.packages import GEM_HOME, NPM_PREFIX, Package, PackageKey, PackageManager, PackagePlace, is_word
 
 STATUS_BYTES: Final = 64 << 20
@@ -115,12 +116,9 @@ def read_npm(modules: Path, place: PackagePlace) -> Found:
 
 def read_cargo(home: Path, place: PackagePlace) -> Found:
     """Read what `cargo install` notes of its programs (`$CARGO_HOME/.crates2.json`)."""
-    data = read_bounded(home / ".crates2.json", JSON_BYTES)
-    told = _json(data) if data is not None else {}
-    installs = told.get("installs") if isinstance(told, dict) else None
     found: Found = {}
-    for crate in installs if isinstance(installs, dict) else ():
-        name, _, rest = str(crate).partition(" ")
+    for crate in _installs(home):
+        name, _, rest = crate.partition(" ")
         _add(found, PackageManager.CARGO, name, rest.partition(" ")[0], home, place)
     return found
 
@@ -146,6 +144,28 @@ def read_go(programs: Path, place: PackagePlace) -> Found:
                 name, version = find_module(Path(entry.path))
                 _add(found, PackageManager.GO, name, version, programs, place)
     return found
+
+
+def read_programs(programs: Path, place: PackagePlace) -> Found:
+    """Read which programs of a directory no manager put there; what tells cargo's is the list above it."""
+    found: Found = {}
+    bins = (told.get("bins") for told in _installs(programs.parent).values() if isinstance(told, dict))
+    crates = frozenset(str(name) for listed in bins if isinstance(listed, list) for name in listed)
+    for name, fingerprint in programs_in(programs, go=is_go_directory(programs), crates=crates).items():
+        _add(found, PackageManager.PROGRAM, name, fingerprint, programs, place)
+    return found
+
+
+def is_go_directory(programs: Path) -> bool:
+    """Tell whether the programs of Go in a directory are told as Go's."""
+    return programs.match("usr/local/bin") or programs.match("go/bin")
+
+
+def _installs(home: Path) -> dict[str, Any]:  # Any: what a file says is checked by who reads it
+    data = read_bounded(home / CRATES, JSON_BYTES)
+    told = _json(data) if data is not None else {}
+    installs = told.get("installs") if isinstance(told, dict) else None
+    return installs if isinstance(installs, dict) else {}
 
 
 def _automatic(states: Path) -> frozenset[str]:
@@ -215,6 +235,8 @@ def directories(root: Path | None, home: Path) -> Iterator[tuple[PackageManager,
     for gems in (".gem/ruby", ".local/share/gem/ruby"):
         yield from ((PackageManager.GEM, one, PackagePlace.HOME) for one in subdirectories(home / gems))
     yield PackageManager.GO, home / "go/bin", PackagePlace.HOME
+    for directory, at_home in program_directories(root, home):
+        yield PackageManager.PROGRAM, directory, PackagePlace.HOME if at_home else PackagePlace.ROOT
 
 
 def _python(library: Path, place: PackagePlace) -> Iterator[tuple[PackageManager, Path, PackagePlace]]:
@@ -230,4 +252,5 @@ READERS: Final[Mapping[PackageManager, Callable[[Path, PackagePlace], Found]]] =
     PackageManager.CARGO: read_cargo,
     PackageManager.GEM: read_gems,
     PackageManager.GO: read_go,
+    PackageManager.PROGRAM: read_programs,
 }

@@ -9,6 +9,7 @@ from typing import Final
 
 from sandboxd.agent.package_databases import READERS, Found, directories
 from sandboxd.agent.package_files import IncompleteDatabaseError, Stamp, entries, stamp
+from sandboxd.agent.package_programs import program_stamps
 from sandboxd.model.packages import MAX_PACKAGES, PackageManager
 
 ROOT_MARKS: Final = (
@@ -104,6 +105,8 @@ def _stamps(manager: PackageManager, directory: Path) -> Iterator[Stamp]:
             yield stamp(directory / ".crates2.json")
         case PackageManager.GEM:
             yield stamp(directory / "specifications")
+        case PackageManager.PROGRAM:
+            yield from program_stamps(directory)
         case PackageManager.PIP | PackageManager.GO:
             yield stamp(directory)
             endings = (".dist-info", ".egg-info") if manager is PackageManager.PIP else ("",)

@@ -34,6 +34,7 @@ MANAGERS: Final = {
     PackageManager.CARGO: pb.PACKAGE_MANAGER_CARGO,
     PackageManager.GEM: pb.PACKAGE_MANAGER_GEM,
     PackageManager.GO: pb.PACKAGE_MANAGER_GO,
+    PackageManager.PROGRAM: pb.PACKAGE_MANAGER_PROGRAM,
 }
 PLACES: Final = {PackagePlace.ROOT: pb.PACKAGE_PLACE_ROOT, PackagePlace.HOME: pb.PACKAGE_PLACE_HOME}
 KINDS: Final = {

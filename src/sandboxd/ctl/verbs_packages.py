@@ -20,12 +20,13 @@ class Manager(StrEnum):
     CARGO = "cargo"
     GEM = "gem"
     GO = "go"
+    PROGRAM = "program"
 
 
 @app.command(
     help=help_text(
-        "List what is installed in a sandbox, as its package managers say, or what was changed. "
-        "Of one that does not run, what was known last.",
+        "List what is installed in a sandbox, as its package managers say, and programs that none of them knows; "
+        "or what was changed. Of one that does not run, what was known last.",
         "sandboxctl packages demo",
         "sandboxctl packages demo --unsaved",
         "sandboxctl packages demo --history",
@@ -37,7 +38,10 @@ def packages(
     context: typer.Context,
     sandbox: SandboxArgument,
     manager: Annotated[
-        Manager | None, typer.Option("--manager", help="Only of this manager.", show_default=False)
+        Manager | None,
+        typer.Option(
+            "--manager", help="Only of this manager; `program` is what none of them knows.", show_default=False
+        ),
     ] = None,
     unsaved: Annotated[
         bool,

@@ -26,7 +26,7 @@ _TYPES: Final[Mapping[PackageManager, str]] = {
     PackageManager.GEM: "gem",
     PackageManager.GO: "golang",
 }
-"""How the purl specification calls the managers' packages."""
+"""How the purl specification calls the managers' packages; a program that none of them knows has no such name."""
 _BASE_FILES: Final = "base-files"
 """The package of Debian and what derives from it whose version says which release it is: `12.4+deb12u11`."""
 _RELEASE: Final = re.compile(r"(\d+)(?:\.|\+|$)")
@@ -66,6 +66,8 @@ def purl_of(package: Package, *, distribution: tuple[str, str] = ("debian", ""))
         distribution: Of a Debian package: vendor, and release as `debian-12`, where it is known.
     """
     key, qualifiers = package.key, dict[str, str]()
+    if key.manager not in _TYPES:
+        return ""
     namespace, name = "", key.name
     if key.manager is PackageManager.DPKG:
         namespace, release = distribution
@@ -88,7 +90,7 @@ def _component(package: Package, distribution: tuple[str, str]) -> Mapping[str, 
     said: dict[str, Any] = {  # Any: JSON
         # One name may be installed in several directories, and a reference must be there once.
         "bom-ref": f"{key.manager.value}:{key.name}@{package.version}#{key.directory}",
-        "type": "library",
+        "type": "application" if key.manager is PackageManager.PROGRAM else "library",
         "name": key.name,
         "version": package.version,
         "properties": properties,

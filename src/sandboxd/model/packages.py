@@ -5,8 +5,8 @@ Everything here was read in the sandbox, which is not trusted: names and version
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Final
@@ -27,7 +27,7 @@ GEM_HOME: Final = ".gem"
 
 
 class PackageManager(StrEnum):
-    """Who installed it, and whose database says so."""
+    """Who installed it, and whose database says so; `PROGRAM` for what none of them knows."""
 
     DPKG = "dpkg"
     """Debian packages, whatever front end asked for them: apt, apt-get, dpkg."""
@@ -41,6 +41,9 @@ class PackageManager(StrEnum):
     """Ruby gems."""
     GO = "go"
     """Programs of `go install`."""
+    PROGRAM = "program"
+    """None: a program that was put by hand, by `make install` or `curl | sh`, where programs are found. Its version is
+    a fingerprint of its content."""
 
 
 class PackagePlace(StrEnum):
@@ -124,14 +127,6 @@ PackageNews = InstalledPackages | PackageChange
 """What a watcher is told."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplayList:
-    """What to install again on another base: what was asked for, without what came along."""
-
-    packages: Mapping[PackageManager, Sequence[str]] = field(default_factory=dict)
-    """By manager `name=version` lines, sorted, of what lies on the root file system."""
-
-
 def difference(
     before: Mapping[PackageKey, Package], after: Mapping[PackageKey, Package]
 ) -> list[tuple[PackageChangeKind, Package, str]]:
@@ -144,21 +139,6 @@ def difference(
         if before[key].version != after[key].version
     ]
     return removed + installed + changed
-
-
-def replay_list(image: Iterable[Package], now: Iterable[Package]) -> ReplayList:
-    """Tell what a freelancer asked for beyond the image: its root file system's new packages, in the order to install.
-
-    Args:
-        image: What the base image itself has.
-        now: What is installed.
-    """
-    known = {package.key for package in image}
-    wanted: dict[PackageManager, list[str]] = {}
-    for package in now:
-        if package.requested and package.place is PackagePlace.ROOT and package.key not in known:
-            wanted.setdefault(package.key.manager, []).append(f"{package.key.name}={package.version}")
-    return ReplayList(packages={manager: sorted(wanted[manager]) for manager in PackageManager if manager in wanted})
 
 
 def search_path(home: str, system: str) -> str:

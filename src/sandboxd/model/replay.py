@@ -134,7 +134,10 @@ def plan_packages(known: Iterable[Package], *, old: BasePackages, new: BasePacka
     planned = [
         PlannedPackage(package=one, action=_action(one, new))
         for one in known
-        if one.requested and one.place is PackagePlace.ROOT and not old.has(one)
+        if one.requested
+        and one.place is PackagePlace.ROOT
+        and one.key.manager in ORDER  # the others are files, and those are told of by their paths
+        and not old.has(one)
     ]
     return sorted(planned, key=lambda one: (ORDER.index(one.package.key.manager), one.package.key))
 
@@ -193,6 +196,8 @@ def install_command(packages: Sequence[Package], *, pinned: bool) -> list[str]:
             return ["cargo", "install", "--root", packages[0].key.directory, *words]
         case PackageManager.GO:
             return ["go", "install", *words]
+        case PackageManager.PROGRAM:
+            raise ValueError("no manager installs a program that none knows")
 
 
 def _action(package: Package, new: BasePackages) -> ReplayAction:
@@ -218,6 +223,8 @@ def _word(package: Package, *, pinned: bool) -> str:
             return f"{name}:{version}" if pinned else name
         case PackageManager.GO:
             return f"{name}@{version if pinned else 'latest'}"
+        case PackageManager.PROGRAM:
+            raise ValueError("no manager has a word for a program that none knows")
 
 
 def _program_of(package: str) -> str:
