@@ -418,6 +418,14 @@ async def test_what_a_sandbox_gets_back_is_kept_word_for_word_while_it_does(worl
 
     assert (found.state, found.restoring) == (SandboxState.RESTORING, restoring)
     assert (of_it, of_another) == (sandbox.id, None)
+    progress = BackupSetProgress(volume=Volume.HOME, files=1, total_files=2, bytes=3, total_bytes=1 << 40)
+    async with world.units.begin() as work:
+        await work.backup_sets.note_restore(sandbox.id, restoring.id, progress)
+        await work.backup_sets.note_restore(sandbox.id, RestoreId("rst-another"), replace(progress, bytes=9))
+        await work.commit()
+    async with world.units.begin() as work:
+        noted = await work.sandboxes.get(sandbox.id)
+    assert noted == replace(found, restoring=replace(restoring, progress=progress))
     assert found.enter(SandboxState.ACTIVE, at=minutes(12)).restoring is None
 
 

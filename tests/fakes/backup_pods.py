@@ -18,7 +18,7 @@ from sandboxd.bootstrap.backup_worker import INTERRUPTED_STATUS, WorkerPlaces, w
 from sandboxd.kubeapi.ports import Json
 from sandboxd.model.backup import Volume
 from sandboxd.model.cluster import INSTANCE_LABEL, SANDBOX_LABEL, claims_of, namespace_resource
-from sandboxd.model.cluster_backup import BACKUP_CONTAINER, BACKUP_LABEL
+from sandboxd.model.cluster_backup import BACKUP_CONTAINER, BACKUP_LABEL, PROGRESS_EVENT
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.volumes.ports import BackupRepository
 from tests.fakes.backups import FakeBackupRepository
@@ -125,12 +125,14 @@ class BackupCluster(FakeCluster):
         places = self._mount(pod)
         (container,) = pod["spec"]["containers"]
         _, _, attempt, _, seconds = container["args"]
+        lines = self.logs.setdefault(name, [])
         try:
             code = await work_once(
                 places,
                 attempt=int(attempt),
                 timeout=timedelta(seconds=int(seconds)),
                 open_repository=None if self._restic is not None else self._fake_repository,
+                tell=lambda words: lines.append(json.dumps({"event": PROGRESS_EVENT, **words}) + "\n"),
             )
         except asyncio.CancelledError:
             code = INTERRUPTED_STATUS

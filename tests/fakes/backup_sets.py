@@ -10,7 +10,7 @@ from typing import Protocol
 from typing_extensions import override
 
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError, BackupSetRepository
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, BackupSetStatus
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, BackupSetStatus, RestoreId
 from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.client import AccountState, Client
 from sandboxd.model.erasure import ERASED_MARK
@@ -111,6 +111,13 @@ class FakeBackupSetRepository(BackupSetRepository):
             if asked is not None and asked.backup == backup and not asked.restored:
                 return one.id
         return None
+
+    @override
+    async def note_restore(self, sandbox: SandboxId, restore: RestoreId, progress: BackupSetProgress) -> None:
+        rows = await self.work.write()
+        found = rows.sandboxes[sandbox]
+        if found.state is SandboxState.RESTORING and found.restoring is not None and found.restoring.id == restore:
+            rows.sandboxes[sandbox] = replace(found, restoring=replace(found.restoring, progress=progress))
 
     @override
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:

@@ -239,6 +239,11 @@ class MortalApi(KubeApi):
         return await self._api.get(path, query=query, timeout=timeout)
 
     @override
+    async def text(self, path: str, *, query: Mapping[str, str], timeout: timedelta | None = None) -> str:
+        self._live()
+        return await self._api.text(path, query=query, timeout=timeout)
+
+    @override
     async def create(self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None) -> Json:
         return await self._write(path, lambda: self._api.create(path, body))
 

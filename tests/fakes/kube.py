@@ -28,6 +28,8 @@ class FakeKube(KubeApi):
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str, str], Json] = {}
+        self.logs: dict[str, list[str]] = {}
+        """Lines of pods, by their names."""
         self.requests: list[tuple[str, str]] = []
         self.away: KubeError | None = None
         """What every request fails with."""
@@ -46,6 +48,14 @@ class FakeKube(KubeApi):
             return copy.deepcopy(self._find(kind, namespace, name))
         items = [obj for obj in self._all(kind, namespace) if _selected(obj, query or {})]
         return {"kind": "List", "metadata": {"resourceVersion": str(self._version)}, "items": copy.deepcopy(items)}
+
+    @override
+    async def text(self, path: str, *, query: Mapping[str, str], timeout: timedelta | None = None) -> str:
+        pod, _, log = path.rpartition("/")
+        assert log == "log"
+        kind, namespace, name = self._begin("GET", pod)
+        self._find(kind, namespace, name)
+        return "".join(self.logs.get(name, ())[-int(query["tailLines"]) :])
 
     @override
     async def create(self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None) -> Json:

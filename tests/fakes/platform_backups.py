@@ -21,6 +21,9 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         self.backups: dict[str, pb.Backup] = {}
         self.backing_up = threading.Event()
         self.backing_up.set()
+        self.restoring = threading.Event()
+        """Restores, and who watches them, wait for it; set from the beginning."""
+        self.restoring.set()
         self.fail_backups = ""
         self.drills: list[pb.Drill] = []
         self.fail_drills = ""
@@ -85,6 +88,13 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         if backup.status == pb.BACKUP_STATUS_CREATING:
             self._end_backup(backup)
         yield pb.WatchBackupResponse(backup=backup)
+
+    @override
+    def WatchRestore(self, request: pb.WatchRestoreRequest, context: Any) -> Iterator[pb.WatchRestoreResponse]:
+        progress = pb.BackupProgress(kind=pb.BACKUP_VOLUME_KIND_HOME, bytes=23_000_000, total_bytes=45_000_000)
+        yield pb.WatchRestoreResponse(step=pb.RESTORE_STEP_VOLUMES, progress=progress)
+        self.restoring.wait(10)
+        yield pb.WatchRestoreResponse(step=pb.RESTORE_STEP_ENDED)
 
     @override
     def GetBackup(self, request: pb.GetBackupRequest, context: Any) -> pb.GetBackupResponse:

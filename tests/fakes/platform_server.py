@@ -260,6 +260,7 @@ class FakePlatform(
     @override
     def Restore(self, request: sandbox_pb2.RestoreRequest, context: Any) -> sandbox_pb2.RestoreResponse:
         self.restores.append(request)
+        self.restoring.wait(10)
         return sandbox_pb2.RestoreResponse(sandbox=self.sandboxes[request.name])
 
     # -- the stream

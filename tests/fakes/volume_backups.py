@@ -57,6 +57,10 @@ class FakeVolumeBackups(VolumeBackups):
     """Raised by whatever is called."""
     take_trouble: SandboxdError | None = None
     """Raised by `take` alone."""
+    restore_told: list[VolumesProgress] = field(default_factory=list)
+    """Progress that a restore tells before it does anything, and is taken away then."""
+    restore_held: asyncio.Event | None = None
+    """A restore that has told of it waits for this."""
     restore_trouble: SandboxdError | None = None
     """Raised by `restore` alone."""
     prove_trouble: SandboxdError | None = None
@@ -146,6 +150,10 @@ class FakeVolumeBackups(VolumeBackups):
         self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
     ) -> RestoredTree:
         await self._work(order.id)
+        while self.restore_told:
+            progress(self.restore_told.pop(0))
+        if self.restore_held is not None:
+            await self.restore_held.wait()
         if self.restore_trouble is not None:
             raise self.restore_trouble
         if self.runs(order.into.sandbox):

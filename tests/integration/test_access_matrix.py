@@ -655,6 +655,13 @@ CASES += [
         shows=backup,
     ),
     Case(
+        method=f"{X}/WatchRestore",
+        ask=lambda t: backup_pb2.WatchRestoreRequest(sandbox=sandbox(t)),
+        roles=EVERYBODY,
+        seen=("FAILED_PRECONDITION", "RESTORE_NOT_RUNNING"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
         method=f"{X}/CancelBackup",
         ask=lambda t: backup_pb2.CancelBackupRequest(request_id=t.request_id, name=backup(t)),
         roles=WRITERS,

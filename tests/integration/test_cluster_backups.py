@@ -22,7 +22,7 @@ from sandboxd.model.backup_errors import (
     BackupStorageUnavailableError,
 )
 from sandboxd.model.cluster import Mode, sandbox_resource
-from sandboxd.model.cluster_backup import ATTEMPTS
+from sandboxd.model.cluster_backup import ATTEMPTS, PROGRESS_EVENT
 from sandboxd.model.errors import DeadlineError, SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
@@ -326,3 +326,40 @@ async def test_too_little_time_makes_no_work(cluster: BackupCluster, backups: Ku
         await backups.take(a_set(), of, timeout=timedelta(seconds=1), progress=ignored)
 
     assert cluster.all("sandboxbackups") == []
+
+
+async def test_progress_is_told_on_the_way_across_a_restart_of_the_operator_and_of_the_service(tmp_path: Path) -> None:
+    cluster = BackupCluster(tmp_path)
+    await cluster.furnish()
+    backup, seen = a_set(), list[VolumesProgress]()
+    async with cluster.running():
+        of, _ = await a_sandbox(cluster)
+        cluster.held.clear()
+        pod = f"backup-{backup}-1"
+
+        def far(size: int, *, volume: str = "home") -> None:
+            said = {"volume": volume, "files": 1, "totalFiles": 2, "bytes": size, "totalBytes": 100}
+            cluster.logs.setdefault(pod, []).append(json.dumps({"event": PROGRESS_EVENT, **said}) + "\n")
+
+        def told() -> list[tuple[str, int]]:
+            return [(one.volume.value, one.trees.bytes) for one in seen]
+
+        async with a_backup_operator(cluster):
+            taking = asyncio.create_task(its_backups(cluster).take(backup, of, timeout=PATIENCE, progress=seen.append))
+            await eventually(lambda: pod in cluster.begun)
+            far(10)
+            await eventually(lambda: told() == [("home", 10)])
+        far(40)
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
+        seen.clear()
+
+        async with a_backup_operator(cluster):
+            taking = asyncio.create_task(its_backups(cluster).take(backup, of, timeout=PATIENCE, progress=seen.append))
+            await eventually(lambda: told()[-1:] == [("home", 40)])
+            assert set(told()) <= {("home", 10), ("home", 40)}
+            cluster.held.set()
+            await taking
+
+    assert told()[-1] == ("workspace", 4)
+    assert all(one.trees.bytes <= one.trees.total_bytes for one in seen)

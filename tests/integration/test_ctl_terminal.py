@@ -340,3 +340,15 @@ def _started(text: str) -> object:
 
 def _completed() -> object:
     return stream_pb2.TurnCompleted(stop_reason=stream_pb2.STOP_REASON_END_TURN)
+
+
+def test_a_restore_shows_how_far_it_is(platform: FakePlatform, env: dict[str, str], tmp_path: Path) -> None:
+    platform.restoring.clear()
+    terminal = Terminal(str(SANDBOXCTL), "restore", "demo", env=env, cwd=tmp_path)
+    terminal.expect("restoring home 23.0 MB of 45.0 MB")
+
+    platform.restoring.set()
+
+    terminal.expect("is back")
+    assert terminal.end() == 0
+    terminal.close()

@@ -15,7 +15,9 @@ from sandboxd.model.backup_errors import (
     BackupUnnamedError,
 )
 from sandboxd.model.errors import DeadlineError, InvalidRequestError, InvalidTransitionError, SandboxNotFoundError
+from sandboxd.model.restore_view import RestoreNotRunningError, RestoreStep, RestoreView
 from sandboxd.model.sandbox import Sandbox, SandboxState
+from sandboxd.volumes.ports import BackupProgress, VolumesProgress
 from tests.eventually import eventually
 from tests.manager_world import NOW, SOON, ManagerWorld, a_caller, a_request
 
@@ -256,3 +258,65 @@ async def test_the_image_of_the_set_comes_back_with_it() -> None:
     assert back.image is not None
     assert back.image.reference == first.image
     assert world.backend.next_images[sandbox.id] == first.image
+
+
+async def test_who_follows_a_restore_sees_what_is_kept_first_what_comes_back_and_its_end(world: ManagerWorld) -> None:
+    sandbox = await given(world)
+    first = await backed_up(world, sandbox)
+    world.volumes.volumes[sandbox.id][Volume.WORKSPACE][b"notes"] = b"two"
+    await paused(world, sandbox)
+    world.volumes.gate.clear()
+    restoring = asyncio.create_task(restore(world, sandbox, first))
+    await eventually(lambda: world.row(sandbox.id).state is S.RESTORING)
+    seen = list[RestoreView]()
+
+    async def follow() -> None:
+        async for view in world.manager.backups.restores.watch(a_caller(), sandbox.id):
+            seen.append(view)
+
+    following = asyncio.create_task(follow())
+    await eventually(lambda: bool(seen))
+    world.volumes.gate.set()
+    await restoring
+    await asyncio.wait_for(following, 5)
+
+    assert (seen[0].step, seen[0].progress, seen[-1].step) == (RestoreStep.PREPARING, None, RestoreStep.ENDED)
+    with pytest.raises(RestoreNotRunningError):
+        await anext(world.manager.backups.restores.watch(a_caller(), sandbox.id))
+    with pytest.raises(SandboxNotFoundError):
+        await anext(world.manager.backups.restores.watch(a_caller(client="other"), sandbox.id))
+
+
+async def test_how_far_a_restore_is_is_on_record_and_whoever_takes_it_up_goes_on_from_there(
+    world: ManagerWorld,
+) -> None:
+    sandbox = await given(world)
+    await terminated(world, sandbox)
+    await backed_up(world, sandbox)
+    told, ended = world.volumes.restore_told, asyncio.Event()
+    world.volumes.restore_held = ended
+    told.append(progress(Volume.WORKSPACE, 7))
+    with pytest.raises(DeadlineError):
+        await world.manager.restore(a_request(), sandbox.id, timeout=NOW)
+    await eventually(lambda: far(world, sandbox) == (Volume.WORKSPACE, 7))
+    told[:] = [progress(Volume.HOME, 3), progress(Volume.WORKSPACE, 5)]  # what another one counts anew
+    _, other = world.replica("second")
+    world.crash()
+    await other.recovery.finish_left_over()
+    await eventually(lambda: not told)
+    assert far(world, sandbox) == (Volume.WORKSPACE, 7)
+
+    ended.set()
+
+    await eventually(lambda: world.row(sandbox.id).state is S.ACTIVE)
+
+
+def progress(volume: Volume, size: int) -> VolumesProgress:
+    return VolumesProgress(volume=volume, trees=BackupProgress(files=1, total_files=1, bytes=size, total_bytes=9))
+
+
+def far(world: ManagerWorld, sandbox: Sandbox) -> tuple[Volume, int] | None:
+    restoring = world.row(sandbox.id).restoring
+    if restoring is None or restoring.progress is None:
+        return None
+    return restoring.progress.volume, restoring.progress.bytes

@@ -19,8 +19,15 @@ import structlog
 
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.repository import ResticRepository
-from sandboxd.model.backup import BackupMethod, RestoreId, Volume
-from sandboxd.model.cluster_backup import MESSAGE_BYTES, VERDICT_STATUS, BackupAction, PlacedBackup
+from sandboxd.model.backup import BackupMethod, BackupSetProgress, RestoreId, Volume
+from sandboxd.model.cluster_backup import (
+    MESSAGE_BYTES,
+    PROGRESS_EVENT,
+    VERDICT_STATUS,
+    BackupAction,
+    PlacedBackup,
+    progress_as_mapping,
+)
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
@@ -39,8 +46,8 @@ from sandboxd.volumes.trees import compare_volumes, forget_sets, prove_trees, re
 
 INTERRUPTED_STATUS: Final = 143
 """Of a worker that was told to end: the work is taken up by another."""
-TOLD_EVERY: Final = 30.0
-"""Seconds between two lines of progress in the log."""
+TOLD_EVERY: Final = 2.0
+"""Seconds between two lines of progress in the log, whose end the operator reads."""
 SPARE: Final = timedelta(seconds=5)
 """Of a pod's time, for saying that it is over: the kubelet ends it without a word."""
 
@@ -85,6 +92,7 @@ async def work_once(
     attempt: int,
     timeout: timedelta,
     open_repository: Callable[[Mapping[str, Any], WorkerPlaces, int], BackupRepository] | None = None,  # Any: JSON
+    tell: Callable[[Mapping[str, Any]], None] | None = None,  # Any: JSON
 ) -> int:
     """Do it; answers the exit status.
 
@@ -93,6 +101,7 @@ async def work_once(
         attempt: Above 1 another one was lost before: what it has stored is taken up.
         timeout: For all of it.
         open_repository: By the order, in place of restic's.
+        tell: Takes what is said of progress, in place of the log.
     """
     order = json.loads((places.config / "order.json").read_bytes())
     work = PlacedBackup.from_mapping(order["work"])
@@ -103,7 +112,8 @@ async def work_once(
             result = await _at_snapshot(work, places, timeout=left)
         else:
             repository = (open_repository or _repository)(order, places, attempt)
-            result = await _do(repository, work, str(order["name"]), places, timeout=left)
+            progress = _Teller(tell or _log_progress)
+            result = await _do(repository, work, str(order["name"]), places, progress, timeout=left)
     except SandboxdError as error:
         log.warning("backup.failed", work=order["name"], reason=error.reason, error=error.message)
         _say(places.message, error_as_mapping(error))
@@ -132,9 +142,14 @@ def _repository(order: Mapping[str, Any], places: WorkerPlaces, attempt: int) ->
 
 
 async def _do(
-    repository: BackupRepository, work: PlacedBackup, name: str, places: WorkerPlaces, *, timeout: timedelta
+    repository: BackupRepository,
+    work: PlacedBackup,
+    name: str,
+    places: WorkerPlaces,
+    progress: _Teller,
+    *,
+    timeout: timedelta,
 ) -> Mapping[str, Any]:  # Any: JSON
-    progress = _Teller()
     async with within(timeout) as left:
         await repository.prepare(timeout=left())
         match work.action:
@@ -197,9 +212,10 @@ def _restore_order(work: PlacedBackup, name: str) -> RestoreOrder:
 
 
 class _Teller:
-    """Writes progress into the log, not too often."""
+    """Says how far it is, not too often."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[Mapping[str, Any]], None]) -> None:  # Any: JSON
+        self._say = say
         self._next = 0.0
 
     def tell(self, progress: VolumesProgress) -> None:
@@ -207,14 +223,18 @@ class _Teller:
         if now >= self._next:
             self._next = now + TOLD_EVERY
             trees = progress.trees
-            log.info(
-                "backup.progress",
-                volume=progress.volume.value,
+            told = BackupSetProgress(
+                volume=progress.volume,
                 files=trees.files,
                 total_files=trees.total_files,
                 bytes=trees.bytes,
                 total_bytes=trees.total_bytes,
             )
+            self._say(progress_as_mapping(told))
+
+
+def _log_progress(words: Mapping[str, Any]) -> None:  # Any: JSON
+    log.info(PROGRESS_EVENT, **words)
 
 
 def _say(place: Path, words: Mapping[str, Any]) -> None:  # Any: JSON

@@ -51,6 +51,20 @@ class BackupClient:
                 if answer.backup.status != backup_pb2.BACKUP_STATUS_CREATING:
                     return
 
+    async def follow_restore(self, sandbox: str) -> AsyncIterator[backup_pb2.WatchRestoreResponse]:
+        """Yield how far the restore of a sandbox is, until it has ended, across restarts of the service."""
+        request = backup_pb2.WatchRestoreRequest(sandbox=sandbox)
+        answers = stay(
+            lambda: self._stub.WatchRestore(request, metadata=self._connection.metadata()),
+            arrived=lambda _: True,
+            patience=RECONNECT,
+        )
+        async with aclosing(answers):
+            async for answer in answers:
+                yield answer
+                if answer.step == backup_pb2.RESTORE_STEP_ENDED:
+                    return
+
     async def cancel(self, backup: str) -> backup_pb2.Backup:
         """End a backup, and return it when it has ended."""
         request = backup_pb2.CancelBackupRequest(request_id=new_request_id(), name=backup)

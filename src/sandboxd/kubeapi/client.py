@@ -72,6 +72,11 @@ class KubeClient(KubeApi):
         return await self.request("GET", path, query=query, timeout=timeout)
 
     @override
+    async def text(self, path: str, *, query: Mapping[str, str], timeout: timedelta | None = None) -> str:
+        payload = await self._send("GET", path, query=query, timeout=timeout, accept="*/*")
+        return payload.decode("utf-8", "replace")
+
+    @override
     async def create(self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None) -> Json:
         query = {"fieldManager": field_manager} if field_manager else None
         return await self.request("POST", path, query=query, body=body, timeout=timeout)
@@ -135,6 +140,22 @@ class KubeClient(KubeApi):
         Raises:
             KubeError: It was refused, or there is no answer; the subclass says which.
         """
+        answer: Json = json.loads(
+            await self._send(method, path, query=query, body=body, content_type=content_type, timeout=timeout)
+        )
+        return answer
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+        timeout: timedelta | None = None,
+        accept: str = "application/json",
+    ) -> bytes:
         seconds = (timeout or DEFAULT_TIMEOUT).total_seconds()
         session, access = await self._ready()
         try:
@@ -145,7 +166,7 @@ class KubeClient(KubeApi):
                     access.host + path,
                     params=query,
                     data=None if body is None else json.dumps(body, separators=(",", ":")),
-                    headers=await _headers(access, None if body is None else content_type),
+                    headers=await _headers(access, None if body is None else content_type, accept=accept),
                 ) as response,
             ):
                 payload = await response.read()
@@ -153,8 +174,7 @@ class KubeClient(KubeApi):
             raise _unanswered(method, path, error) from error
         if response.status >= 400:
             raise _refusal(response.status, payload)
-        answer: Json = json.loads(payload)
-        return answer
+        return payload
 
     @override
     @asynccontextmanager
@@ -194,8 +214,8 @@ class KubeClient(KubeApi):
         return self._session, self._access
 
 
-async def _headers(access: Access, content_type: str | None) -> dict[str, str]:
-    headers = {"Accept": "application/json", "User-Agent": "sandboxd", **await access.headers()}
+async def _headers(access: Access, content_type: str | None, *, accept: str = "application/json") -> dict[str, str]:
+    headers = {"Accept": accept, "User-Agent": "sandboxd", **await access.headers()}
     if content_type is not None:
         headers["Content-Type"] = content_type
     return headers

@@ -27,6 +27,10 @@ class KubeApi(Protocol):
         """Read an object or a list."""
         ...
 
+    async def text(self, path: str, *, query: Mapping[str, str], timeout: timedelta | None = None) -> str:
+        """Read what is no object: a container's log. Bytes that are no UTF-8 are replaced."""
+        ...
+
     async def create(self, path: str, body: Json, *, field_manager: str = "", timeout: timedelta | None = None) -> Json:
         """Make an object.
 

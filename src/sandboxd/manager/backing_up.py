@@ -23,6 +23,7 @@ from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
+from sandboxd.manager.volume_notes import VolumeNote
 from sandboxd.model.backup import (
     BackupFreeze,
     BackupSet,
@@ -51,7 +52,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
-from sandboxd.volumes.ports import TakenVolumes, VolumesProgress
+from sandboxd.volumes.ports import TakenVolumes
 
 REPORT_EVERY: Final = timedelta(seconds=1)
 """How often progress is written, and the wish for an end looked for."""
@@ -72,23 +73,6 @@ class HeldBackup:
 
     backup: BackupSet
     lease: Lease
-
-
-@dataclass(slots=True, kw_only=True)
-class _Note:
-    """How far it is, from the one who works to the one who writes it down."""
-
-    progress: BackupSetProgress | None = None
-
-    def take(self, said: VolumesProgress) -> None:
-        trees = said.trees
-        self.progress = BackupSetProgress(
-            volume=said.volume,
-            files=trees.files,
-            total_files=trees.total_files,
-            bytes=trees.bytes,
-            total_bytes=trees.total_bytes,
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -240,12 +224,12 @@ class BackingUp:
                 sandbox=backup.sandbox,
                 backup=backup.id,
             )
-        note = _Note()
+        note = VolumeNote(progress=backup.progress)
         return await unless_cut_short(
             self._carry_out(held, note), self._report(backup, note), name=f"backup-{backup.id}"
         )
 
-    async def _carry_out(self, held: HeldBackup, note: _Note) -> BackupSet:
+    async def _carry_out(self, held: HeldBackup, note: VolumeNote) -> BackupSet:
         backup = held.backup
         failpoint("backup.after_commit")
         reading = await self._read(backup, note)
@@ -273,7 +257,7 @@ class BackingUp:
         await self.changes.announce(backup.sandbox)
         return complete
 
-    async def _read(self, backup: BackupSet, note: _Note) -> Reading:
+    async def _read(self, backup: BackupSet, note: VolumeNote) -> Reading:
         before = await self._look(backup.sandbox)
         wish = backup.freeze
         if wish is not None and self.frozen is not None and before.state is SandboxState.ACTIVE:
@@ -296,7 +280,7 @@ class BackingUp:
         async with self.units.begin() as work:
             return await work.sandboxes.get(sandbox)
 
-    async def _report(self, backup: BackupSet, note: _Note) -> BackupCancelledError:
+    async def _report(self, backup: BackupSet, note: VolumeNote) -> BackupCancelledError:
         """Write progress until somebody wishes that it ends."""
         written: BackupSetProgress | None = None
         while True:

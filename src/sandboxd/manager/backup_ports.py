@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
-from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress
+from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetProgress, RestoreId
 from sandboxd.model.errors import ConflictError, NotFoundError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
@@ -95,6 +95,10 @@ class BackupSetRepository(Protocol):
 
     async def restoring(self, backup: BackupSetId) -> SandboxId | None:
         """A sandbox that is RESTORING from this set, and has not got back what it has."""
+        ...
+
+    async def note_restore(self, sandbox: SandboxId, restore: RestoreId, progress: BackupSetProgress) -> None:
+        """Write how far the volumes of a sandbox are that is RESTORING by this very restore; no version grows."""
         ...
 
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:

@@ -30,6 +30,7 @@ from sandboxd.manager.ports import (
     UnitsOfWork,
 )
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.restore_following import RestoreFollowing
 from sandboxd.manager.volume_release import VolumeReleases
 from sandboxd.model.backup import BackupFreeze, BackupSet, BackupSetId, BackupSetStatus, BackupTrigger
 from sandboxd.model.backup_errors import BackupEndedError, BackupsOffError
@@ -156,6 +157,7 @@ class Backups:
         self._requests = requests
         self._changes = changes
         self._ids = ids
+        self.restores = RestoreFollowing(units=units, changes=changes)
         self.drills = Drills(units=units, drilling=None if room is None else room.drilling, clock=clock)
 
     async def create(

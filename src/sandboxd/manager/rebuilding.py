@@ -16,7 +16,8 @@ from sandboxd.manager.intents import Intents
 from sandboxd.manager.operations import Operations
 from sandboxd.manager.ports import RequestRecord, UnitOfWork
 from sandboxd.manager.requests import Requests
-from sandboxd.manager.restoring import Restores, require_for, usable_set
+from sandboxd.manager.restore_rules import require_for, usable_set
+from sandboxd.manager.restoring import Restores
 from sandboxd.model.backup import BackupSet, BackupSetId, RestoreId, Restoring, Volume
 from sandboxd.model.caller import Request
 from sandboxd.model.errors import FieldViolation, InternalError, InvalidRequestError

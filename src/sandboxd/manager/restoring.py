@@ -20,12 +20,16 @@ from sandboxd.manager.backing_up import BackingUp
 from sandboxd.manager.backup_ports import BackupInProgressError, BackupSetNotFoundError
 from sandboxd.manager.backup_tools import volumes_of
 from sandboxd.manager.backups import BackupRoom, raise_failure
+from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.intents import Intent, Intents
 from sandboxd.manager.operations import Operations, Settled
 from sandboxd.manager.ports import RequestRecord, UnitOfWork, UnitsOfWork
 from sandboxd.manager.requests import Requests
+from sandboxd.manager.restore_following import report_restore
 from sandboxd.manager.restore_images import image_of, switch
+from sandboxd.manager.restore_rules import hint_for, is_new, require_for, usable_set
 from sandboxd.manager.startup import Startup
+from sandboxd.manager.volume_notes import VolumeNote
 from sandboxd.model.backup import (
     BackupSet,
     BackupSetId,
@@ -37,15 +41,14 @@ from sandboxd.model.backup import (
     Restoring,
     Volume,
 )
-from sandboxd.model.backup_errors import BackupDamagedError, BackupHomeError, BackupsOffError, BackupUnnamedError
-from sandboxd.model.caller import Caller, Request
+from sandboxd.model.backup_errors import BackupDamagedError, BackupsOffError, BackupUnnamedError
+from sandboxd.model.caller import Request
 from sandboxd.model.errors import (
     DatabaseUnavailableError,
     FieldViolation,
     InternalError,
     InvalidRequestError,
     SandboxdError,
-    SandboxNotFoundError,
     StaleOwnerError,
 )
 from sandboxd.model.failpoints import failpoint
@@ -53,7 +56,7 @@ from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.volumes.paths import check_path
-from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError, VolumesProgress
+from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError
 
 END_TIMEOUT: Final = timedelta(seconds=60)
 REMOVE_TIMEOUT: Final = timedelta(seconds=60)
@@ -131,7 +134,7 @@ class Restores:
             require_visible(found, request.caller)
             self.require_room()
             now = self._clock.now()
-            entered = found.enter(SandboxState.RESTORING, at=now, hint=_hint(found))
+            entered = found.enter(SandboxState.RESTORING, at=now, hint=hint_for(found))
             restoring = Restoring(
                 id=RestoreId(self._ids.new("rst")),
                 backup=None if backup is None else backup[1],
@@ -198,7 +201,7 @@ class Restores:
     async def _bring_back(self, sandbox: Sandbox, restoring: Restoring) -> BackupSet:
         room = self.require_room()
         released = sandbox.volumes_released
-        if released is None and not _is_new(sandbox):
+        if released is None and not is_new(sandbox):
             await self._protect(room.making, sandbox, restoring)
         wanted = restoring.backup or (released.backup if released is not None else None)
         async with self._units.begin() as work:
@@ -223,7 +226,12 @@ class Restores:
             snapshots={one.volume: one.snapshot for one in chosen.volumes if restoring.wants(one.volume)},
             paths=restoring.paths,
         )
-        back = await volumes.restore(order, timeout=tools.restore_timeout, progress=_quiet)
+        note = VolumeNote(progress=restoring.progress)
+        back = await unless_cut_short(
+            volumes.restore(order, timeout=tools.restore_timeout, progress=note.take),
+            report_restore(self._units, sandbox.id, restoring.id, note, every=room.making.report_every),
+            name=f"restore-{restoring.id}",
+        )
         log.info("backup.restored", sandbox=sandbox.id, backup=chosen.id, entries=back.entries, bytes=back.bytes)
         failpoint("restore.after_volumes")
         return chosen
@@ -300,13 +308,13 @@ class Restores:
             return  # volumes may be changing hands: it stays RESTORING until recovery knows that none does
         if state is SandboxState.TERMINATED:
             try:
-                if _is_new(intent.sandbox):  # nothing of anybody's is in it but half of what the backup has
+                if is_new(intent.sandbox):  # nothing of anybody's is in it but half of what the backup has
                     await self._backend.erase(sandbox, timeout=REMOVE_TIMEOUT)
                 else:
                     await self._backend.remove(sandbox, timeout=REMOVE_TIMEOUT)
             except SandboxdError as left:
                 log.warning("restore.not_removed", sandbox=sandbox, error=left.message)
-        told = "and empty: restore into it again, or create another one" if _is_new(intent.sandbox) else "as before"
+        told = "and empty: restore into it again, or create another one" if is_new(intent.sandbox) else "as before"
         error.add(f"Sandbox {sandbox} is {state.value} {told}.", sandbox=sandbox, state=state.value)
 
         async def back(_: UnitOfWork, before: Sandbox) -> Sandbox:
@@ -345,55 +353,3 @@ class Restores:
             "SANDBOXD_BACKUPS_METHOD=snapshots that volumes of a cluster are snapshotted.",
             setting="SANDBOXD_BACKUPS_LOCATION",
         )
-
-
-async def usable_set(work: UnitOfWork, caller: Caller, backup: tuple[SandboxId, BackupSetId]) -> BackupSet:
-    """The set that a caller names to restore from, and whose it is; locked, so that nobody begins to delete it now.
-
-    Raises:
-        BackupSetNotFoundError: The caller has no such sandbox, or that no such set.
-        BackupSetStatusError: It is not complete.
-    """
-    found = await work.backup_sets.get(backup[1], for_update=True)
-    try:
-        require_visible(await work.sandboxes.get(found.sandbox), caller)
-    except SandboxNotFoundError as error:
-        raise BackupSetNotFoundError(backup[1]) from error
-    if found.sandbox != backup[0]:
-        raise BackupSetNotFoundError(backup[1])
-    if found.status is not BackupSetStatus.COMPLETE:
-        raise BackupSetStatusError(found, wanted=BackupSetStatus.COMPLETE)
-    return found
-
-
-def require_for(sandbox: Sandbox, chosen: BackupSet, wanted: Restoring) -> None:
-    """Return where a set's content may come into a sandbox: a home is its freelancer's, a workspace the client's.
-
-    Raises:
-        BackupSetNotFoundError: It is of another client.
-        BackupHomeError: It is another freelancer's, and more than its workspace is wanted.
-    """
-    if chosen.client != sandbox.client:
-        raise BackupSetNotFoundError(chosen.id)
-    if chosen.freelancer != sandbox.freelancer and (wanted.whole or wanted.wants(Volume.HOME)):
-        raise BackupHomeError(
-            f"Backup {chosen.id} has the home and the image of freelancer {chosen.freelancer}. Into a sandbox of "
-            f"{sandbox.freelancer} its workspace alone can come: say workspace_only, or paths in the workspace.",
-            backup=chosen.id,
-            freelancer=sandbox.freelancer,
-        )
-
-
-def _is_new(sandbox: Sandbox) -> bool:
-    """Tell whether a sandbox never lived: its restore makes it, and there is nothing in it to lose."""
-    return sandbox.incarnation is None
-
-
-def _hint(sandbox: Sandbox) -> str:
-    if sandbox.state in (SandboxState.ACTIVE, SandboxState.HIBERNATED):
-        return "Pause it first."
-    return ""
-
-
-def _quiet(progress: VolumesProgress) -> None:
-    """Take progress that nobody asks for."""

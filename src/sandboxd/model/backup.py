@@ -117,7 +117,7 @@ class VolumeSnapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackupSetProgress:
-    """How far a set that is CREATING is."""
+    """How far a set that is CREATING is, or a restore."""
 
     volume: Volume
     files: int
@@ -125,6 +125,24 @@ class BackupSetProgress:
     """As far as it is known."""
     bytes: int
     total_bytes: int
+
+    def after(self, before: BackupSetProgress | None) -> BackupSetProgress:
+        """Return how far it is where this is told after that: it never goes back, and no part exceeds its whole.
+
+        Who takes up what another one began counts from nothing, and is not told of before it is further.
+        """
+        order = tuple(Volume)
+        if before is not None and order.index(self.volume) < order.index(before.volume):
+            return before
+        known = before if before is not None and before.volume is self.volume else replace(self, files=0, bytes=0)
+        files, size = max(self.files, known.files), max(self.bytes, known.bytes)
+        return replace(
+            self,
+            files=files,
+            total_files=max(files, self.total_files, known.total_files),
+            bytes=size,
+            total_bytes=max(size, self.total_bytes, known.total_bytes),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,6 +299,8 @@ class Restoring:
     """When it came into that state; None where its processes may have run until now."""
     restored: bool = False
     """The volumes are as they are to be; what is left is the start."""
+    progress: BackupSetProgress | None = None
+    """How far the volumes are. Written apart from the rest; the version does not grow."""
 
     @property
     def whole(self) -> bool:

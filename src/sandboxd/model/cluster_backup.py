@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from sandboxd.model.backup import BackupMethod, BackupSetId, SnapshotId, Volume
+from sandboxd.model.backup import BackupMethod, BackupSetId, BackupSetProgress, SnapshotId, Volume
 from sandboxd.model.cluster import API_VERSION, GROUP, INSTANCE_LABEL
 from sandboxd.model.ids import SandboxId
 
@@ -35,6 +35,10 @@ KEPT: Final = timedelta(hours=1)
 """How long one whose deadline is over stays, for whoever asks for its result and is late."""
 MESSAGE_BYTES: Final = 4096
 """Of what a worker says at its end: a kubelet passes on no more."""
+PROGRESS_EVENT: Final = "backup.progress"
+"""Of the lines of a worker's log that say how far it is; the pairs beside it are those of `progress_as_mapping`."""
+COUNT_MOST: Final = 1 << 62
+"""Of what a worker counts: more is no count."""
 _NO_SANDBOX: Final = SandboxId("")
 _NO_SET: Final = BackupSetId("")
 
@@ -180,9 +184,12 @@ class BackupWorkStatus:
     """The last of them."""
     result: str = ""
     """What came of one that is DONE, JSON; of work on snapshots before its end what the operator has to remember."""
+    progress: BackupSetProgress | None = None
+    """How far it was when the operator looked last; None: nothing was told."""
 
     def as_mapping(self) -> dict[str, Any]:  # Any: JSON
         """Return it as the resource has it."""
+        told = {} if self.progress is None else {"progress": progress_as_mapping(self.progress)}
         return {
             "state": self.state.value,
             "reason": self.reason,
@@ -190,6 +197,7 @@ class BackupWorkStatus:
             "attempts": self.attempts,
             "podUID": self.pod_uid,
             "result": self.result,
+            **told,
         }
 
     @classmethod
@@ -202,7 +210,34 @@ class BackupWorkStatus:
             attempts=int(given.get("attempts", 0)),
             pod_uid=str(given.get("podUID", "")),
             result=str(given.get("result", "")),
+            progress=progress_from_mapping(given["progress"]) if given.get("progress") else None,
         )
+
+
+def progress_as_mapping(progress: BackupSetProgress) -> dict[str, Any]:  # Any: JSON
+    """Say how far it is, as a status and a line of a worker's log have it."""
+    return {
+        "volume": progress.volume.value,
+        "files": progress.files,
+        "totalFiles": progress.total_files,
+        "bytes": progress.bytes,
+        "totalBytes": progress.total_bytes,
+    }
+
+
+def progress_from_mapping(given: Mapping[str, Any]) -> BackupSetProgress:
+    """Read it.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is none.
+    """
+    counts = [int(given[name]) for name in ("files", "totalFiles", "bytes", "totalBytes")]
+    if not all(0 <= count <= COUNT_MOST for count in counts):
+        raise ValueError("what is counted is not negative")
+    files, total_files, size, total_size = counts
+    return BackupSetProgress(
+        volume=Volume(given["volume"]), files=files, total_files=total_files, bytes=size, total_bytes=total_size
+    )
 
 
 def backup_resource(name: str, work: PlacedBackup, *, namespace: str, instance: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from sandboxd.model.cluster_backup import (
 from sandboxd.model.sources import Clock
 from sandboxd.operator.asked_work import AskedWork, until
 from sandboxd.operator.backing_up import BackupWorld, conclude_backup, plan_backup, wants_attempt
+from sandboxd.operator.backup_progress import BackupProgressReader
 from sandboxd.operator.backup_shape import BackupAccess, BackupMeans, pod_name
 from sandboxd.operator.builders import MANAGED_BY
 from sandboxd.operator.kinds import Kind
@@ -73,6 +74,7 @@ class BackupKeeper:
         self._namespace = namespace
         self._clock = clock
         self._later = later
+        self._progress = BackupProgressReader(api, clock=clock)
         self._snapshots = SnapshotKeeper(api, mirrors=mirrors, writer=writer, leadership=leadership, settings=settings)
 
     async def reconcile(self, key: WorkKey) -> Sequence[Refusal]:
@@ -88,6 +90,7 @@ class BackupKeeper:
             log.warning("operator.backup_unreadable", backup=key.backup, error=repr(error))
             return ()
         if world is None:
+            self._progress.forget(key)
             return ()
         if world.work.method is BackupMethod.SNAPSHOTS:
             await self._reconcile_snapshots(key, world)
@@ -98,11 +101,14 @@ class BackupKeeper:
         refusals = await self._writer.carry_out(waves)
         seen = self._look(key)
         if seen is None or "deletionTimestamp" in seen.resource["metadata"]:
+            self._progress.forget(key)
             return refusals
         now = self._clock.now()
         self._later(key, until(seen.deadline if now < seen.deadline else seen.ends, now=now))
         world = replace(seen, nothing_there=nothing_there, refusals=refusals)
-        concluded = conclude_backup(world, self._settings, now=now)
+        concluded, look_again = await self._progress.read(key, world, conclude_backup(world, self._settings, now=now))
+        if look_again is not None:
+            self._later(key, look_again)
         if concluded.as_mapping() == world.resource.get("status"):
             return refusals
         if concluded.state is BackupState.DONE and world.work.action is BackupAction.DESTROY:

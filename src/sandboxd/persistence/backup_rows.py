@@ -11,7 +11,6 @@ from sandboxd.model.backup import (
     BackupMethod,
     BackupSet,
     BackupSetId,
-    BackupSetProgress,
     BackupSetStatus,
     BackupTrigger,
     Consistency,
@@ -22,6 +21,7 @@ from sandboxd.model.backup import (
 )
 from sandboxd.model.errors import ErrorKind
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
+from sandboxd.persistence.progress_rows import progress_json, read_progress
 from sandboxd.persistence.sandbox_rows import Row, Values
 
 
@@ -72,27 +72,6 @@ def _volume_json(one: VolumeSnapshot) -> Values:
     }
 
 
-def progress_json(progress: BackupSetProgress) -> Values:
-    """How far a set is, as JSON."""
-    return {
-        "volume": progress.volume.value,
-        "files": progress.files,
-        "total_files": progress.total_files,
-        "bytes": progress.bytes,
-        "total_bytes": progress.total_bytes,
-    }
-
-
-def _read_progress(said: Mapping[str, Any]) -> BackupSetProgress:  # Any: JSON
-    return BackupSetProgress(
-        volume=Volume(said["volume"]),
-        files=said["files"],
-        total_files=said["total_files"],
-        bytes=said["bytes"],
-        total_bytes=said["total_bytes"],
-    )
-
-
 def _freeze_json(freeze: BackupFreeze) -> Values:
     return {"required": freeze.required, "longest_seconds": freeze.longest.total_seconds()}
 
@@ -131,7 +110,7 @@ def read_backup(row: Row) -> BackupSet:
         freeze=None if row["freeze"] is None else _read_freeze(row["freeze"]),
         cancelled=row["cancelled"],
         attempts=row["attempts"],
-        progress=None if row["progress"] is None else _read_progress(row["progress"]),
+        progress=None if row["progress"] is None else read_progress(row["progress"]),
         failure=row["failure"],
         failure_message=row["failure_message"],
         failure_kind=None if row["failure_kind"] is None else ErrorKind(row["failure_kind"]),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Select, delete, func, select, text, tuple_, update
+from sqlalchemy import Select, delete, func, literal, select, text, tuple_, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
@@ -18,6 +18,7 @@ from sandboxd.model.backup import (
     BackupSetId,
     BackupSetProgress,
     BackupSetStatus,
+    RestoreId,
 )
 from sandboxd.model.backup_spec import ENDED_INCARNATION
 from sandboxd.model.erasure import ERASED_MARK
@@ -25,10 +26,11 @@ from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import SandboxState
-from sandboxd.persistence.backup_rows import backup_values, progress_json, read_backup
+from sandboxd.persistence.backup_rows import backup_values, read_backup
 from sandboxd.persistence.errors import translated
 from sandboxd.persistence.newer import read_many, read_one
 from sandboxd.persistence.paging import make_token, read_token
+from sandboxd.persistence.progress_rows import progress_json
 from sandboxd.persistence.sandbox_rows import Row, Values
 from sandboxd.persistence.tables import BackupSetRow, SandboxRow
 from sandboxd.persistence.tables.base import table
@@ -135,6 +137,18 @@ class PostgresBackupSetRepository(BackupSetRepository):
         with translated():
             found = (await self._connection.execute(statement.limit(1))).scalar()
         return None if found is None else SandboxId(found)
+
+    @override
+    async def note_restore(self, sandbox: SandboxId, restore: RestoreId, progress: BackupSetProgress) -> None:
+        c = _SANDBOXES.c
+        added = literal({"progress": progress_json(progress)}, type_=c.restoring.type)
+        statement = update(_SANDBOXES).values(restoring=c.restoring.op("||")(added))
+        with translated():
+            await self._connection.execute(
+                statement.where(c.id == sandbox, c.state == SandboxState.RESTORING.value).where(
+                    c.restoring["id"].astext == restore
+                )
+            )
 
     @override
     async def unfinished(self, *, limit: int, after: BackupSetId | None = None) -> Sequence[BackupSet]:

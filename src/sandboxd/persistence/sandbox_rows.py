@@ -13,6 +13,7 @@ from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, RequestId,
 from sandboxd.model.image import GenerationId, SandboxImage
 from sandboxd.model.sandbox import AgentEndpoint, ApprovalMode, Incarnation, Sandbox, SandboxState, Tier
 from sandboxd.persistence.lifecycle_rows import overrides_json, read_overrides
+from sandboxd.persistence.progress_rows import progress_json, read_progress
 
 
 class Row(Protocol):
@@ -119,6 +120,7 @@ def _restoring_json(restoring: Restoring) -> Values:
         "came_from": restoring.came_from,
         "still_since": None if restoring.still_since is None else restoring.still_since.isoformat(),
         "restored": restoring.restored,
+        "progress": None if restoring.progress is None else progress_json(restoring.progress),
     }
 
 
@@ -132,6 +134,7 @@ def _read_restoring(said: Values) -> Restoring:
         came_from=said["came_from"],
         still_since=None if said["still_since"] is None else datetime.fromisoformat(said["still_since"]),
         restored=said["restored"],
+        progress=None if said.get("progress") is None else read_progress(said["progress"]),
     )
 
 

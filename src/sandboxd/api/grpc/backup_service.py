@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import grpc.aio
+from google.protobuf.message import Message
 from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
 from sandboxd.api.grpc.body_hash import hash_request
-from sandboxd.api.grpc.codec_backup import backup_id, backup_of, decode_freeze, encode_backup
+from sandboxd.api.grpc.codec_backup import backup_id, backup_of, decode_freeze, encode_backup, encode_restore_view
 from sandboxd.api.grpc.codec_backup_policy import encode_backup_policy
 from sandboxd.api.grpc.codec_drill import encode_drill
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.manager.backups import Backups
-from sandboxd.model.backup import BackupSet
 from sandboxd.model.backup_retention import Keeping
 from sandboxd.model.caller import Request
 from sandboxd.model.ids import RequestId
@@ -31,8 +31,9 @@ MAX_WAIT: Final = timedelta(minutes=30)
 MAX_CANCEL: Final = timedelta(minutes=2)
 """Longest wait for the end of a backup that was cancelled; its wish stands in any case."""
 
+T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
-"""Any: only WatchBackup touches the context's own request and response types."""
+"""Any: only the calls that watch touch the context's own request and response types."""
 
 
 class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
@@ -88,18 +89,15 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     @override
     async def WatchBackup(self, request: pb.WatchBackupRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
         """Follow a backup to its end."""
-        self._drain.refuse()
         rpc = current_rpc()
-        with self._slots.take(rpc.caller.client):
-            changes = self._backups.watch(rpc.caller, sandbox_id(request.name), backup_id(request.name))
-            async with asyncio.TaskGroup() as tasks:
-                others = [
-                    tasks.create_task(self._drain.end(), name="watch-backup-drain"),
-                    tasks.create_task(self._stay.end(rpc), name="watch-backup-stay"),
-                ]
-                await self._send(changes, context)
-                for other in others:
-                    other.cancel()
+        changes = self._backups.watch(rpc.caller, sandbox_id(request.name), backup_id(request.name))
+        await self._stream(changes, lambda one: pb.WatchBackupResponse(backup=encode_backup(one)), context)
+
+    @override
+    async def WatchRestore(self, request: pb.WatchRestoreRequest, context: Context) -> None:  # type: ignore[override]  # writes itself
+        """Follow a restore to its end."""
+        views = self._backups.restores.watch(current_rpc().caller, sandbox_id(request.sandbox))
+        await self._stream(views, encode_restore_view, context)
 
     @override
     async def CancelBackup(self, request: pb.CancelBackupRequest, context: Context) -> pb.CancelBackupResponse:
@@ -143,10 +141,21 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
         )
         return pb.ListDrillsResponse(drills=[encode_drill(one) for one in page.items], next_page_token=page.next_token)
 
-    async def _send(self, changes: AsyncIterator[BackupSet], context: Context) -> None:
-        async with closed_at_end(changes):
-            async for one in changes:
-                await write(context, pb.WatchBackupResponse(backup=encode_backup(one)), within=self._write_within)
+    async def _stream(self, news: AsyncIterator[T], encode: Callable[[T], Message], context: Context) -> None:
+        """Send news until they end, the replica drains, or the caller may stay no longer."""
+        self._drain.refuse()
+        rpc = current_rpc()
+        with self._slots.take(rpc.caller.client):
+            async with asyncio.TaskGroup() as tasks:
+                others = [
+                    tasks.create_task(self._drain.end(), name="watch-backup-drain"),
+                    tasks.create_task(self._stay.end(rpc), name="watch-backup-stay"),
+                ]
+                async with closed_at_end(news):
+                    async for one in news:
+                        await write(context, encode(one), within=self._write_within)
+                for other in others:
+                    other.cancel()
 
 
 def _request(message: pb.CreateBackupRequest | pb.CancelBackupRequest | pb.DeleteBackupRequest) -> Request:

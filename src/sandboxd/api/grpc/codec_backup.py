@@ -11,6 +11,7 @@ from sandboxd.model.backup import (
     BackupMethod,
     BackupSet,
     BackupSetId,
+    BackupSetProgress,
     BackupSetStatus,
     BackupTrigger,
     Consistency,
@@ -22,6 +23,7 @@ from sandboxd.model.backup_retention import Hold, Keeping
 from sandboxd.model.final_backup import FinalBackup, FinalBackupState
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.legible import legible
+from sandboxd.model.restore_view import RestoreStep, RestoreView
 from sandboxd.v1 import backup_pb2 as pb
 
 STATUSES: Final = {
@@ -53,6 +55,12 @@ FINALS: Final = {
 METHODS: Final = {
     BackupMethod.FILES: pb.BACKUP_METHOD_FILES,
     BackupMethod.SNAPSHOTS: pb.BACKUP_METHOD_SNAPSHOTS,
+}
+STEPS: Final = {
+    RestoreStep.PREPARING: pb.RESTORE_STEP_PREPARING,
+    RestoreStep.VOLUMES: pb.RESTORE_STEP_VOLUMES,
+    RestoreStep.STARTING: pb.RESTORE_STEP_STARTING,
+    RestoreStep.ENDED: pb.RESTORE_STEP_ENDED,
 }
 VOLUMES: Final = {
     Volume.HOME: pb.BACKUP_VOLUME_KIND_HOME,
@@ -92,7 +100,7 @@ def encode_backup(backup: BackupSet, keeping: Keeping | None = None) -> pb.Backu
         image=backup.image,
         volumes=[_volume(one) for one in backup.volumes],
         checksum=backup.checksum,
-        progress=_progress(backup),
+        progress=_progress(backup.progress) if backup.status is BackupSetStatus.CREATING else None,
         failure=_failure(backup),
         deletion=None if backup.proof is None else _deletion(backup.proof),
         warnings=warnings if unsaved else [],
@@ -140,9 +148,13 @@ def _volume(one: VolumeSnapshot) -> pb.BackupVolume:
     )
 
 
-def _progress(backup: BackupSet) -> pb.BackupProgress | None:
-    said = backup.progress
-    if said is None or backup.status is not BackupSetStatus.CREATING:
+def encode_restore_view(view: RestoreView) -> pb.WatchRestoreResponse:
+    """Encode how far a restore is."""
+    return pb.WatchRestoreResponse(step=STEPS[view.step], progress=_progress(view.progress))
+
+
+def _progress(said: BackupSetProgress | None) -> pb.BackupProgress | None:
+    if said is None:
         return None
     return pb.BackupProgress(
         kind=VOLUMES[said.volume],

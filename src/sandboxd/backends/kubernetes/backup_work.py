@@ -23,7 +23,7 @@ from sandboxd.kubeapi.client import segment
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeInvalidError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import Reflector
-from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, SnapshotId, Volume
+from sandboxd.model.backup import BackupMethod, BackupSetId, BackupSetProgress, RestoreId, SnapshotId, Volume
 from sandboxd.model.backup_errors import BackupToolError
 from sandboxd.model.cluster import API_VERSION, SERVE_MANAGER, Mode, claims_of
 from sandboxd.model.cluster_backup import (
@@ -65,6 +65,8 @@ OWN_PATIENCE: Final[Mapping[Reason, timedelta]] = {
 }
 """In place of `PATIENCE`: nobody sits before a backup, a pod that ends makes room, and snapshots are tried again."""
 
+Tell = Callable[[VolumesProgress], None]
+"""Takes how far work is."""
 _Result = TypeVar("_Result")
 
 log = structlog.get_logger(__name__)
@@ -99,7 +101,7 @@ class BackupWork:
         self._method = method
 
     async def take(
-        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, reading: int
+        self, backup: BackupSetId, of: VolumesOf, *, timeout: timedelta, reading: int, progress: Tell
     ) -> Mapping[str, Any]:  # Any: JSON
         """Have a set taken; answers the worker's last word.
 
@@ -109,9 +111,11 @@ class BackupWork:
         """
         await self._require_volumes(of, name=backup)
         work = self.ordered(BackupAction.TAKE, timeout=timeout, sandbox=of.sandbox, backup=backup, reading=reading)
-        return await self.do(of.client, f"{BACKUP_PREFIX}{backup}", work, timeout=timeout)
+        return await self.do(of.client, f"{BACKUP_PREFIX}{backup}", work, timeout=timeout, progress=progress)
 
-    async def restore(self, order: RestoreOrder, *, timeout: timedelta) -> Mapping[str, Any]:  # Any: JSON
+    async def restore(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Tell
+    ) -> Mapping[str, Any]:  # Any: JSON
         """Have volumes brought back; answers the worker's last word.
 
         Raises:
@@ -129,10 +133,16 @@ class BackupWork:
             paths=order.paths,
             sizes={Volume.HOME: sizes.home, Volume.WORKSPACE: sizes.workspace},
         )
-        return await self.do(into.client, f"{BACKUP_PREFIX}{order.id}", work, timeout=timeout)
+        return await self.do(into.client, f"{BACKUP_PREFIX}{order.id}", work, timeout=timeout, progress=progress)
 
     async def compare(
-        self, name: RestoreId, of: VolumesOf, snapshots: Mapping[Volume, SnapshotId], *, timeout: timedelta
+        self,
+        name: RestoreId,
+        of: VolumesOf,
+        snapshots: Mapping[Volume, SnapshotId],
+        *,
+        timeout: timedelta,
+        progress: Tell,
     ) -> Mapping[str, Any]:  # Any: JSON
         """Have volumes compared with snapshots; answers the worker's last word.
 
@@ -144,7 +154,7 @@ class BackupWork:
         await self._require_volumes(of, name=name)
         await self._refuse_running(of, name=name)
         work = self.ordered(BackupAction.COMPARE, timeout=timeout, sandbox=of.sandbox, snapshots=snapshots)
-        return await self.do(of.client, f"{BACKUP_PREFIX}{name}", work, timeout=timeout)
+        return await self.do(of.client, f"{BACKUP_PREFIX}{name}", work, timeout=timeout, progress=progress)
 
     async def _require_volumes(self, of: VolumesOf, *, name: str) -> None:
         async with self._asking(name):
@@ -188,7 +198,9 @@ class BackupWork:
             with suppress(SandboxdError):
                 await asyncio.shield(self._remove(self._objects.namespace(client), name))
 
-    async def do(self, client: ClientId, name: str, work: PlacedBackup, *, timeout: timedelta) -> Mapping[str, Any]:
+    async def do(
+        self, client: ClientId, name: str, work: PlacedBackup, *, timeout: timedelta, progress: Tell | None = None
+    ) -> Mapping[str, Any]:  # Any: JSON
         """Ask for it, or follow it where it was asked for before; answers the worker's last word.
 
         Raises:
@@ -203,7 +215,7 @@ class BackupWork:
         try:
             async with self._asking(name), asyncio.timeout(timeout.total_seconds()):
                 await self._ask(client, namespace, name, work)
-                await self._follow(namespace, name, watch)
+                await self._follow(namespace, name, watch, progress)
         except TimeoutError as error:
             raise DeadlineError(
                 f"The work on the backup did not end within {timeout.total_seconds():.0f} s: it is "
@@ -247,8 +259,11 @@ class BackupWork:
         except KubeInvalidError as error:
             raise InvalidRequestError(f"The work on the backup is refused: {error.message}") from error
 
-    async def _follow(self, namespace: str, name: str, watch: WorkWatch[BackupWorkStatus]) -> None:
-        """Follow it to its end, or as long as waiting helps."""
+    async def _follow(
+        self, namespace: str, name: str, watch: WorkWatch[BackupWorkStatus], progress: Tell | None
+    ) -> None:
+        """Follow it to its end, or as long as waiting helps, and tell how far it is."""
+        told: BackupSetProgress | None = None
         collection = f"/apis/{API_VERSION}/namespaces/{segment(namespace)}/{BACKUPS}"
         reflector = Reflector(self._api, collection, field_selector=f"metadata.name={name}")
         reflector.listen(watch.take)
@@ -256,6 +271,9 @@ class BackupWork:
         try:
             while watch.status.state not in ENDS:
                 changed = watch.changed
+                if progress is not None and watch.status.progress not in (None, told):
+                    told = watch.status.progress
+                    progress(_told(told))
                 if watch.gone:
                     raise self._unavailable(namespace, name, watch.status, "it was removed")
                 if watch.over(self._clock.monotonic()):
@@ -344,7 +362,15 @@ def read(make: Callable[[Mapping[str, Any]], _Result], said: Mapping[str, Any]) 
 
 
 def all_of(volume: Volume, *, files: int, size: int) -> VolumesProgress:
-    """Progress at the end: on the way nobody tells."""
+    """Progress at the end."""
     return VolumesProgress(
         volume=volume, trees=BackupProgress(files=files, total_files=files, bytes=size, total_bytes=size)
     )
+
+
+def _told(said: BackupSetProgress) -> VolumesProgress:
+    """Progress on the way, as the operator saw it last."""
+    trees = BackupProgress(
+        files=said.files, total_files=said.total_files, bytes=said.bytes, total_bytes=said.total_bytes
+    )
+    return VolumesProgress(volume=said.volume, trees=trees)

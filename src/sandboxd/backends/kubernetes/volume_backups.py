@@ -83,7 +83,8 @@ class KubernetesVolumeBackups(VolumeBackups):
         progress: Callable[[VolumesProgress], None],
         reading: int = 1,
     ) -> TakenVolumes:
-        taken = read(taken_from_mapping, await self._work.take(backup, of, timeout=timeout, reading=reading))
+        said = await self._work.take(backup, of, timeout=timeout, reading=reading, progress=progress)
+        taken = read(taken_from_mapping, said)
         for one in taken.volumes:
             progress(all_of(one.volume, files=one.files, size=one.bytes))
         return taken
@@ -101,7 +102,7 @@ class KubernetesVolumeBackups(VolumeBackups):
             raise BackupPathsUnsupportedError
         if sum(len(path) for paths in order.paths.values() for path in paths) > PATH_BYTES:
             raise InvalidRequestError("So many paths are not restored at once: name directories, or all of it.")
-        restored = read(restored_from_mapping, await self._work.restore(order, timeout=timeout))
+        restored = read(restored_from_mapping, await self._work.restore(order, timeout=timeout, progress=progress))
         for volume in order.snapshots:
             progress(all_of(volume, files=restored.entries, size=restored.bytes))
         return restored
@@ -144,7 +145,8 @@ class KubernetesVolumeBackups(VolumeBackups):
         """
         if self._method is BackupMethod.SNAPSHOTS:
             raise BackupUnreadError
-        compared = read(compared_from_mapping, await self._work.compare(name, of, snapshots, timeout=timeout))
+        said = await self._work.compare(name, of, snapshots, timeout=timeout, progress=progress)
+        compared = read(compared_from_mapping, said)
         for volume, one in compared.items():
             progress(all_of(volume, files=one.entries, size=one.bytes))
         return compared

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Final
 
 from rich.status import Status
 from rich.text import Text
 
 from sandboxd.ctl import following
+from sandboxd.ctl.client import ApiError
 from sandboxd.ctl.commands.lifecycle import parse_span
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.figures import amount
@@ -21,6 +25,15 @@ from sandboxd.ctl.tables import when
 from sandboxd.ctl.tables_backups import backup_table, consistency_of, kept_line, policy_line
 from sandboxd.model.ids import is_id
 from sandboxd.v1 import backup_pb2 as pb
+from sandboxd.v1.sandbox_pb2 import Sandbox
+
+LOOK_AGAIN: Final = 0.3
+"""Seconds until a restore that was asked for is looked for again, until it has begun."""
+_DOING: Final[Mapping[pb.RestoreStep.ValueType, str]] = {
+    pb.RESTORE_STEP_PREPARING: "backing up what it has now:",
+    pb.RESTORE_STEP_VOLUMES: "restoring",
+    pb.RESTORE_STEP_STARTING: "starting, with",
+}
 
 
 async def create(
@@ -138,8 +151,8 @@ async def restore(shell: Shell, said: str, options: RestoreOptions) -> Exit:
         backup = await _newest(shell, name) if options.into else ""
     target = await _named(shell, options.into) if options.into else name
     if target:
-        sandbox = await shell.client.restore(
-            target, backup=backup, paths=some, workspace_only=options.workspace_only, timeout=options.timeout
+        sandbox = await following.shown(
+            shell, "restoring …", lambda status: _restored(shell, target, backup, some, options, status)
         )
     elif some:
         raise UsageError(f"There is no sandbox {options.into!r}: into a new one all comes, or the workspace alone.")
@@ -156,6 +169,39 @@ async def restore(shell: Shell, said: str, options: RestoreOptions) -> Exit:
         made = "is back" if target == name else "has what was wanted" if target else "is made"
         shell.say(f"✓ {bare(sandbox.name)} {made}{f' from {bare(backup)}' if backup else ''}, and runs", "green")
     return Exit.OK
+
+
+async def _restored(
+    shell: Shell,
+    target: str,
+    backup: str,
+    paths: Sequence[tuple[str, bytes]],
+    options: RestoreOptions,
+    status: Status | None,
+) -> Sandbox:
+    """Restore, and show how far it is meanwhile."""
+    showing = None if status is None else asyncio.create_task(_show_restore(shell, target, status), name="show-restore")
+    try:
+        return await shell.client.restore(
+            target, backup=backup, paths=paths, workspace_only=options.workspace_only, timeout=options.timeout
+        )
+    finally:
+        if showing is not None:
+            showing.cancel()
+            with suppress(asyncio.CancelledError, ApiError):
+                await showing
+
+
+async def _show_restore(shell: Shell, target: str, status: Status) -> None:
+    while True:
+        try:
+            async for each in shell.client.backups.follow_restore(target):
+                far = _far(each.progress) if each.HasField("progress") else ""
+                status.update(Text(f"{bare(target)}: {_DOING.get(each.step, 'restoring')} {far}…"))
+        except ApiError as error:
+            if error.reason != "RESTORE_NOT_RUNNING":  # of one that begins now
+                raise
+        await asyncio.sleep(LOOK_AGAIN)
 
 
 async def find_source(shell: Shell, said: str) -> str:
@@ -231,10 +277,13 @@ async def _last(shell: Shell, backup: pb.Backup, status: Status | None) -> pb.Ba
     async for each in shell.client.backups.follow(backup.name):
         backup = each
         if status is not None and each.HasField("progress"):
-            kind = pb.BackupVolumeKind.Name(each.progress.kind).removeprefix("BACKUP_VOLUME_KIND_").lower()
-            far = f"{amount(each.progress.bytes)} of {amount(each.progress.total_bytes)}"
-            status.update(Text(f"{bare(backup.name)}: {kind} {far} …"))
+            status.update(Text(f"{bare(backup.name)}: {_far(each.progress)}…"))
     return backup
+
+
+def _far(progress: pb.BackupProgress) -> str:
+    kind = pb.BackupVolumeKind.Name(progress.kind).removeprefix("BACKUP_VOLUME_KIND_").lower()
+    return f"{kind} {amount(progress.bytes)} of {amount(progress.total_bytes)} "
 
 
 def _tell(shell: Shell, backup: pb.Backup) -> None:
