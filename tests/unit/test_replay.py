@@ -87,6 +87,11 @@ def test_what_lies_on_the_home_volume_stays_by_itself() -> None:
     assert plan_packages([Package(key=key, version="1", place=PackagePlace.HOME)], old=NOTHING, new=NOTHING) == []
 
 
+def test_a_program_that_no_manager_knows_is_a_file_and_told_as_one() -> None:
+    assert actions(a_package(M.PROGRAM, "helm", directory="/usr/local/bin")) == {}
+    assert is_by_hand(b"usr/local/bin/helm", in_old_base=False)
+
+
 def test_packages_are_installed_in_an_order_that_brings_what_others_run_on() -> None:
     planned = plan_packages([a_package(one, "a.b/c/d", "v1") for one in reversed(ORDER)], old=NOTHING, new=NOTHING)
 

@@ -112,6 +112,13 @@ def test_a_name_that_no_package_can_have_is_listed_all_the_same() -> None:
             assert PackageURL.from_string(one["purl"]).version == "1?#@/"
 
 
+def test_a_program_that_no_manager_knows_is_listed_and_has_no_name_of_a_registry() -> None:
+    component = json.loads(write_sbom([a_package(M.PROGRAM, "helm", "00ff")], complete=True))["components"][0]
+
+    assert (component["type"], component["name"], component["version"]) == ("application", "helm", "00ff")
+    assert "purl" not in component
+
+
 def test_what_lies_on_the_home_volume_is_in_no_image() -> None:
     packages = [a_package(M.PIP, "b"), a_package(M.PIP, "home", place="home"), a_package(M.PIP, "a")]
 
