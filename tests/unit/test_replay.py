@@ -24,6 +24,7 @@ DIRECTORIES = {
     M.CARGO: "/usr/local/cargo",
     M.GEM: "/var/lib/gems/3.3.0",
     M.GO: "/usr/local/bin",
+    M.PROGRAM: "/usr/local/bin",
 }
 NOTHING = BasePackages(names=frozenset())
 
@@ -88,7 +89,7 @@ def test_what_lies_on_the_home_volume_stays_by_itself() -> None:
 
 
 def test_a_program_that_no_manager_knows_is_a_file_and_told_as_one() -> None:
-    assert actions(a_package(M.PROGRAM, "helm", directory="/usr/local/bin")) == {}
+    assert actions(a_package(M.PROGRAM, "helm")) == {}
     assert is_by_hand(b"usr/local/bin/helm", in_old_base=False)
 
 
