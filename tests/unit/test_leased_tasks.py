@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
 
 from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
-from sandboxd.model.errors import ConflictError, SandboxdError, UnavailableError
-from sandboxd.model.ids import SandboxId
+from sandboxd.model.backup import BackupSetId
+from sandboxd.model.drill import Drill, DrillId, DrillStatus, DrillTrigger
+from sandboxd.model.errors import ConflictError, DeadlineError, SandboxdError, UnavailableError
+from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from tests.eventually import eventually
 from tests.manager_world import NOW, SOON, ManagerWorld
 
@@ -23,9 +26,19 @@ class _Place:
     def __init__(self) -> None:
         self.world = ManagerWorld()
         self.said: list[int] = []
-        units, ids = self.world.units, self.world.ids
-        self.tasks = LeasedTasks(units=units, ids=ids, replica="first", on_count=self.said.append)
-        self.others = LeasedTasks(units=units, ids=ids, replica="second")
+        self.tasks = self.replica("first", on_count=self.said.append)
+        self.others = self.replica("second")
+
+    def replica(self, name: str, *, on_count: Callable[[int], None] = lambda _: None) -> LeasedTasks:
+        world = self.world
+        return LeasedTasks(
+            units=world.units,
+            changes=world.core.changes,
+            clock=world.clock,
+            ids=world.ids,
+            replica=name,
+            on_count=on_count,
+        )
 
     async def lease(self, tasks: LeasedTasks) -> Lease | None:
         async with self.world.units.begin() as work:
@@ -43,6 +56,22 @@ class _Place:
         self.tasks.start(lease, work, name="work")
         await asyncio.sleep(0)
         return end
+
+    async def given_drill(self, status: DrillStatus = DrillStatus.RUNNING) -> Drill:
+        now = self.world.clock.now()
+        drill = Drill(
+            id=DrillId("drl-1"),
+            backup=BackupSetId("bak-1"),
+            sandbox=SandboxId("sbx-1"),
+            client=ClientId("acme"),
+            freelancer=FreelancerId("ada"),
+            trigger=DrillTrigger.REQUEST,
+            status=status,
+            create_time=now,
+            update_time=now,
+        )
+        self.world.units.rows.drills[drill.id] = drill
+        return drill
 
 
 @pytest.fixture
@@ -89,6 +118,50 @@ async def test_a_renewal_keeps_a_lease_and_ends_what_another_has_taken(place: _P
     await place.tasks.renew()
     await eventually(lambda: not place.tasks.busy(KEY))
     assert KEY in place.world.units.rows.leases  # which is the other's
+
+
+async def test_what_broke_off_is_taken_up_once_and_its_attempt_counted(place: _Place) -> None:
+    drill = await place.given_drill()
+
+    adopted = [await tasks.adopt(drill.id, lambda work: work.drills) for tasks in (place.tasks, place.others)]
+
+    assert adopted[0] is not None
+    assert adopted[0][0].attempts == 2
+    assert adopted[1] is None
+    assert place.world.units.rows.drills[drill.id].attempts == 2
+
+
+async def test_what_has_ended_or_is_gone_is_not_taken_up(place: _Place) -> None:
+    drill = await place.given_drill(DrillStatus.PASSED)
+
+    assert await place.tasks.adopt(drill.id, lambda work: work.drills) is None
+    assert await place.tasks.adopt(DrillId("drl-gone"), lambda work: work.drills) is None
+    assert place.world.units.rows.leases == {}
+
+
+async def test_who_waits_is_answered_when_the_task_has_let_go_and_told_where_it_is_late(place: _Place) -> None:
+    drill = await place.given_drill()
+    adopted, end = await place.tasks.adopt(drill.id, lambda work: work.drills), asyncio.Event()
+    assert adopted is not None
+
+    async def work_on() -> None:
+        async with place.world.units.begin() as work:
+            await work.drills.save(adopted[0].end(DrillStatus.PASSED, at=place.world.clock.now()))
+            await work.commit()
+        await end.wait()
+
+    with pytest.raises(DeadlineError):
+        await place.tasks.ended(drill.id, lambda work: work.drills, timeout=NOW, late=lambda _: DeadlineError("late"))
+    place.tasks.start(adopted[1], work_on, name="drill")
+    waiting = asyncio.create_task(
+        place.tasks.ended(drill.id, lambda work: work.drills, timeout=SOON, late=lambda _: DeadlineError("late"))
+    )
+    await eventually(lambda: not place.world.units.rows.drills[drill.id].in_flight)
+    assert not waiting.done()
+    end.set()
+
+    assert (await waiting).status is DrillStatus.PASSED
+    assert place.world.units.rows.leases == {}
 
 
 async def test_a_replica_that_goes_leaves_no_lease(place: _Place) -> None:

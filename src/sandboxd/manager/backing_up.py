@@ -19,7 +19,6 @@ from sandboxd.manager.backup_tools import BackupTools, volumes_of
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.frozen_backups import FrozenBackups, Reading
-from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
@@ -44,7 +43,6 @@ from sandboxd.model.errors import (
     ConflictError,
     DatabaseUnavailableError,
     DeadlineError,
-    NotFoundError,
     SandboxdError,
     StaleOwnerError,
 )
@@ -160,40 +158,15 @@ class BackingUp:
         Raises:
             DeadlineError: It has not ended within `timeout`; it goes on.
         """
-        deadline = self.clock.monotonic() + timeout.total_seconds()
-        while True:
-            async with self.units.begin() as work:
-                found = await work.backup_sets.get(backup)
-            if found.status is not _S.CREATING:
-                return found
-            left = deadline - self.clock.monotonic()
-            if left <= 0:
-                raise DeadlineError(
-                    f"Sandbox {found.sandbox} is still being backed up as {found.id}. The work goes on: repeat the "
-                    "call with the same request id for its result, or follow it with WatchBackup.",
-                    sandbox=found.sandbox,
-                    backup=found.id,
-                )
-            await self.changes.wait(found.sandbox, timeout=min(left, POLL_SECONDS))
+        return await self.tasks.ended(backup, lambda work: work.backup_sets, timeout=timeout, late=_late)
 
     async def adopt(self, backup: BackupSetId) -> bool:
         """Go on with one that nobody works on; False where somebody does, or it has ended."""
-        if self.tasks.busy(SandboxId(backup)):
+        taken = await self.tasks.adopt(backup, lambda work: work.backup_sets)
+        if taken is None:
             return False
-        async with self.units.begin() as work:
-            try:
-                found = await work.backup_sets.get(backup, for_update=True)
-            except NotFoundError:
-                return False
-            if found.status is not _S.CREATING:
-                return False
-            lease = await self.tasks.take(work, SandboxId(backup))
-            if lease is None:
-                return False
-            again = replace(found, attempts=found.attempts + 1, version=found.version + 1)
-            await work.backup_sets.save(again)
-            await work.commit()
-        log.info("backup.recovering", sandbox=found.sandbox, backup=backup, attempt=again.attempts)
+        again, lease = taken
+        log.info("backup.recovering", sandbox=again.sandbox, backup=backup, attempt=again.attempts)
         self.metrics.recovered()
         self.start(HeldBackup(backup=again, lease=lease))
         return True
@@ -358,6 +331,15 @@ def _consistency(before: Sandbox, after: Sandbox, taken: TakenVolumes, backup: B
     ours = backup.attempts == 1 or (before.state_time is not None and before.state_time <= taken.take_time)
     still = before.state in STILL or before.state is SandboxState.RESTORING  # whose life has not begun
     return Consistency.QUIESCED if still and same and ours else Consistency.CRASH_CONSISTENT
+
+
+def _late(backup: BackupSet) -> DeadlineError:
+    return DeadlineError(
+        f"Sandbox {backup.sandbox} is still being backed up as {backup.id}. The work goes on: repeat the "
+        "call with the same request id for its result, or follow it with WatchBackup.",
+        sandbox=backup.sandbox,
+        backup=backup.id,
+    )
 
 
 def _cancelled(backup: BackupSet) -> BackupCancelledError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
@@ -21,7 +21,6 @@ from sandboxd.manager.commit_steps import CommitSteps, Held, ImageTools, Progres
 from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.image_ports import ATTEMPTS_KEPT_FOR
 from sandboxd.manager.image_telling import ImageTelling
-from sandboxd.manager.intents import POLL_SECONDS
 from sandboxd.manager.leased_tasks import LeasedTasks
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
@@ -153,22 +152,7 @@ class Commits:
         Raises:
             DeadlineError: It has not ended within `timeout`; it goes on.
         """
-        deadline = self.clock.monotonic() + timeout.total_seconds()
-        while True:
-            async with self.units.begin() as work:
-                found = await work.generations.get(generation)
-            telling = found.status is _G.ACTIVE and found.told_time is None and self.tasks.busy(lease_key(found))
-            left = deadline - self.clock.monotonic()
-            if not found.status.in_flight and (not telling or left <= 0):
-                return found
-            if left <= 0:
-                raise DeadlineError(
-                    f"Sandbox {found.sandbox} is still being committed as {found.tag}. The work goes on: repeat the "
-                    "call with the same request id for its result, or follow it with WatchCommit.",
-                    sandbox=found.sandbox,
-                    image=found.tag,
-                )
-            await self.changes.wait(found.sandbox, timeout=min(left, POLL_SECONDS))
+        return await self.tasks.ended(generation, lambda work: work.generations, timeout=timeout, late=_late)
 
     @property
     def busy(self) -> bool:
@@ -195,29 +179,14 @@ class Commits:
             if not page:
                 break
             for generation in page:
-                if not self.tasks.busy(lease_key(generation)) and (held := await self._adopt(generation.id)):
+                if adopted := await self.tasks.adopt(generation.id, lambda work: work.generations):
                     log.info("commit.recovering", sandbox=generation.sandbox, generation=generation.id)
                     self.metrics.recovered()
-                    self.start(held)
+                    self.start(Held(generation=adopted[0], lease=adopted[1]))
                     taken += 1
             after = page[-1].id
         await self.telling.tell_untold()
         return taken
-
-    async def _adopt(self, generation: GenerationId) -> Held | None:
-        """Take over one that nobody works on; None where somebody does, or it has ended."""
-        async with self.units.begin() as work:
-            found = await work.generations.get(generation, for_update=True)
-            if not found.status.in_flight:
-                return None
-            lease = await self.tasks.take(work, lease_key(found))
-            if lease is None:
-                return None
-            if found.status is _G.BUILDING:
-                found = replace(found, attempts=found.attempts + 1, version=found.version + 1)
-                await work.generations.save(found)
-            await work.commit()
-        return Held(generation=found, lease=lease)
 
     async def _see_through(self, held: Held) -> None:
         generation = held.generation
@@ -323,6 +292,15 @@ class Commits:
             except Exception:  # a loop: one bad pass must not end all that follow
                 log.exception("commit.recovery_broken")
             await asyncio.sleep(RECOVER_EVERY.total_seconds())
+
+
+def _late(generation: Generation) -> DeadlineError:
+    return DeadlineError(
+        f"Sandbox {generation.sandbox} is still being committed as {generation.tag}. The work goes on: repeat the "
+        "call with the same request id for its result, or follow it with WatchCommit.",
+        sandbox=generation.sandbox,
+        image=generation.tag,
+    )
 
 
 def _cancelled(generation: Generation) -> CommitCancelledError:

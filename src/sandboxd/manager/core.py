@@ -101,7 +101,7 @@ class ManagerCore:
                 changes=self.changes,
                 losses=self.losses,
                 clock=clock,
-                tasks=_leased(tools, tools.commit_metrics.running),
+                tasks=_leased(tools, self.changes, on_count=tools.commit_metrics.running),
                 metrics=tools.commit_metrics,
                 packages=self.package_keeping,
                 bases=BaseBuilding.of(tools, tools.images),
@@ -132,14 +132,22 @@ class ManagerCore:
         )
 
 
-def _leased(tools: ManagerTools, on_count: Callable[[int], None]) -> LeasedTasks:
-    return LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease, on_count=on_count)
+def _leased(tools: ManagerTools, changes: Changes, *, on_count: Callable[[int], None] = lambda _: None) -> LeasedTasks:
+    return LeasedTasks(
+        units=tools.units,
+        changes=changes,
+        clock=tools.clock,
+        ids=tools.ids,
+        replica=tools.replica,
+        lease=tools.lease,
+        on_count=on_count,
+    )
 
 
 def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     if tools.backups is None:
         return None
-    tasks = _leased(tools, tools.backup_metrics.running)
+    tasks = _leased(tools, changes, on_count=tools.backup_metrics.running)
     making = BackingUp(
         units=tools.units,
         tools=tools.backups,
@@ -162,7 +170,7 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     drilling = Drilling(
         units=tools.units,
         tools=tools.backups,
-        tasks=LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease),
+        tasks=_leased(tools, changes),
         backend=tools.backend,
         connector=tools.connector,
         clock=tools.clock,
@@ -174,7 +182,7 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     releases = VolumeReleases(
         units=tools.units,
         tools=tools.backups,
-        tasks=LeasedTasks(units=tools.units, ids=tools.ids, replica=tools.replica, lease=tools.lease),
+        tasks=_leased(tools, changes),
         changes=changes,
         duties=tools.duties,
         clock=tools.clock,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
@@ -45,13 +45,13 @@ from sandboxd.model.drill import (
     drill_restore,
     drill_sandbox,
 )
-from sandboxd.model.errors import DatabaseUnavailableError, NotFoundError, SandboxdError, StaleOwnerError
+from sandboxd.model.errors import DatabaseUnavailableError, DeadlineError, NotFoundError, SandboxdError, StaleOwnerError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import IncarnationId, RequestId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.stream.agent_port import AgentConnector
-from sandboxd.volumes.ports import RestoreOrder, VolumeBackups, VolumesOf, VolumesProgress
+from sandboxd.volumes.ports import RestoreOrder, VolumeBackups, VolumesOf
 
 START_TIMEOUT: Final = timedelta(minutes=5)
 """Until the agent answers; an image that no node has is pulled in it."""
@@ -133,23 +133,20 @@ class Drilling:
         self._start(HeldDrill(drill=drill, lease=lease))
         return drill
 
+    async def wait(self, drill: DrillId, *, timeout: timedelta) -> Drill:
+        """Wait for the end of a drill, wherever it is worked on, and answer what it came to.
+
+        Raises:
+            DeadlineError: It has not ended within `timeout`; it goes on.
+        """
+        return await self.tasks.ended(drill, lambda work: work.drills, timeout=timeout, late=_late)
+
     async def adopt(self, drill: DrillId) -> bool:
         """Go on with one that nobody works on; False where somebody does, or it has ended."""
-        if self.tasks.busy(SandboxId(drill)):
+        taken = await self.tasks.adopt(drill, lambda work: work.drills)
+        if taken is None:
             return False
-        async with self.units.begin() as work:
-            try:
-                found = await work.drills.get(drill, for_update=True)
-            except NotFoundError:
-                return False
-            if found.status is not DrillStatus.RUNNING:
-                return False
-            lease = await self.tasks.take(work, SandboxId(drill))
-            if lease is None:
-                return False
-            again = replace(found, attempts=found.attempts + 1, version=found.version + 1)
-            await work.drills.save(again)
-            await work.commit()
+        again, lease = taken
         log.info("drill.recovering", drill=drill, attempt=again.attempts)
         self._start(HeldDrill(drill=again, lease=lease))
         return True
@@ -199,15 +196,14 @@ class Drilling:
         place, snapshots = _place_of(drill, chosen), {one.volume: one.snapshot for one in chosen.volumes}
         with self._timed(DrillStep.RESTORE, found):
             order = RestoreOrder(id=drill_restore(drill.id), into=place, snapshots=snapshots)
-            await self._volumes.restore(order, timeout=self.tools.restore_timeout, progress=_quiet)
+            await self._volumes.restore(order, timeout=self.tools.restore_timeout, progress=lambda _: None)
         failpoint("drill.after_restore")
         with self._timed(DrillStep.BOOT, found):
             await self._boot(place, chosen.image)
         failpoint("drill.after_boot")
         with self._timed(DrillStep.COMPARE, found):
-            compared = await self._volumes.compare(
-                drill_comparison(drill.id), place, snapshots, timeout=self.tools.restore_timeout, progress=_quiet
-            )
+            name, within = drill_comparison(drill.id), self.tools.restore_timeout
+            compared = await self._volumes.compare(name, place, snapshots, timeout=within, progress=lambda _: None)
         found.volumes = [
             DrilledVolume(
                 volume=volume,
@@ -264,7 +260,7 @@ class Drilling:
                     drill = await work.drills.get(DrillId(f"drl{sandbox.removeprefix('sbx')}"))
                 except NotFoundError:
                     continue
-                if drill.status is not DrillStatus.RUNNING:
+                if not drill.in_flight:
                     left.append(drill.id)
         for one in left:
             log.info("drill.sandbox_found", drill=one)
@@ -320,7 +316,7 @@ class Drilling:
         """The row, locked, and still ours to work on."""
         found = await work.drills.get(held.drill.id, for_update=True)
         holds = await work.operations.holds(held.lease.key, held.lease.operation)
-        if not holds or found.status is not DrillStatus.RUNNING:
+        if not holds or not found.in_flight:
             raise StaleOwnerError(f"Another replica has taken over the drill {found.id}.", drill=found.id)
         return found
 
@@ -344,6 +340,14 @@ class Drilling:
             found.seconds[step.value] = round(self.clock.monotonic() - began, 3)
 
 
+def _late(drill: Drill) -> DeadlineError:
+    return DeadlineError(
+        f"The drill {drill.id} is not done yet. It goes on: repeat the call with the same request id for its result, "
+        "or look with ListDrills.",
+        drill=drill.id,
+    )
+
+
 def _require_same(drill: Drill, volumes: list[DrilledVolume]) -> None:
     odd = [one for one in volumes if one.difference_count or one.expected != one.found]
     if odd:
@@ -365,7 +369,3 @@ def _place_of(drill: Drill, chosen: BackupSet) -> VolumesOf:
         tier=tier,
         resources=TIER_RESOURCES[tier],
     )
-
-
-def _quiet(progress: VolumesProgress) -> None:
-    """Take progress that nobody asks for."""

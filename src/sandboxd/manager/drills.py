@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import timedelta
-from typing import Final
 
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
 from sandboxd.manager.drilling import Drilling
@@ -12,23 +10,17 @@ from sandboxd.manager.ports import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, UnitsOfWork
 from sandboxd.model.backup import BackupSetId
 from sandboxd.model.backup_errors import BackupsOffError
 from sandboxd.model.caller import Caller
-from sandboxd.model.drill import Drill, DrillId, DrillStatus, DrillTrigger, NothingToDrillError
-from sandboxd.model.errors import DeadlineError
+from sandboxd.model.drill import Drill, DrillTrigger, NothingToDrillError
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
 from sandboxd.model.paging import Page
-from sandboxd.model.sources import Clock
-
-LOOK_SECONDS: Final = 0.25
-"""How often one that is waited for is looked at."""
 
 
 class Drills:
     """The use cases of drills. Without anything to drill with they say so."""
 
-    def __init__(self, *, units: UnitsOfWork, drilling: Drilling | None, clock: Clock) -> None:
+    def __init__(self, *, units: UnitsOfWork, drilling: Drilling | None) -> None:
         self._units = units
         self._drilling = drilling
-        self._clock = clock
 
     async def run(
         self,
@@ -71,7 +63,7 @@ class Drills:
             if backup is not None and chosen.sandbox != backup[0]:
                 raise BackupSetNotFoundError(chosen.id)
             drill = await self._drilling.begin(chosen, trigger=DrillTrigger.REQUEST, request_id=request_id)
-        return await self._ended(drill.id, timeout=timeout) if wait else drill
+        return await self._drilling.wait(drill.id, timeout=timeout) if wait else drill
 
     async def list(self, caller: Caller, *, page_size: int = 0, page_token: str = "") -> Page[Drill]:
         """One page, the newest first: of the caller's client, or of all where it acts for none.
@@ -83,19 +75,3 @@ class Drills:
         async with self._units.begin() as work:
             client = ClientId(caller.client) if caller.client else None
             return await work.drills.list(client, page_size=size, page_token=page_token)
-
-    async def _ended(self, drill: DrillId, *, timeout: timedelta) -> Drill:
-        deadline = self._clock.monotonic() + timeout.total_seconds()
-        while True:
-            async with self._units.begin() as work:
-                found = await work.drills.get(drill)
-            if found.status is not DrillStatus.RUNNING:
-                return found
-            left = deadline - self._clock.monotonic()
-            if left <= 0:
-                raise DeadlineError(
-                    f"The drill {drill} is not done yet. It goes on: repeat the call with the same request id for its "
-                    "result, or look with ListDrills.",
-                    drill=drill,
-                )
-            await asyncio.sleep(min(left, LOOK_SECONDS))

@@ -9,17 +9,54 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Protocol, Self, TypeVar
 
 import structlog
 
+from sandboxd.manager.changes import Changes
 from sandboxd.manager.draining import drain
-from sandboxd.manager.intents import LEASE
+from sandboxd.manager.intents import LEASE, POLL_SECONDS
 from sandboxd.manager.ports import Operation, OperationId, UnitOfWork, UnitsOfWork
-from sandboxd.model.errors import SandboxdError
+from sandboxd.model.errors import DeadlineError, NotFoundError, SandboxdError
 from sandboxd.model.ids import SandboxId
-from sandboxd.model.sources import IdSource
+from sandboxd.model.sources import Clock, IdSource
 
 log = structlog.get_logger(__name__)
+
+
+class Attempt(Protocol):
+    """A row that says of work how far it is. Its name is the key of the lease."""
+
+    @property
+    def sandbox(self) -> SandboxId:
+        """Whose changes tell of it."""
+        ...
+
+    @property
+    def in_flight(self) -> bool:
+        """True until it has ended."""
+        ...
+
+    def begun_again(self) -> Self:
+        """Return it with one more attempt, in its next version; itself where that does not count."""
+        ...
+
+
+_Name_contra = TypeVar("_Name_contra", bound=str, contravariant=True)
+_Name = TypeVar("_Name", bound=str)
+_Row = TypeVar("_Row", bound=Attempt)
+
+
+class Rows(Protocol[_Name_contra, _Row]):
+    """The rows of one kind of work."""
+
+    async def get(self, name: _Name_contra, /, *, for_update: bool = False) -> _Row:
+        """The row of this name. Raises NotFoundError where there is none."""
+        ...
+
+    async def save(self, row: _Row, /) -> None:
+        """Write it."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +73,8 @@ class LeasedTasks:
     """Runs work under leases. Whoever waits for a task may go away; the task stays."""
 
     units: UnitsOfWork
+    changes: Changes
+    clock: Clock
     ids: IdSource
     replica: str
     lease: timedelta = LEASE
@@ -51,6 +90,54 @@ class LeasedTasks:
         operation = Operation(id=OperationId(self.ids.new("opr")), replica=self.replica)
         taken = await work.operations.take(key, operation, lease=self.lease)
         return Lease(key=key, operation=operation.id) if taken else None
+
+    async def adopt(self, name: _Name, rows: Callable[[UnitOfWork], Rows[_Name, _Row]]) -> tuple[_Row, Lease] | None:
+        """Take over what a row says of work that broke off, its attempt counted; `start` it then.
+
+        None where somebody works on it, here or elsewhere, or there is nothing to go on with any more.
+        """
+        key = SandboxId(name)
+        if self.busy(key):
+            return None
+        async with self.units.begin() as work:
+            try:
+                found = await rows(work).get(name, for_update=True)
+            except NotFoundError:
+                return None
+            if not found.in_flight or (lease := await self.take(work, key)) is None:
+                return None
+            again = found.begun_again()
+            if again is not found:
+                await rows(work).save(again)
+            await work.commit()
+        return again, lease
+
+    async def ended(
+        self,
+        name: _Name,
+        rows: Callable[[UnitOfWork], Rows[_Name, _Row]],
+        *,
+        timeout: timedelta,
+        late: Callable[[_Row], DeadlineError],
+    ) -> _Row:
+        """Wait for the end of what a row says, wherever it is worked on; where that is here, until it is let go.
+
+        Raises:
+            DeadlineError: What `late` makes of a row that is in flight at the end of `timeout`; the work goes on.
+        """
+        deadline = self.clock.monotonic() + timeout.total_seconds()
+        while True:
+            async with self.units.begin() as work:
+                found = await rows(work).get(name)
+            left, task = deadline - self.clock.monotonic(), self._running.get(SandboxId(name))
+            if not found.in_flight and (task is None or left <= 0):
+                return found
+            if left <= 0:
+                raise late(found)
+            if found.in_flight or task is None:
+                await self.changes.wait(found.sandbox, timeout=min(left, POLL_SECONDS))
+            else:
+                await asyncio.wait({task}, timeout=left)
 
     def start(self, lease: Lease, work: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Begin work whose lease is durable. It must not raise what is not worth a line in the log."""

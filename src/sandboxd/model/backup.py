@@ -103,8 +103,7 @@ class VolumeSnapshot:
     files: int
     """0 of a storage's snapshot."""
     bytes: int
-    """Of the files as they are read, holes among them; of a storage's snapshot what a volume restored from it must
-    have at least."""
+    """Of the files as read, holes among them; of a storage's snapshot what a volume restored from it needs at least."""
     added_bytes: int
     """What the repository had to store for it, compressed; the rest was there."""
     vanished: int = 0
@@ -212,9 +211,18 @@ class BackupSet:
     """Grows with every write."""
 
     @property
+    def in_flight(self) -> bool:
+        """True while it is being made."""
+        return self.status is _S.CREATING
+
+    @property
     def bytes(self) -> int:
         """Of its volumes' files."""
         return sum(one.bytes for one in self.volumes)
+
+    def begun_again(self) -> BackupSet:
+        """Return it begun once more."""
+        return replace(self, attempts=self.attempts + 1, version=self.version + 1)
 
     def enter(self, status: BackupSetStatus, *, at: datetime) -> BackupSet:
         """Return this set in its next status.

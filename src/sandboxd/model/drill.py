@@ -104,6 +104,15 @@ class Drill:
     version: int = 1
     """Grows with every write."""
 
+    @property
+    def in_flight(self) -> bool:
+        """True while it goes on."""
+        return self.status is DrillStatus.RUNNING
+
+    def begun_again(self) -> Drill:
+        """Return it begun once more."""
+        return replace(self, attempts=self.attempts + 1, version=self.version + 1)
+
     def end(
         self,
         status: DrillStatus,

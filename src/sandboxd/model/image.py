@@ -232,6 +232,11 @@ class Generation:
         return tag_of(self.number)
 
     @property
+    def in_flight(self) -> bool:
+        """True while its commit goes on."""
+        return self.status.in_flight
+
+    @property
     def bootable(self) -> bool:
         """True when it was booted once, and is still there: a start may take it."""
         kept = (GenerationStatus.VERIFIED, GenerationStatus.ACTIVE, GenerationStatus.SUPERSEDED)
@@ -248,6 +253,12 @@ class Generation:
     def image(self) -> SandboxImage:
         """What its sandbox's row says of it when it is active."""
         return SandboxImage(generation=self.id, number=self.number, reference=self.reference)
+
+    def begun_again(self) -> Generation:
+        """Return it with its build begun once more; as it is where that was done."""
+        if self.status is not GenerationStatus.BUILDING:
+            return self
+        return replace(self, attempts=self.attempts + 1, version=self.version + 1)
 
     def enter(self, status: GenerationStatus, *, at: datetime) -> Generation:
         """Return this generation in its next status.
