@@ -61,13 +61,10 @@ def program_directories(root: Path | None, home: Path) -> Iterator[tuple[Path, b
 
 
 def program_stamps(directory: Path) -> Iterator[Stamp]:
-    """Everything that decides which programs of a directory are nobody's."""
+    """What decides which programs of a directory are nobody's, beside the distributions in its `python_sites`."""
     yield stamp(directory)
     yield from (stamp(Path(one.path)) for one in entries(directory))
     yield stamp(directory.parent / CRATES)
-    for site in _sites(directory):
-        yield stamp(site)
-        yield from (stamp(Path(one.path)) for one in entries(site) if one.name.endswith(".dist-info"))
 
 
 def programs_in(directory: Path, *, go: bool, crates: frozenset[str]) -> dict[str, str]:
@@ -130,7 +127,7 @@ def _look(at: Stamp, *, go: bool) -> tuple[str, bool]:
     return content[:_FINGERPRINT_CHARACTERS], managed
 
 
-def _sites(directory: Path) -> Iterator[Path]:
+def python_sites(directory: Path) -> Iterator[Path]:
     """Name the directories of Python's distributions whose scripts go to a directory of programs."""
     for version in subdirectories(directory.parent / "lib", "python3"):
         yield version / "site-packages"
@@ -140,7 +137,7 @@ def _sites(directory: Path) -> Iterator[Path]:
 def _python_scripts(directory: Path) -> frozenset[str]:
     """Name what pip put into a directory of programs, as the RECORDs of its distributions say."""
     found = set[str]()
-    for site in _sites(directory):
+    for site in python_sites(directory):
         for one in entries(site):
             if not one.name.endswith(".dist-info"):
                 continue

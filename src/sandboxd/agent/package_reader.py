@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from sandboxd.agent.package_databases import READERS, Found, directories
 from sandboxd.agent.package_files import IncompleteDatabaseError, Stamp, entries, stamp
-from sandboxd.agent.package_programs import program_stamps
+from sandboxd.agent.package_programs import program_stamps, python_sites
 from sandboxd.model.packages import MAX_PACKAGES, PackageManager
 
 ROOT_MARKS: Final = (
@@ -71,6 +71,8 @@ class PackageReader:
             try:
                 # The stamps from before the reading: what is written meanwhile is read again.
                 stamps = tuple(_stamps(manager, directory))
+                if manager is PackageManager.PROGRAM:
+                    stamps += tuple(_of_distributions(directory, present))
                 if stamps != known.stamps:
                     known.found = READERS[manager](directory, place)
                     known.stamps = stamps
@@ -93,6 +95,13 @@ class PackageReader:
             except OSError:
                 continue
         return newest
+
+
+def _of_distributions(programs: Path, present: Mapping[tuple[PackageManager, Path], _Known]) -> Iterator[Stamp]:
+    """The stamps of those whose scripts go to a directory of programs; those of pip's own were just taken."""
+    for site in python_sites(programs):
+        known = present.get((PackageManager.PIP, site))
+        yield from _stamps(PackageManager.PIP, site) if known is None else known.stamps
 
 
 def _stamps(manager: PackageManager, directory: Path) -> Iterator[Stamp]:
