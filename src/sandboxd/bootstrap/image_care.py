@@ -11,11 +11,11 @@ from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.places import Placement
 from sandboxd.manager.administration import ImagePlan, Swept
 from sandboxd.manager.backup_uses import BackupImageUses
-from sandboxd.manager.image_care import ImageCare, every
+from sandboxd.manager.image_care import ImageCare
 from sandboxd.manager.image_losses import ImageLosses
 from sandboxd.manager.image_survey import ImageFindings, ImageSurvey, Orphan
 from sandboxd.manager.lifecycle_ports import Duties
-from sandboxd.manager.on_duty import has_duty
+from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.project_care import ProjectCare
 from sandboxd.manager.sandboxes import ManagerCore
 from sandboxd.model.image_keeping import Verdict, digest_of
@@ -40,8 +40,7 @@ class ImageCareRoom:
 
     async def run(self) -> None:
         """Care until cancelled, where this replica has the duty."""
-        if self.pause:
-            await every(self.run_once, pause=self.pause, leads=self._leads)
+        await pass_on_duty(self.duties, DUTY, self.run_once, pause=self.pause, name="images.care")
 
     async def run_once(self) -> None:
         """Pass once over images and projects."""
@@ -50,9 +49,6 @@ class ImageCareRoom:
         finally:  # an account that ends must not wait for whatever an image waits for
             if self.projects is not None:
                 await self.projects.run()
-
-    async def _leads(self) -> bool:
-        return await has_duty(self.duties, DUTY, pause=self.pause)
 
 
 def make_image_care(

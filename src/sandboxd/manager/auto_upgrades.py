@@ -7,7 +7,6 @@ has another image since, or has lived where that was what lacked; and it never u
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -20,6 +19,7 @@ from sandboxd.manager.base_building import upgrade_of
 from sandboxd.manager.commit_rules import RESTING
 from sandboxd.manager.commits import Commits
 from sandboxd.manager.lifecycle_ports import Duties
+from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.ports import UnitsOfWork
 from sandboxd.manager.rowless import upgrades_in_flight
 from sandboxd.manager.tools import ManagerTools
@@ -39,7 +39,6 @@ from sandboxd.model.sources import Clock, IdSource
 
 DUTY: Final = "base-upgrades"
 EVERY: Final = timedelta(minutes=1)
-LEASE: Final = timedelta(minutes=5)
 PAGE: Final = 100
 """Sandboxes that are looked at with each pass."""
 AT_ONCE: Final = 2
@@ -76,20 +75,11 @@ class AutoUpgrades:
         )
 
     async def run(self) -> None:
-        """Pass again and again until cancelled."""
-        while True:
-            try:
-                await self.once()
-            except SandboxdError as error:
-                log.warning("upgrades.pass_failed", error=error.message)
-            except Exception:  # a loop: one bad pass must not end all that follow
-                log.exception("upgrades.pass_broken")
-            await asyncio.sleep(self.every.total_seconds())
+        """Pass again and again where this replica has the duty, until cancelled."""
+        await pass_on_duty(self.duties, DUTY, self.once, pause=self.every, name="upgrades.pass")
 
     async def once(self) -> int:
-        """Look at one page of sandboxes, where this replica has the duty; answers how many upgrades were begun."""
-        if await self.duties.take(DUTY, lease=LEASE) is None:
-            return 0
+        """Look at one page of sandboxes; answers how many upgrades were begun."""
         base = await self.commits.images.running.base()
         async with self.units.begin() as work:
             flying = len(await upgrades_in_flight(work))

@@ -6,7 +6,6 @@ cannot be asked. Each step is safe to repeat, and two at once do no harm: rows d
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -307,18 +306,3 @@ class ImageCare:
                 for row in rows
             )
             yield (None if flying or shared else work), rows
-
-
-async def every(
-    care: Callable[[], Awaitable[object]], *, pause: timedelta, leads: Callable[[], Awaitable[bool]]
-) -> None:
-    """Pass again and again where this replica has the duty, until cancelled."""
-    while True:
-        try:
-            if await leads():
-                await care()
-        except SandboxdError as error:
-            log.warning("images.care_failed", error=error.message, reason=error.reason)
-        except Exception:  # a loop: one bad pass must not end all that follow
-            log.exception("images.care_broken")
-        await asyncio.sleep(pause.total_seconds())

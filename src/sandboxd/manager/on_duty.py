@@ -17,11 +17,6 @@ SHORTEST_LEASE: Final = timedelta(minutes=10)
 log = structlog.get_logger(__name__)
 
 
-async def has_duty(duties: Duties, duty: str, *, pause: timedelta) -> bool:
-    """Have a duty until after the next pass, or keep it; False where another replica has it."""
-    return await duties.take(duty, lease=max(SHORTEST_LEASE, 2 * pause)) is not None
-
-
 async def pass_on_duty(
     duties: Duties,
     duty: str,
@@ -44,7 +39,7 @@ async def pass_on_duty(
     failed, broken = f"{name}_failed", f"{name}_broken"
     while pause:
         try:
-            if await has_duty(duties, duty, pause=pause):
+            if await duties.take(duty, lease=max(SHORTEST_LEASE, 2 * pause)) is not None:
                 await once()
             else:
                 off_duty()
