@@ -12,7 +12,7 @@ from sandboxd.manager.cut_short import unless_cut_short
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.model.backup import BackupSetId
 from sandboxd.model.drill import Drill, DrillId, DrillStatus, DrillTrigger
-from sandboxd.model.errors import ConflictError, DeadlineError, SandboxdError, UnavailableError
+from sandboxd.model.errors import ConflictError, DeadlineError, SandboxdError, StaleOwnerError, UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from tests.eventually import eventually
 from tests.manager_world import NOW, SOON, ManagerWorld
@@ -118,6 +118,43 @@ async def test_a_renewal_keeps_a_lease_and_ends_what_another_has_taken(place: _P
     await place.tasks.renew()
     await eventually(lambda: not place.tasks.busy(KEY))
     assert KEY in place.world.units.rows.leases  # which is the other's
+
+
+async def test_who_waits_for_work_is_answered_what_it_comes_to(place: _Place) -> None:
+    async def work() -> str:
+        return "done"
+
+    async def fail() -> str:
+        raise ConflictError("Somebody else is at it.")
+
+    for _ in range(2):
+        lease = await place.lease(place.tasks)
+        assert lease is not None
+        assert await place.tasks.finish(lease, work, name="work") == "done"
+    lease = await place.lease(place.tasks)
+    assert lease is not None
+    with pytest.raises(ConflictError):
+        await place.tasks.finish(lease, fail, name="work")
+
+    assert (place.world.units.rows.leases, place.tasks.count) == ({}, 0)
+
+
+async def test_who_waits_for_work_whose_lease_is_lost_is_told(place: _Place) -> None:
+    lease, begun = await place.lease(place.tasks), asyncio.Event()
+    assert lease is not None
+
+    async def work() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    waiting = asyncio.create_task(place.tasks.finish(lease, work, name="work"))
+    await begun.wait()
+    place.world.clock.advance(60)  # the first stands still
+    assert await place.lease(place.others) is not None
+    await place.tasks.renew()
+
+    with pytest.raises(StaleOwnerError):
+        await waiting
 
 
 async def test_what_broke_off_is_taken_up_once_and_its_attempt_counted(place: _Place) -> None:

@@ -101,7 +101,7 @@ class ManagerCore:
                 changes=self.changes,
                 losses=self.losses,
                 clock=clock,
-                tasks=_leased(tools, self.changes, on_count=tools.commit_metrics.running),
+                tasks=leased_tasks(tools, self.changes, on_count=tools.commit_metrics.running),
                 metrics=tools.commit_metrics,
                 packages=self.package_keeping,
                 bases=BaseBuilding.of(tools, tools.images),
@@ -132,7 +132,10 @@ class ManagerCore:
         )
 
 
-def _leased(tools: ManagerTools, changes: Changes, *, on_count: Callable[[int], None] = lambda _: None) -> LeasedTasks:
+def leased_tasks(
+    tools: ManagerTools, changes: Changes, *, on_count: Callable[[int], None] = lambda _: None
+) -> LeasedTasks:
+    """Build tasks under leases of this replica."""
     return LeasedTasks(
         units=tools.units,
         changes=changes,
@@ -147,7 +150,7 @@ def _leased(tools: ManagerTools, changes: Changes, *, on_count: Callable[[int], 
 def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     if tools.backups is None:
         return None
-    tasks = _leased(tools, changes, on_count=tools.backup_metrics.running)
+    tasks = leased_tasks(tools, changes, on_count=tools.backup_metrics.running)
     making = BackingUp(
         units=tools.units,
         tools=tools.backups,
@@ -170,7 +173,7 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     drilling = Drilling(
         units=tools.units,
         tools=tools.backups,
-        tasks=_leased(tools, changes),
+        tasks=leased_tasks(tools, changes),
         backend=tools.backend,
         connector=tools.connector,
         clock=tools.clock,
@@ -182,7 +185,7 @@ def _backup_room(tools: ManagerTools, changes: Changes) -> BackupRoom | None:
     releases = VolumeReleases(
         units=tools.units,
         tools=tools.backups,
-        tasks=_leased(tools, changes),
+        tasks=leased_tasks(tools, changes),
         changes=changes,
         duties=tools.duties,
         clock=tools.clock,

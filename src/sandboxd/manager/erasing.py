@@ -7,8 +7,7 @@ killed in the middle goes on where it was, and counts nothing twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Final
@@ -19,12 +18,11 @@ from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.backend_port import Backend
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.erasure_ports import ProofSigner
+from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.patience import Patience
 from sandboxd.manager.ports import (
     MAX_PAGE_SIZE,
-    Operation,
-    OperationId,
     RequestOutcome,
     SandboxFilter,
     SandboxOrder,
@@ -38,10 +36,9 @@ from sandboxd.model.errors import InvalidTransitionError, SandboxdError, StaleOw
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, FreelancerId, RequestId, SandboxId
 from sandboxd.model.sandbox import SandboxState
-from sandboxd.model.sources import Clock, IdSource
+from sandboxd.model.sources import Clock
 
 EVERY: Final = timedelta(seconds=3)
-LEASE: Final = timedelta(seconds=30)
 AT_ONCE: Final = 20
 """Erasures that are read in one pass."""
 BATCH: Final = 2000
@@ -81,8 +78,7 @@ class Eraser:
         signer: ProofSigner,
         changes: Changes,
         clock: Clock,
-        ids: IdSource,
-        replica: str,
+        tasks: LeasedTasks,
         deeds: OwnDeeds = UNRECORDED,
         remove_keys: RemoveKeys | None = None,
         remove_texts: RemoveTexts | None = None,
@@ -97,8 +93,7 @@ class Eraser:
         self._signer = signer
         self._changes = changes
         self._clock = clock
-        self._ids = ids
-        self._replica = replica
+        self._tasks = tasks
         self._deeds = deeds
         self._remove_keys = remove_keys
         self._remove_texts = remove_texts
@@ -114,6 +109,14 @@ class Eraser:
 
     async def run(self) -> None:
         """Erase until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._tasks.run(), name="erasure-leases")
+                group.create_task(self._erase_again_and_again(), name="erasures")
+        finally:
+            await self._tasks.drain(grace=timedelta(0))
+
+    async def _erase_again_and_again(self) -> None:
         while True:
             self._asked.clear()
             try:
@@ -146,33 +149,34 @@ class Eraser:
         return finished
 
     async def _carry_out(self, erasure: Erasure) -> bool:
-        operation = Operation(id=OperationId(self._ids.new("opr")), replica=self._replica)
-        key = SandboxId(erasure.name)
         async with self._units.begin() as work:
-            if not await work.operations.take(key, operation, lease=LEASE):
+            lease = await self._tasks.take(work, SandboxId(erasure.name))
+            if lease is None:
                 return False
             await work.commit()
-        async with self._leased(key, operation):
-            if erasure.freelancer is None:
-                async with self._units.begin() as work:
-                    await work.pools.abandon(erasure.client)  # the refill ends what waits in them
-                    await work.commit()
-            await self._end_sandboxes(erasure)
-            await self._erase_files(erasure)
-            await self._erase_texts(erasure)
-            await self._erase_backups(erasure)
-            await self._erase_rows(erasure)
-            if erasure.freelancer is None and self._remove_project is not None:
-                await self._remove_project(erasure.client)
-            failpoint("erasure.before_keys")
-            if erasure.freelancer is None and self._remove_keys is not None:
-                removed = await self._remove_keys(erasure.client)
-                await self._record(erasure, lambda now: now.add("api_keys", erased=removed))
-            await self._finish(erasure, operation)
-        await self._accounts.announce(erasure.client)
-        await self._changes.announce(key)
-        log.info("erasure.complete", erasure=erasure.id)
+        await self._tasks.finish(lease, lambda: self._erase(erasure, lease), name=f"erase-{erasure.id}")
         return True
+
+    async def _erase(self, erasure: Erasure, lease: Lease) -> None:
+        if erasure.freelancer is None:
+            async with self._units.begin() as work:
+                await work.pools.abandon(erasure.client)  # the refill ends what waits in them
+                await work.commit()
+        await self._end_sandboxes(erasure)
+        await self._erase_files(erasure)
+        await self._erase_texts(erasure)
+        await self._erase_backups(erasure)
+        await self._erase_rows(erasure)
+        if erasure.freelancer is None and self._remove_project is not None:
+            await self._remove_project(erasure.client)
+        failpoint("erasure.before_keys")
+        if erasure.freelancer is None and self._remove_keys is not None:
+            removed = await self._remove_keys(erasure.client)
+            await self._record(erasure, lambda now: now.add("api_keys", erased=removed))
+        await self._finish(erasure, lease)
+        await self._accounts.announce(erasure.client)
+        await self._changes.announce(SandboxId(erasure.name))
+        log.info("erasure.complete", erasure=erasure.id)
 
     async def _end_sandboxes(self, erasure: Erasure) -> None:
         """Terminate what is not terminated yet; nothing new begins, because its account may not act."""
@@ -266,10 +270,10 @@ class Eraser:
             await work.commit()
         return erased
 
-    async def _finish(self, erasure: Erasure, operation: Operation) -> None:
+    async def _finish(self, erasure: Erasure, lease: Lease) -> None:
         now = self._clock.now()
         async with self._units.begin() as work:
-            if not await work.operations.holds(SandboxId(erasure.name), operation.id):
+            if not await work.operations.holds(lease.key, lease.operation):
                 raise StaleOwnerError(f"Another replica has taken over the erasure {erasure.id}.")
             ended = replace(await work.erasures.get(erasure.id, for_update=True), end_time=now)
             if erasure.freelancer is None:
@@ -290,7 +294,7 @@ class Eraser:
             await work.erasures.save(replace(ended, document=document, signature=self._signer.sign(document)))
             for record in await work.requests.in_progress(SandboxId(erasure.name)):
                 await work.requests.finish(record.client, record.request_id, RequestOutcome(response=b""))
-            await work.operations.release(SandboxId(erasure.name), operation.id)
+            await work.operations.release(lease.key, lease.operation)
             failpoint("erasure.before_proof")
             await work.commit()
         failpoint("erasure.after_proof")
@@ -306,32 +310,3 @@ class Eraser:
             if changed != now:
                 await work.erasures.save(changed)
             await work.commit()
-
-    @asynccontextmanager
-    async def _leased(self, key: SandboxId, operation: Operation) -> AsyncIterator[None]:
-        """Keep the lease for as long as the work takes; give it back when that ends early."""
-        renewing = asyncio.create_task(self._renew(operation), name="erasure-lease")
-        try:
-            yield
-        finally:
-            renewing.cancel()
-            await asyncio.gather(renewing, return_exceptions=True)
-            await asyncio.shield(self._let_go(key, operation))
-
-    async def _let_go(self, key: SandboxId, operation: Operation) -> None:
-        try:
-            async with self._units.begin() as work:
-                await work.operations.release(key, operation.id)
-                await work.commit()
-        except SandboxdError as error:
-            log.warning("erasure.not_let_go", error=error.message)  # its lease runs out
-
-    async def _renew(self, operation: Operation) -> None:
-        while True:
-            await asyncio.sleep(LEASE.total_seconds() / 3)
-            try:
-                async with self._units.begin() as work:
-                    await work.operations.renew([operation.id], lease=LEASE)
-                    await work.commit()
-            except SandboxdError as error:
-                log.warning("erasure.lease_not_renewed", error=error.message)

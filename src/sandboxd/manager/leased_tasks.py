@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import structlog
 
@@ -17,7 +17,7 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.draining import drain
 from sandboxd.manager.intents import LEASE, POLL_SECONDS
 from sandboxd.manager.ports import Operation, OperationId, UnitOfWork, UnitsOfWork
-from sandboxd.model.errors import DeadlineError, NotFoundError, SandboxdError
+from sandboxd.model.errors import DeadlineError, NotFoundError, SandboxdError, StaleOwnerError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sources import Clock, IdSource
 
@@ -45,6 +45,7 @@ class Attempt(Protocol):
 _Name_contra = TypeVar("_Name_contra", bound=str, contravariant=True)
 _Name = TypeVar("_Name", bound=str)
 _Row = TypeVar("_Row", bound=Attempt)
+_Result = TypeVar("_Result")
 
 
 class Rows(Protocol[_Name_contra, _Row]):
@@ -80,9 +81,9 @@ class LeasedTasks:
     lease: timedelta = LEASE
     on_count: Callable[[int], None] = lambda _: None
     """Told how many run here whenever that has changed."""
-    _running: dict[SandboxId, asyncio.Task[None]] = field(default_factory=dict, init=False)
-    """All of which something is left to do, be it to give the lease back."""
-    _kept: dict[OperationId, asyncio.Task[None]] = field(default_factory=dict, init=False)
+    _running: dict[SandboxId, asyncio.Task[Any]] = field(default_factory=dict, init=False)
+    """All of which something is left to do, be it to give the lease back. Any: what they come to is for who waits."""
+    _kept: dict[OperationId, asyncio.Task[Any]] = field(default_factory=dict, init=False)
     """Those whose leases are prolonged."""
 
     async def take(self, work: UnitOfWork, key: SandboxId) -> Lease | None:
@@ -141,10 +142,28 @@ class LeasedTasks:
 
     def start(self, lease: Lease, work: Callable[[], Awaitable[None]], *, name: str) -> None:
         """Begin work whose lease is durable. It must not raise what is not worth a line in the log."""
-        task = asyncio.create_task(self._guard(lease, work, name), name=name)
-        self._running[lease.key] = self._kept[lease.operation] = task
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its guard has logged it
-        self.on_count(self.count)
+
+        async def logged() -> None:
+            try:
+                await work()
+            except SandboxdError as error:
+                log.warning("task.left", task=name, error=error.message)
+            except Exception:  # a task guard: what it worked on stays, and is found again
+                log.exception("task.broken", task=name)
+
+        _ = self._begin(lease, logged, name)  # it is owned here
+
+    async def finish(self, lease: Lease, work: Callable[[], Awaitable[_Result]], *, name: str) -> _Result:
+        """Begin work whose lease is durable, wait for it, and answer what it comes to, or raise what it raises.
+
+        Raises:
+            StaleOwnerError: The lease was lost, or this process goes: the work has ended before its end.
+        """
+        task = self._begin(lease, work, name)
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise StaleOwnerError(f"The work {name} was taken from this replica.", task=name)
+        return task.result()
 
     def busy(self, key: SandboxId) -> bool:
         """Tell whether this process works on it."""
@@ -182,13 +201,16 @@ class LeasedTasks:
         """Let tasks end within the grace, then leave the rest to whoever comes next."""
         await drain(set(self._running.values()), grace=grace, undone_within=2.0)
 
-    async def _guard(self, lease: Lease, work: Callable[[], Awaitable[None]], name: str) -> None:
+    def _begin(self, lease: Lease, work: Callable[[], Awaitable[_Result]], name: str) -> asyncio.Task[_Result]:
+        task = asyncio.create_task(self._under(lease, work), name=name)
+        self._running[lease.key] = self._kept[lease.operation] = task
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waited may have gone
+        self.on_count(self.count)
+        return task
+
+    async def _under(self, lease: Lease, work: Callable[[], Awaitable[_Result]]) -> _Result:
         try:
-            await work()
-        except SandboxdError as error:
-            log.warning("task.left", task=name, error=error.message)
-        except Exception:  # a task guard: what it worked on stays, and is found again
-            log.exception("task.broken", task=name)
+            return await work()
         finally:
             self._kept.pop(lease.operation, None)
             try:

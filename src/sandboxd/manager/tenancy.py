@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sandboxd.manager.account_cache import AccountCache
 from sandboxd.manager.clients import Clients
+from sandboxd.manager.core import leased_tasks
 from sandboxd.manager.erasing import Eraser, RemoveTexts
 from sandboxd.manager.erasure_ports import ProofSigner
 from sandboxd.manager.erasures import Erasures
@@ -56,8 +57,7 @@ def make_tenancy(
         signer=signer,
         changes=core.changes,
         clock=clock,
-        ids=ids,
-        replica=tools.replica,
+        tasks=leased_tasks(tools, core.changes),
         deeds=tools.deeds,
         remove_keys=keys.erase,
         remove_texts=remove_texts,

@@ -140,21 +140,12 @@ class VolumeReleases:
         if (opened := await self._open(found, chosen)) is None:
             return
         released, lease = opened
-        done, failures = asyncio.Event(), list[SandboxdError]()
 
-        async def work_on() -> None:
-            try:
-                async with self.deeds.recorded("Volumes/Release", client=found.client, sandbox=sandbox):
-                    await self._destroy(released, lease, kept, volumes)
-            except SandboxdError as error:
-                failures.append(error)
-            finally:
-                done.set()
+        async def destroy() -> None:
+            async with self.deeds.recorded("Volumes/Release", client=found.client, sandbox=sandbox):
+                await self._destroy(released, lease, kept, volumes)
 
-        self.tasks.start(lease, work_on, name=f"release-volumes-{sandbox}")
-        await done.wait()
-        if failures:
-            raise failures[0]
+        await self.tasks.finish(lease, destroy, name=f"release-volumes-{sandbox}")
 
     async def _require_image(self, work: UnitOfWork, sandbox: Sandbox, chosen: BackupSet) -> None:
         """Raise VolumesStayError where the set names an image that nothing can be started from any more."""
