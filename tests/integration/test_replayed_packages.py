@@ -1,7 +1,7 @@
-"""What real npm, Go and cargo have installed is noticed, and the replay's own commands install it again elsewhere.
+"""What real npm, gem, Go and cargo have installed is noticed, and the replay's own commands install it again elsewhere.
 
-Their registries are this test's: npm's on a loopback port, Go's and cargo's in directories. apt and pip are tried in a
-pod (`tests/cluster/test_base_upgrade.py`).
+Their registries are this test's: npm's and gem's on loopback ports, Go's and cargo's in directories. apt and pip are
+tried in a pod (`tests/cluster/test_base_upgrade.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from sandboxd.model.replay import BasePackages, ReplayAction, install_command, p
 NOTHING = BasePackages(names=frozenset())
 FIRST, NEWEST, NONE = "1.0.0", "1.1.0", "9.9.9"
 GO_MODULE = "example.test/tools/tiny"
+GEMS_OF_ROOT = "var/lib/gems/3.1.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,8 @@ class Shop:
 
     def run(self, root: Path, command: Sequence[str]) -> bool:
         """Run a command as the replay does, with a root file system of its own; answers whether it says that it did."""
-        environment = {**ENVIRONMENT, **self.places, "GOBIN": f"{root}/usr/local/bin"}
+        places = {name: value.replace("ROOT", str(root)) for name, value in self.places.items()}
+        environment = {**ENVIRONMENT, **places, "GOBIN": f"{root}/usr/local/bin"}
         words = [word.replace("ROOT", str(root)) for word in command]
         place = shutil.which(words[0], path=environment["PATH"])
         assert place is not None, f"there is no {words[0]} here"
@@ -109,7 +112,14 @@ def an_npm_registry(name: str) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, name="npm-registry")
+    with served(server) as address:
+        yield address
+
+
+@contextmanager
+def served(server: ThreadingHTTPServer) -> Iterator[str]:
+    """Let a server serve for a block; answers its address."""
+    thread = threading.Thread(target=server.serve_forever, name="registry")
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -117,6 +127,45 @@ def an_npm_registry(name: str) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+GEMS = r"""
+require "rubygems/package"
+require "fileutils"
+require "zlib"
+specs = ARGV.map do |version|
+  Gem::Specification.new do |spec|
+    spec.name, spec.version, spec.summary, spec.authors = "tiny-2", version, "tiny", ["ours"]
+    spec.files, spec.bindir, spec.executables = ["bin/tiny"], "bin", ["tiny"]
+  end
+end
+%w[gems quick/Marshal.4.8 bin].each { |place| FileUtils.mkdir_p(place) }
+File.write("bin/tiny", "puts :tiny\n", perm: 0o755)
+specs.each do |spec|
+  File.rename(Gem::Package.build(spec, true), "gems/#{spec.file_name}")
+  File.binwrite("quick/Marshal.4.8/#{spec.spec_name}.rz", Zlib::Deflate.deflate(Marshal.dump(spec)))
+end
+rows = specs.map { |spec| [spec.name, spec.version, "ruby"] }
+{"specs" => rows, "latest_specs" => rows.last(1), "prerelease_specs" => []}.each do |name, listed|
+  Zlib::GzipWriter.open("#{name}.4.8.gz") { |file| file.write(Marshal.dump(listed)) }
+end
+"""
+"""Makes what a gem server serves, in its own format of versions that Ruby alone writes."""
+
+
+def a_gem_server(place: Path, ruby: str) -> ThreadingHTTPServer:
+    """A server of two versions of a gem, whose name ends like a version."""
+    place.mkdir()
+    script = place / "make.rb"
+    script.write_text(GEMS)
+    subprocess.run([ruby, script, FIRST, NEWEST], cwd=place, check=True, capture_output=True, timeout=60)
+    return ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(place)))
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    @override
+    def log_message(self, *arguments: object) -> None:
+        pass
 
 
 def a_go_proxy(place: Path) -> str:
@@ -176,6 +225,23 @@ def npm(tmp_path: Path) -> Iterator[Shop]:
 
 
 @pytest.fixture
+def gem(tmp_path: Path) -> Iterator[Shop]:
+    ruby = shutil.which("ruby")
+    if ruby is None or shutil.which("gem") is None:
+        pytest.skip("needs Ruby with gem")
+    with served(a_gem_server(tmp_path / "gem-server", ruby)) as address:
+        settings = tmp_path / "gemrc"
+        settings.write_text(f"---\n:sources:\n- {address}\n")
+        yield Shop(
+            manager=PackageManager.GEM,
+            package="tiny-2",
+            # Of Ruby's own the directory for gems is none that a test may write to.
+            places={"HOME": str(tmp_path), "GEMRC": str(settings), "GEM_HOME": f"ROOT/{GEMS_OF_ROOT}"},
+            ordinary=["gem", "install", "--no-document", "--bindir", "ROOT/usr/local/bin", f"tiny-2:{FIRST}"],
+        )
+
+
+@pytest.fixture
 def go(tmp_path: Path) -> Shop:
     found = shutil.which("go")
     if found is None:
@@ -217,7 +283,7 @@ def cargo(tmp_path: Path) -> Shop:
     )
 
 
-@pytest.fixture(params=["npm", "go", "cargo"])
+@pytest.fixture(params=["npm", "gem", "go", "cargo"])
 def shop(request: pytest.FixtureRequest) -> Shop:
     made = request.getfixturevalue(request.param)
     assert isinstance(made, Shop)
@@ -263,3 +329,21 @@ def test_what_was_installed_is_noticed_and_is_there_again_on_another_root_file_s
     assert versions(other) == {shop.package: shop.version.format(NEWEST)}
     assert not shop.run(new, gone), "a version that there is not is a failure"
     assert versions(new) == {shop.package: shop.version.format(FIRST)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [({"GEM_HOME": "ROOT/home/.gem"}, []), ({"HOME": "ROOT/home"}, ["--user-install"])],
+    ids=["as the agent sets it", "as Ruby knows it"],
+)
+def test_a_gem_of_a_users_own_is_noticed_at_home_with_its_program_as_part_of_it(
+    gem: Shop, tmp_path: Path, settings: Mapping[str, str], options: Sequence[str]
+) -> None:
+    root = tmp_path / "root"
+    (root / "home").mkdir(parents=True)
+    own = replace(gem, places={**gem.places, **settings})
+
+    assert own.run(root, ["gem", "install", "--no-document", *options, gem.package])
+
+    assert [(one.key.name, one.version, one.place) for one in found(root)] == [(gem.package, NEWEST, PackagePlace.HOME)]
+    assert any(path.name == "tiny" and path.parent.name == "bin" for path in root.rglob("tiny"))

@@ -22,7 +22,8 @@ STATUS_BYTES: Final = 64 << 20
 HEAD_BYTES: Final = 64 << 10
 """Of a Python distribution's metadata: name and version stand before everything long."""
 JSON_BYTES: Final = 4 << 20
-_GEM: Final = re.compile(r"(?P<name>.+?)-(?P<version>\d+(?:\.[0-9A-Za-z]+)*)(?:-.+)?\.gemspec")
+_GEM: Final = re.compile(r"(?P<name>.+?)-(?P<version>\d+(?:\.[0-9A-Za-z]+)*)(?:-\D.*)?\.gemspec")
+"""A platform behind the version never begins with a digit; a name may end with one."""
 _NORMAL: Final = re.compile(r"[-_.]+")
 
 Found = dict[PackageKey, Package]

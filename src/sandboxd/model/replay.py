@@ -39,7 +39,10 @@ _PYTHON: Final = re.compile(
     r"usr/local/lib/python3[^/]*/(?:site|dist)-packages/([^/]+?)-[^/-]+(?:-py[^/]*)?\.(?:dist|egg)-info(?:/.*)?"
 )
 _NODE: Final = re.compile(r"(?:usr/local|opt/node)/lib/node_modules/((?:@[^/]+/)?[^/]+)/package\.json")
-_GEM: Final = re.compile(r"(?:var/lib/gems|usr/local/lib/ruby/gems)/[^/]+/specifications/(.+?)-\d[^/]*\.gemspec")
+_GEM: Final = re.compile(
+    r"(?:var/lib/gems|usr/local/lib/ruby/gems)/[^/]+/specifications/"
+    r"([^/]+?)-\d+(?:\.[0-9A-Za-z]+)*(?:-\D[^/]*)?\.gemspec"
+)
 _PROGRAM: Final = re.compile(r"usr/local/bin/([^/]+)")
 _NORMAL: Final = re.compile(r"[-_.]+")
 _MAJOR: Final = re.compile(r"v[0-9]+")
