@@ -49,6 +49,8 @@ class FakeOperator:
         """Pods come up, and no agent answers in them."""
         self.deaf = False
         """With `mute`: not even the kubelet finds the agent's port open."""
+        self.pulling = False
+        """Pods have a node and an address, and wait there for their image."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeOperator]:
@@ -133,13 +135,13 @@ class FakeOperator:
             obj["status"] = mapping
             await self._kube.put("sandboxes", obj)
 
-    async def _start_pod(self, namespace: str, sandbox: SandboxId, spec: PlacedSpec) -> PlacedStatus:
+    async def _start_pod(self, namespace: str, sandbox: SandboxId, spec: PlacedSpec, *, port: int = 0) -> PlacedStatus:
         async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.close()
 
-        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        server = await asyncio.start_server(hang_up, "127.0.0.1", port)
         port = server.sockets[0].getsockname()[1]
-        if self.mute:
+        if self.mute or self.pulling:
             server.close()
         else:
             self._servers[sandbox] = server
@@ -152,10 +154,12 @@ class FakeOperator:
                 "status": {"phase": "Running", "containerStatuses": [{"restartCount": 0, "state": {"running": {}}}]},
             },
         )
-        done = [ConditionType.SCHEDULED, ConditionType.VOLUMES_BOUND, ConditionType.AGENT_STARTED]
+        done = [ConditionType.SCHEDULED, ConditionType.VOLUMES_BOUND]
+        if not self.pulling:
+            done.append(ConditionType.AGENT_STARTED)
         return PlacedStatus(
-            state=PlacedState.RUNNING,
-            reason=Reason.AS_DESIRED,
+            state=PlacedState.STARTING if self.pulling else PlacedState.RUNNING,
+            reason=Reason.STARTING if self.pulling else Reason.AS_DESIRED,
             incarnation=spec.incarnation,
             pod_uid=pod["metadata"]["uid"],
             pod_ip="127.0.0.1",
@@ -164,10 +168,31 @@ class FakeOperator:
             next_image=spec.image or self.base,
             agent_port=port,
             conditions=[
-                Condition(type=ConditionType.READY, status=not self.deaf, reason=Reason.AS_DESIRED),
+                Condition(type=ConditionType.READY, status=not (self.deaf or self.pulling), reason=Reason.AS_DESIRED),
                 *(Condition(type=kind, status=True, reason=Reason.AS_DESIRED) for kind in done),
             ],
         )
+
+    async def say(self, sandbox: SandboxId, reason: str, message: str, *, at: str) -> None:
+        """The kubelet says something about the pod of a sandbox."""
+        (obj,) = [one for one in self._kube.all("sandboxes") if one["metadata"]["name"] == sandbox]
+        event = {
+            "metadata": {"name": f"event-{next(self._numbers)}", "namespace": obj["metadata"]["namespace"]},
+            "involvedObject": {"uid": obj["status"]["podUID"]},
+            "reason": reason,
+            "message": message,
+            "lastTimestamp": at,
+        }
+        await self._kube.put("events", event)
+
+    async def pulled(self, sandbox: SandboxId) -> None:
+        """The image of a pod is there, and its container starts, at the same address."""
+        self.pulling = False
+        (obj,) = [one for one in self._kube.all("sandboxes") if one["metadata"]["name"] == sandbox]
+        before = PlacedStatus.from_mapping(obj["status"])
+        spec = PlacedSpec.from_mapping(obj["spec"])
+        made = await self._start_pod(obj["metadata"]["namespace"], sandbox, spec, port=before.agent_port)
+        await self._write(obj, made)
 
     async def _end_pod(self, namespace: str, sandbox: SandboxId) -> None:
         server = self._servers.pop(sandbox, None)

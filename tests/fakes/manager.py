@@ -27,6 +27,8 @@ from sandboxd.manager.backend_port import (
     Observation,
     RunningIncarnation,
     SandboxSpec,
+    Told,
+    untold,
 )
 from sandboxd.manager.backup_ports import BackupSetRepository
 from sandboxd.manager.budget_ports import BudgetRepository
@@ -614,6 +616,8 @@ class FakeBackend(Backend):
         """What every change of the world fails with."""
         self.start_error: SandboxdError | None = None
         """What a start alone fails with."""
+        self.pull: asyncio.Event | None = None
+        """While set, starts say that they wait for an image, and wait for it."""
         self.on_erase: Callable[[SandboxId], object] = lambda _: None
         """What else goes with a sandbox."""
         self.hanging: asyncio.Event | None = None
@@ -646,10 +650,15 @@ class FakeBackend(Backend):
         )
 
     @override
-    async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
+    async def start(
+        self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta, pulling: Told = untold
+    ) -> AgentEndpoint:
         await self._weather()
         if self.start_error is not None:
             raise self.start_error
+        if self.pull is not None:
+            await pulling()
+            await self.pull.wait()
         if spec.image in self.broken_images:
             raise ImageBrokenError(f"{spec.image} does not boot.", image=spec.image)
         self.owners[spec.sandbox] = spec.freelancer

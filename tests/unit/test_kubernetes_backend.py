@@ -65,7 +65,7 @@ class World:
         return resources.get("gpu")
 
 
-def _backend(kube: FakeKube, connector: FakeAgentConnector, *, premium_gpus: int = 0) -> KubernetesBackend:
+def make_backend(kube: FakeKube, connector: FakeAgentConnector, *, premium_gpus: int = 0) -> KubernetesBackend:
     return KubernetesBackend(
         api=kube,
         installation=Installation(
@@ -80,7 +80,7 @@ def _backend(kube: FakeKube, connector: FakeAgentConnector, *, premium_gpus: int
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     kube, connector = FakeKube(), FakeAgentConnector()
-    backend = _backend(kube, connector)
+    backend = make_backend(kube, connector)
     async with FakeOperator(kube, connector).running() as operator:
         following = asyncio.create_task(backend.run())
         yield World(kube=kube, operator=operator, connector=connector, backend=backend)
@@ -123,7 +123,7 @@ async def test_what_is_written_says_whose_it_is_how_large_and_which_life(world: 
 
 
 async def test_only_the_tier_premium_has_gpus_also_after_a_change_of_tier(world: World) -> None:
-    backend = _backend(world.kube, world.connector, premium_gpus=2)
+    backend = make_backend(world.kube, world.connector, premium_gpus=2)
     spec, incarnation = a_spec(), an_incarnation()
     premium = replace(spec, tier=Tier.PREMIUM, resources=TIER_RESOURCES[Tier.PREMIUM])
     following = asyncio.create_task(backend.run())

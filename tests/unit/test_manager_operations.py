@@ -7,6 +7,7 @@ import pytest
 
 from sandboxd.manager.creation import NewSandbox
 from sandboxd.manager.editing import SandboxEdit
+from sandboxd.manager.startup import PULLING
 from sandboxd.model.caller import Caller, Role
 from sandboxd.model.errors import (
     AgentUnavailableError,
@@ -75,6 +76,22 @@ async def test_a_request_id_with_another_body_is_refused(world: ManagerWorld) ->
 
     with pytest.raises(RequestIdReusedError):
         await world.manager.create(a_request(request_id="request-x", body="other"), NewSandbox(), timeout=SOON)
+
+
+async def test_while_a_node_pulls_the_image_the_sandbox_says_so_and_no_longer_than_that(world: ManagerWorld) -> None:
+    world.backend.pull = asyncio.Event()
+    making = asyncio.create_task(world.manager.create(a_request(), NewSandbox(), timeout=SOON))
+
+    def told() -> bool:
+        rows = world.units.rows.sandboxes.values()
+        return [(row.state, row.state_reason) for row in rows] == [(S.CREATING, PULLING)]
+
+    await eventually(told)
+    world.backend.pull.set()
+    sandbox = await making
+
+    assert (sandbox.state, sandbox.state_reason) == (S.ACTIVE, "")
+    assert world.row(sandbox.id) == sandbox
 
 
 async def test_a_create_that_fails_leaves_a_failed_sandbox_and_answers_the_same_error_again(

@@ -25,7 +25,7 @@ from tests.fakes.cluster_operator import FakeOperator
 from tests.fakes.images import an_image
 from tests.fakes.kube import FakeKube
 from tests.operator_world import a_desired, a_pod, running
-from tests.unit.test_kubernetes_backend import SHORT, World, _backend, a_spec, an_incarnation
+from tests.unit.test_kubernetes_backend import SHORT, World, a_spec, an_incarnation, make_backend
 
 SOON = timedelta(seconds=15)
 OWN = str(an_image())
@@ -35,7 +35,7 @@ AGENT_IMAGE = f"registry.example/sandboxd/agent@sha256:{'9' * 64}"
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     kube, connector = FakeKube(), FakeAgentConnector()
-    backend = _backend(kube, connector)
+    backend = make_backend(kube, connector)
     async with FakeOperator(kube, connector).running() as operator:
         following = asyncio.create_task(backend.run())
         yield World(kube=kube, operator=operator, connector=connector, backend=backend)

@@ -6,7 +6,7 @@ itself is reached through `stream.agent_port`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -91,6 +91,14 @@ class FilesSize:
     """Their lengths, added up."""
 
 
+Told = Callable[[], Awaitable[None]]
+"""Called with a piece of news."""
+
+
+async def untold() -> None:
+    """Nobody wants to know."""
+
+
 class Backend(Protocol):
     """Places sandboxes. Every method is safe to repeat, and what it names is derived from ids.
 
@@ -103,11 +111,20 @@ class Backend(Protocol):
         """What this backend is and promises."""
         ...
 
-    async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
+    async def start(
+        self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta, pulling: Told = untold
+    ) -> AgentEndpoint:
         """Make the directories where they are absent, start the agent of that incarnation, wait until it answers.
 
         An incarnation that runs is answered as it is. Other incarnations of the sandbox are ended first: a sandbox
         never has two.
+
+        Args:
+            spec: What is started.
+            incarnation: Which life of it.
+            timeout: For all of it. While an image is really being fetched or unpacked for it a backend waits longer,
+                up to a bound of its own.
+            pulling: Called once, where it waits for that.
 
         Raises:
             ImageBrokenError: The spec's image is not in its registry, or does not boot; the base would.

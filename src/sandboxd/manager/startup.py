@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 import structlog
@@ -26,6 +27,8 @@ from sandboxd.model.trace import NO_TRACES, Tracer
 START_TIMEOUT: Final = timedelta(seconds=60)
 """How long a backend may take until the agent answers."""
 CLEANUP_TIMEOUT: Final = timedelta(seconds=15)
+PULLING: Final = "Its node is fetching and unpacking its image."
+"""`state_reason` of a sandbox whose start waits for that; gone when it is up."""
 VERBS: Final = {
     SandboxState.CREATING: "create",
     SandboxState.RESUMING: "resume",
@@ -144,11 +147,26 @@ class Startup:
             try:
                 if self._trust is not None:
                     await self._trust.check(intent.sandbox)
-                spec = spec_of(intent.sandbox)
-                return intent, await self._backend.start(spec, incarnation, timeout=self._timeout)
+                endpoint = await self._backend.start(
+                    spec_of(intent.sandbox),
+                    incarnation,
+                    timeout=self._timeout,
+                    pulling=partial(self._tell_of_pull, intent),
+                )
+                return intent, endpoint
             except ImageBrokenError as error:
                 intent = await self._fallback.take(intent, error, to_base=fallen)
                 fallen = True
+
+    async def _tell_of_pull(self, intent: Intent) -> None:
+        async def told(_: UnitOfWork, sandbox: Sandbox) -> Sandbox:
+            reason = f"{_without_pull(sandbox.state_reason)} {PULLING}".strip()
+            return replace(sandbox, state_reason=reason, version=sandbox.version + 1)
+
+        try:
+            await self._intents.advance(intent, told)
+        except SandboxdError as error:  # a word to people, which no start depends on
+            log.warning("sandbox.pull_not_told", sandbox=intent.sandbox.id, error=error.message)
 
     async def _live(self, work: UnitOfWork, sandbox: Sandbox, endpoint: AgentEndpoint) -> Sandbox:
         now = self._clock.now()
@@ -157,7 +175,8 @@ class Startup:
             raise InternalError(f"Sandbox {sandbox.id} has lost the record of its incarnation.")
         await work.incarnations.save(replace(incarnation, endpoint=endpoint, ready_time=now))
         # What was said on the way of the image that did not boot stands until the next state.
-        return replace(sandbox.enter(SandboxState.ACTIVE, at=now, reason=sandbox.state_reason), last_use_time=now)
+        reason = _without_pull(sandbox.state_reason)
+        return replace(sandbox.enter(SandboxState.ACTIVE, at=now, reason=reason), last_use_time=now)
 
     async def _give_up(self, intent: Intent, incarnation: IncarnationId, error: SandboxdError, *, cause: str) -> None:
         try:
@@ -176,3 +195,7 @@ class Startup:
             return sandbox.enter(SandboxState.FAILED, at=now, reason=cause)
 
         await self._intents.settle(intent, fail, error=error)
+
+
+def _without_pull(reason: str) -> str:
+    return reason.removesuffix(PULLING).rstrip()

@@ -25,7 +25,9 @@ from sandboxd.stream.reports import Exited
 log = structlog.get_logger(__name__)
 
 START_TIMEOUT: Final = timedelta(seconds=60)
-"""From the wish to a running process, the sandbox's own start included."""
+"""From a sandbox that is awake to a running process."""
+WAKE_TIMEOUT: Final = timedelta(minutes=17)
+"""For the sandbox's own start: a minute, and what a node may take for its image. A start that fails ends it earlier."""
 LIVES_TRIED: Final = 3
 """How many lives of a sandbox one start looks at, where one after the other is found over."""
 DOUBT_SECONDS: Final = 5.0
@@ -100,15 +102,15 @@ class CliStarter:
     async def start(self, epoch: int, cli_sessions: Sequence[str]) -> None:
         """Make the sandbox ready and start the CLI; `Started` or `StartFailed` follows."""
         try:
+            active = await self._wake()
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                await self._start(epoch, cli_sessions)
+                await self._start(active, epoch, cli_sessions)
         except TimeoutError:
             await self._put(StartFailed(error=UnavailableError("The sandbox was not ready for the CLI in time.")))
         except SandboxdError as error:
             await self._put(StartFailed(error=error))
 
-    async def _start(self, epoch: int, cli_sessions: Sequence[str]) -> None:
-        active = await self._wake()
+    async def _start(self, active: ActiveSandbox, epoch: int, cli_sessions: Sequence[str]) -> None:
         process = f"{CLI_PREFIX}{epoch}-{self._ids.new('prc')}"
         durable: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await self._put(Planned(incarnation=active.incarnation.id, process=process, done=durable))
@@ -125,8 +127,8 @@ class CliStarter:
     async def prepare(self, cli_sessions: Sequence[str]) -> None:
         """Make the sandbox ready for headless runs; `Prepared` or `StartFailed` follows."""
         try:
+            active = await self._wake()
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                active = await self._wake()
                 await self._launcher.prepare(active, self._ids.new("prc"), cli_sessions=cli_sessions)
                 workspace = await self._launcher.workspace(active)
                 await self._put(Prepared(incarnation=active.incarnation.id, workspace=workspace))
@@ -138,8 +140,8 @@ class CliStarter:
     async def spawn(self, row: Conversation, spawn: Spawn) -> None:
         """Start one headless run that is durable; `Spawned` or `Exited` follows."""
         try:
+            active = await self._wake()
             async with asyncio.timeout(START_TIMEOUT.total_seconds()):
-                active = await self._wake()
                 if active.incarnation.id != row.incarnation:
                     raise UnavailableError("The sandbox has stopped.", sandbox=self._sandbox)
                 await self._launcher.start(active, row.process, spawn=spawn)
@@ -168,7 +170,7 @@ class CliStarter:
         if before.state is not SandboxState.ACTIVE:
             await self._put(Waking(from_state=before.state.value))
         for _ in range(LIVES_TRIED):
-            active = await self._sandboxes.use(self._sandbox, timeout=START_TIMEOUT)
+            active = await self._sandboxes.use(self._sandbox, timeout=WAKE_TIMEOUT)
             try:
                 await self._launcher.reach(active)
             except UnavailableError:

@@ -38,6 +38,8 @@ from sandboxd.manager.backend_port import (
     Observation,
     RunningIncarnation,
     SandboxSpec,
+    Told,
+    untold,
 )
 from sandboxd.model.cluster import Mode, PlacedResources, PlacedSpec
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
@@ -126,7 +128,9 @@ class KubernetesBackend(Backend):
         return BackendDescription(name="kubernetes", isolates=True, recipe=self._recipe.text)
 
     @override
-    async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
+    async def start(
+        self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta, pulling: Told = untold
+    ) -> AgentEndpoint:
         deadline = self._clock.monotonic() + timeout.total_seconds()
         wanted = PlacedSpec(
             client=spec.client,
@@ -141,7 +145,7 @@ class KubernetesBackend(Backend):
         )
         while True:
             try:
-                endpoint, report = await self._starting.start(spec.sandbox, wanted, deadline=deadline)
+                endpoint, report = await self._starting.start(spec.sandbox, wanted, deadline=deadline, pulling=pulling)
             except KubeUnavailableError as error:
                 # Every step is safe to repeat, and a short absence of the API server must not fail a sandbox.
                 if deadline - self._clock.monotonic() <= RETRY_SECONDS:

@@ -139,13 +139,17 @@ class SandboxObjects:
             return None
 
     async def pull_messages(self, placed: Placed, *, timeout: timedelta) -> Sequence[str]:
-        """What the kubelet said about images of the sandbox's present pod."""
-        selector = f"involvedObject.uid={placed.status.pod_uid},reason=Pulled"
+        """What the kubelet said of images that the sandbox's present pod has."""
+        return [str(one.get("message", "")) for one in await self.events(placed, "reason=Pulled", timeout=timeout)]
+
+    async def events(self, placed: Placed, *fields: str, timeout: timedelta) -> Sequence[Json]:
+        """What was said about the sandbox's present pod, as far as the cluster keeps it; of these fields alone."""
         if not placed.status.pod_uid:
             return []
         path = f"/api/v1/namespaces/{segment(placed.namespace)}/events"
+        selector = ",".join((f"involvedObject.uid={placed.status.pod_uid}", *fields))
         found = await self._api.get(path, query={"fieldSelector": selector}, timeout=timeout)
-        return [str(event.get("message", "")) for event in found.get("items") or ()]
+        return list(found.get("items") or ())
 
     async def claims(self, sandbox: SandboxId, *, timeout: timedelta | None = None) -> Sequence[Json]:
         """The claims of a sandbox, also of one that was removed, by name."""

@@ -13,14 +13,16 @@ from sandboxd.backends.kubernetes.image_trouble import LISTEN_PATIENCE, image_br
 from sandboxd.backends.kubernetes.mirror import Mirror
 from sandboxd.backends.kubernetes.objects import SandboxObjects, lost_pod
 from sandboxd.backends.kubernetes.placed import Placed
+from sandboxd.backends.kubernetes.pulling import LOOK_EVERY, PULL_TIMEOUT, PullPatience
 from sandboxd.backends.kubernetes.reaching import reach
 from sandboxd.backends.kubernetes.refusals import SupersededError, lateness, patience_of, refusal
 from sandboxd.backends.kubernetes.removal import Removal
 from sandboxd.backends.kubernetes.watch_of_start import WatchOfStart
 from sandboxd.kubeapi.errors import KubeConflictError, KubeError
+from sandboxd.manager.backend_port import Told, untold
 from sandboxd.model.boot_step import BootStep
 from sandboxd.model.cluster import Mode, PlacedSpec
-from sandboxd.model.cluster_status import ConditionType, PlacedState, Reason
+from sandboxd.model.cluster_status import PlacedState, Reason
 from sandboxd.model.errors import DeadlineError, SandboxdError
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.image_errors import ImageBrokenError
@@ -57,9 +59,11 @@ class Starting:
         self._clock = clock
         self._instance = instance
         self.listen_patience = LISTEN_PATIENCE
+        self.look_for_pulls_every = LOOK_EVERY
+        self.pull_timeout = PULL_TIMEOUT
 
     async def start(
-        self, sandbox: SandboxId, wanted: PlacedSpec, *, deadline: float
+        self, sandbox: SandboxId, wanted: PlacedSpec, *, deadline: float, pulling: Told = untold
     ) -> tuple[AgentEndpoint, StartReport | None]:
         """Make the sandbox run this incarnation, until its agent answers; the report is None where it ran already.
 
@@ -77,12 +81,27 @@ class Starting:
                     raise
         if placed is None:
             placed = await self._again(sandbox, wanted, deadline=deadline)
+        patience = PullPatience(
+            objects=self._objects,
+            mirror=self._mirror,
+            clock=self._clock,
+            deadline=deadline,
+            told=pulling,
+            look_every=self.look_for_pulls_every,
+            timeout=self.pull_timeout,
+        )
+        following = asyncio.create_task(patience.follow(placed), name=f"pulling-{wanted.incarnation}")
         try:
-            return await self._until_answering(placed, watch, deadline=deadline)
+            return await self._until_answering(placed, watch, patience)
         except ImageBrokenError:
             # Nothing replaces a pod that never started: it goes, so that a start from another image finds its place.
             await self._let_go(placed)
             raise
+        finally:
+            following.cancel()
+            (ended,) = await asyncio.gather(following, return_exceptions=True)
+            if isinstance(ended, Exception):
+                log.warning("cluster.pulls_not_followed", sandbox=sandbox, error=repr(ended))
 
     async def _let_go(self, placed: Placed) -> None:
         try:
@@ -151,54 +170,74 @@ class Starting:
         return bool(lost_pod(placed, await self._objects.pod(placed)))
 
     async def _until_answering(
-        self, placed: Placed, watch: WatchOfStart, *, deadline: float
+        self, placed: Placed, watch: WatchOfStart, patience: PullPatience
     ) -> tuple[AgentEndpoint, StartReport]:
         incarnation = placed.spec.incarnation
-        endpoint = await self._until_addressed(placed, watch, deadline=deadline)
-        left = self._left(deadline)
-        failing = asyncio.create_task(self._until_failed(placed, watch, deadline=deadline), name=f"fail-{incarnation}")
-        pulls = asyncio.create_task(self._read_pulls(placed, watch), name=f"pulls-{incarnation}")
+        endpoint = await self._until_addressed(placed, watch, patience)
+        addressed = self._clock.monotonic()
+        failing = asyncio.create_task(self._until_failed(placed, watch, patience), name=f"fail-{incarnation}")
         reaching = asyncio.create_task(reach(self._connector, endpoint), name=f"reach-{incarnation}")
         try:
-            await self._until_either(placed, {failing, reaching}, left=left)
+            await self._until_either(placed, {failing, reaching}, watch, patience)
             if reaching.done():
                 reaching.result()
                 answered = self._clock.monotonic()
-                await asyncio.wait({pulls}, timeout=EVENTS_TIMEOUT.total_seconds())
+                await self._read_pulls(placed, watch)
                 return endpoint, watch.report(answered=answered)
             if failing.done():
                 raise failing.result()
-            last = self._mirror.get(placed.sandbox) or placed
-            raise DeadlineError(
-                f"The agent of sandbox {placed.sandbox} at {endpoint.host}:{endpoint.port} does not answer after "
-                f"{left:.0f} s (the sandbox is {last.status.state.value}). Look at its log (kubectl logs -n "
-                f"{placed.namespace} {placed.sandbox}-0), and whether this service may reach addresses of pods.",
-                sandbox=placed.sandbox,
-                incarnation=incarnation,
-            )
+            raise self._unanswered(placed, endpoint, patience, seconds=self._clock.monotonic() - addressed)
         finally:
-            for task in (failing, pulls, reaching):
+            for task in (failing, reaching):
                 task.cancel()
-            await asyncio.gather(failing, pulls, reaching, return_exceptions=True)
+            await asyncio.gather(failing, reaching, return_exceptions=True)
 
-    async def _until_either(self, placed: Placed, tasks: set[asyncio.Task[Any]], *, left: float) -> None:
+    def _unanswered(
+        self, placed: Placed, endpoint: AgentEndpoint, patience: PullPatience, *, seconds: float
+    ) -> DeadlineError:
+        last = self._mirror.get(placed.sandbox) or placed
+        text = (
+            f"The agent of sandbox {placed.sandbox} at {endpoint.host}:{endpoint.port} does not answer after "
+            f"{seconds:.0f} s (the sandbox is {last.status.state.value}). Look at its log (kubectl logs -n "
+            f"{placed.namespace} {placed.sandbox}-0), and whether this service may reach addresses of pods."
+        )
+        if patience.pulling:
+            text = (
+                f"The node of sandbox {placed.sandbox} is still pulling its image after {seconds:.0f} s. Look at the "
+                f"image's size, at the node's disk, and at its way to the registry (kubectl describe pod -n "
+                f"{placed.namespace} {placed.sandbox}-0)."
+            )
+        return DeadlineError(text, sandbox=placed.sandbox, incarnation=placed.spec.incarnation)
+
+    async def _until_either(
+        self, placed: Placed, tasks: set[asyncio.Task[Any]], watch: WatchOfStart, patience: PullPatience
+    ) -> None:
         """Wait for the first of them; of an image of its own no longer than an agent takes to listen.
 
         Raises:
             ImageBrokenError: It does not even for the kubelet, which is beside it.
         """
-        limit = min(left, self.listen_patience.total_seconds()) if placed.spec.image else left
-        done, _ = await asyncio.wait(tasks, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
-        if done or not placed.spec.image:
-            return
-        seen = self._mirror.get(placed.sandbox)
-        started = None if seen is None else seen.status.find(ConditionType.AGENT_STARTED)
-        if seen is not None and started is not None and started.status is True and not listens(seen):
-            text = f"It does not listen {limit:.0f} s after its start."
-            raise image_broken(placed.sandbox, placed.spec.image, BootStep.AGENT, text)
-        await asyncio.wait(tasks, timeout=left - limit, return_when=asyncio.FIRST_COMPLETED)
+        listening = self.listen_patience.total_seconds()
+        doubted = bool(placed.spec.image)
+        while (left := patience.left) > 0:
+            due = left
+            if doubted:
+                now = self._clock.monotonic()
+                due = listening if watch.started is None else watch.started + listening - now
+                if due <= 0:
+                    self._refuse_the_deaf(placed, seconds=listening)
+                    doubted, due = False, left
+            done, _ = await asyncio.wait(tasks, timeout=min(left, due), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return
 
-    async def _until_addressed(self, placed: Placed, watch: WatchOfStart, *, deadline: float) -> AgentEndpoint:
+    def _refuse_the_deaf(self, placed: Placed, *, seconds: float) -> None:
+        seen = self._mirror.get(placed.sandbox)
+        if seen is not None and not listens(seen):
+            text = f"It does not listen {seconds:.0f} s after its start."
+            raise image_broken(placed.sandbox, placed.spec.image, BootStep.AGENT, text)
+
+    async def _until_addressed(self, placed: Placed, watch: WatchOfStart, patience: PullPatience) -> AgentEndpoint:
         """Wait for the pod's address; gives up earlier where waiting does not help."""
         incarnation = placed.spec.incarnation
 
@@ -212,21 +251,21 @@ class Starting:
                 return refusal(seen)
             return None
 
-        match await self._wait(placed, look, deadline=deadline):
+        match await self._wait(placed, look, patience):
             case AgentEndpoint() as endpoint:
                 return endpoint
             case SandboxdError() as error:
                 raise error
             case _:
                 last = self._mirror.get(placed.sandbox) or placed
-                seconds = deadline - watch.began
+                seconds = patience.deadline - watch.began
                 raise DeadlineError(
                     lateness(last, seconds=seconds, instance=self._instance),
                     sandbox=placed.sandbox,
                     incarnation=incarnation,
                 )
 
-    async def _until_failed(self, placed: Placed, watch: WatchOfStart, *, deadline: float) -> SandboxdError:
+    async def _until_failed(self, placed: Placed, watch: WatchOfStart, patience: PullPatience) -> SandboxdError:
         """Go on watching while the agent is tried: its container may end, or somebody else may take the sandbox."""
         incarnation = placed.spec.incarnation
 
@@ -237,20 +276,20 @@ class Starting:
             failed = seen.status.incarnation == incarnation and (_over(seen) or seen.status.restarts > 0)
             return refusal(seen) if failed else None
 
-        found = await self._wait(placed, look, deadline=deadline + 1.0)
+        found = await self._wait(placed, look, patience, spare=1.0)
         if isinstance(found, SandboxdError):
             return found
         return DeadlineError(lateness(placed, seconds=0.0, instance=self._instance), sandbox=placed.sandbox)
 
     async def _wait(
-        self, placed: Placed, look: Callable[[Placed], _Answer | None], *, deadline: float
+        self, placed: Placed, look: Callable[[Placed], _Answer | None], patience: PullPatience, *, spare: float = 0.0
     ) -> _Answer | None:
         """Look at each change of what was written until that answers; give up earlier where waiting does not help.
 
         None when the time is over.
         """
         trouble: Reason | None = None
-        until = deadline
+        until = patience.deadline + spare
 
         def seeing(seen: Placed | None) -> _Answer | Reason | None:
             if seen is None or seen.uid != placed.uid or not _about(seen, placed):
@@ -265,14 +304,14 @@ class Starting:
             found: _Answer | Reason | None = await self._mirror.wait(placed.sandbox, seeing, seconds=left)
             last = self._mirror.get(placed.sandbox) or placed
             if isinstance(found, Reason):
-                patience = patience_of(last) or timedelta(0)
-                trouble, until = found, min(deadline, self._clock.monotonic() + patience.total_seconds())
+                limit = patience_of(last) or timedelta(0)
+                trouble, until = found, min(patience.deadline + spare, self._clock.monotonic() + limit.total_seconds())
             elif found is not None:
                 return found
             elif last.taken_up and patience_of(last) is not None:
                 return refusal(last)
-            elif self._clock.monotonic() < deadline:
-                trouble, until = None, deadline  # it has passed
+            elif self._clock.monotonic() < patience.deadline + spare:
+                trouble, until = None, patience.deadline + spare  # it has passed, or its node is at it
             else:
                 return None
 

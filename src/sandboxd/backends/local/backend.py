@@ -32,6 +32,8 @@ from sandboxd.manager.backend_port import (
     Observation,
     RunningIncarnation,
     SandboxSpec,
+    Told,
+    untold,
 )
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import IncarnationId, SandboxId
@@ -94,7 +96,9 @@ class LocalBackend(Backend):
         )
 
     @override
-    async def start(self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta) -> AgentEndpoint:
+    async def start(
+        self, spec: SandboxSpec, incarnation: IncarnationId, *, timeout: timedelta, pulling: Told = untold
+    ) -> AgentEndpoint:
         deadline = self._clock.monotonic() + timeout.total_seconds()
         files = self._layout.sandbox(spec.sandbox)
         await _on_disk(spec.sandbox, files.make)
