@@ -142,7 +142,7 @@ async def test_work_whose_lease_was_lost_is_ended(world: ManagerWorld) -> None:
     await eventually(lambda: world.units.rows.leases)
     world.units.rows.leases.clear()
 
-    await world.core.operations.renew()
+    await world.core.leases.renew()
 
     with pytest.raises(UnavailableError):
         await create

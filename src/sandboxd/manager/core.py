@@ -19,6 +19,7 @@ from sandboxd.manager.freezing import Freezing
 from sandboxd.manager.image_fallback import ImageFallback
 from sandboxd.manager.image_trust import ImageTrust
 from sandboxd.manager.intents import Intents
+from sandboxd.manager.lease_keeping import LeaseKeeping
 from sandboxd.manager.leased_tasks import LeasedTasks
 from sandboxd.manager.lifecycle_ports import BackendDirtiness
 from sandboxd.manager.losses import Losses
@@ -55,11 +56,12 @@ class ManagerCore:
             changes=self.changes,
             lease=tools.lease,
         )
+        self.leases = LeaseKeeping(units=units, lease=tools.lease)
         self.operations = Operations(
             intents=self.intents,
+            leases=self.leases,
             clock=clock,
             metrics=tools.metrics,
-            renew_every=tools.lease / 3,
             tracer=tools.tracer,
         )
         self.token_keeper = TokenKeeper(

@@ -225,13 +225,6 @@ class Intents:
         except SandboxdError as error:
             log.warning("sandbox.operation_not_released", sandbox=intent.sandbox.id, error=error.message)
 
-    async def renew(self, operations: list[OperationId]) -> frozenset[OperationId]:
-        """Prolong leases; answers those that are still ours."""
-        async with self._units.begin() as work:
-            held = frozenset(await work.operations.renew(operations, lease=self._lease))
-            await work.commit()
-        return held
-
     async def _held(self, work: UnitOfWork, intent: Intent) -> Sandbox:
         sandbox = await work.sandboxes.get(intent.sandbox.id, for_update=True)
         if not await work.operations.holds(sandbox.id, intent.operation.id):

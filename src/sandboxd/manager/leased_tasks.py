@@ -16,6 +16,7 @@ import structlog
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.draining import drain
 from sandboxd.manager.intents import LEASE, POLL_SECONDS
+from sandboxd.manager.lease_keeping import LeaseKeeping
 from sandboxd.manager.ports import Operation, OperationId, UnitOfWork, UnitsOfWork
 from sandboxd.model.errors import DeadlineError, NotFoundError, SandboxdError, StaleOwnerError
 from sandboxd.model.ids import SandboxId
@@ -83,8 +84,11 @@ class LeasedTasks:
     """Told how many run here whenever that has changed."""
     _running: dict[SandboxId, asyncio.Task[Any]] = field(default_factory=dict, init=False)
     """All of which something is left to do, be it to give the lease back. Any: what they come to is for who waits."""
-    _kept: dict[OperationId, asyncio.Task[Any]] = field(default_factory=dict, init=False)
-    """Those whose leases are prolonged."""
+    _keeping: LeaseKeeping = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin without a task."""
+        self._keeping = LeaseKeeping(units=self.units, lease=self.lease)
 
     async def take(self, work: UnitOfWork, key: SandboxId) -> Lease | None:
         """Take a lease in a transaction; None while somebody else holds it."""
@@ -176,26 +180,11 @@ class LeasedTasks:
 
     async def run(self) -> None:
         """Prolong leases until cancelled."""
-        while True:
-            await asyncio.sleep(self.lease.total_seconds() / 3)
-            await self.renew()
+        await self._keeping.run()
 
     async def renew(self) -> None:
         """Prolong all leases, and end what is no longer ours."""
-        mine = dict(self._kept)
-        if not mine:
-            return
-        try:
-            async with self.units.begin() as work:
-                kept = frozenset(await work.operations.renew([*mine], lease=self.lease))
-                await work.commit()
-        except SandboxdError as error:
-            log.warning("task.lease_not_renewed", tasks=len(mine), error=error.message)
-            return
-        for lost in mine.keys() - kept:
-            if lost in self._kept:  # and has not ended meanwhile
-                log.warning("task.lost", task=mine[lost].get_name())
-                mine[lost].cancel()
+        await self._keeping.renew()
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let tasks end within the grace, then leave the rest to whoever comes next."""
@@ -203,7 +192,8 @@ class LeasedTasks:
 
     def _begin(self, lease: Lease, work: Callable[[], Awaitable[_Result]], name: str) -> asyncio.Task[_Result]:
         task = asyncio.create_task(self._under(lease, work), name=name)
-        self._running[lease.key] = self._kept[lease.operation] = task
+        self._running[lease.key] = task
+        self._keeping.keep(lease.operation, task)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # whoever waited may have gone
         self.on_count(self.count)
         return task
@@ -212,7 +202,7 @@ class LeasedTasks:
         try:
             return await work()
         finally:
-            self._kept.pop(lease.operation, None)
+            self._keeping.drop(lease.operation)
             try:
                 await asyncio.shield(self._release(lease))
             finally:

@@ -10,7 +10,8 @@ from datetime import timedelta
 import structlog
 
 from sandboxd.manager.draining import drain
-from sandboxd.manager.intents import LEASE, Intent, Intents
+from sandboxd.manager.intents import Intent, Intents
+from sandboxd.manager.lease_keeping import LeaseKeeping
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.model.errors import DeadlineError, SandboxdError, UnavailableError
 from sandboxd.model.ids import SandboxId
@@ -47,15 +48,15 @@ class Operations:
         self,
         *,
         intents: Intents,
+        leases: LeaseKeeping,
         clock: Clock,
         metrics: ManagerMetrics,
-        renew_every: timedelta = LEASE / 3,
         tracer: Tracer = NO_TRACES,
     ) -> None:
         self._intents = intents
+        self._leases = leases
         self._clock = clock
         self._metrics = metrics
-        self._renew_every = renew_every
         self._tracer = tracer
         self._running: dict[SandboxId, _Running] = {}
 
@@ -64,6 +65,7 @@ class Operations:
         name = intent.sandbox.state.value.lower()
         task = asyncio.create_task(self._guard(intent, work), name=f"{name}-{intent.sandbox.id}")
         self._running[intent.sandbox.id] = _Running(intent=intent, task=task)
+        self._leases.keep(intent.operation.id, task)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its guard has logged it
         return task
 
@@ -89,27 +91,6 @@ class Operations:
     def busy(self, sandbox: SandboxId) -> bool:
         """Tell whether this process works on the sandbox."""
         return sandbox in self._running
-
-    async def run(self) -> None:
-        """Keep the leases of what runs, until cancelled."""
-        while True:
-            await asyncio.sleep(self._renew_every.total_seconds())
-            await self.renew()
-
-    async def renew(self) -> None:
-        """Prolong the lease of everything that runs, and end what is no longer ours."""
-        mine = {entry.intent.operation.id: entry for entry in self._running.values()}
-        if not mine:
-            return
-        try:
-            held = await self._intents.renew([*mine])
-        except SandboxdError as error:
-            log.warning("sandbox.lease_not_renewed", operations=len(mine), error=error.message)
-            return
-        for lost in mine.keys() - held:
-            if not mine[lost].task.done():
-                log.warning("sandbox.operation_lost", sandbox=mine[lost].intent.sandbox.id)
-                mine[lost].task.cancel()
 
     async def drain(self, *, grace: timedelta) -> None:
         """Let the work end within the grace, then leave the rest to the recovery of whoever comes next."""
@@ -141,6 +122,7 @@ class Operations:
             log.info("sandbox.settled", sandbox=sandbox, operation=operation.value, state=settled.sandbox.state.value)
             return settled
         finally:
+            self._leases.drop(intent.operation.id)
             entry = self._running.get(sandbox)
             if entry is not None and entry.intent.operation == intent.operation:  # not that of a successor
                 del self._running[sandbox]

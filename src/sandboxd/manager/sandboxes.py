@@ -323,7 +323,7 @@ class SandboxManager:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._core.changes.run(), name="manager-changes")
             group.create_task(self._core.accounts.run(), name="manager-accounts")
-            group.create_task(self._core.operations.run(), name="manager-leases")
+            group.create_task(self._core.leases.run(), name="manager-leases")
             group.create_task(self._core.token_keeper.run(), name="manager-tokens")
             group.create_task(self.recovery.run(), name="manager-recovery")
             group.create_task(self.sweeping.run(), name="manager-sweep")
@@ -343,7 +343,7 @@ class SandboxManager:
         """Keep going what a sweep from outside needs, until cancelled: no recovery, and no sweep of its own."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._core.changes.run(), name="manager-changes")
-            group.create_task(self._core.operations.run(), name="manager-leases")
+            group.create_task(self._core.leases.run(), name="manager-leases")
             if self._core.commits is not None:
                 group.create_task(self._core.commits.tasks.run(), name="manager-commit-leases")
 
