@@ -159,7 +159,12 @@ def dev(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the sandboxes' agents running at the end.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the roles' logs here, too.")] = False,
     backend: Annotated[
-        str, typer.Option("--backend", help="local, or kubernetes: the cluster of KUBECONFIG, with an operator here.")
+        str,
+        typer.Option(
+            "--backend",
+            help="local, or kubernetes: the cluster of KUBECONFIG, with an operator here. Without it: "
+            "$SANDBOXD_BACKEND, else local.",
+        ),
     ] = "",
 ) -> None:
     """Run the whole stack on this machine until Ctrl-C: PostgreSQL, gateway, API, and a practice model without a key.

@@ -304,14 +304,37 @@ def test_history_follows_until_ctrl_c(platform: FakePlatform, env: dict[str, str
         (["sandboxctl", "history", "demo/"], ["demo/ses-1"]),
         (["sandboxctl", "prompt", "demo", "--session", "s"], ["ses-1"]),
         (["sandboxctl", "show", "nothing-like-it"], []),
+        (["sandboxctl", "restore", "pa"], ["past"]),
+        (["sandboxctl", "restore", "demo", "--into", "de"], ["demo"]),
+        (["sandboxctl", "backups", "show", "pa"], ["past"]),
+        (["sandboxctl", "sbom", "pa"], ["past"]),
+        (["sandboxctl", "commit", "pa"], []),
+        (["sandboxctl", "admin", "abandoned", "--r"], ["--remove"]),
+        (["sandboxctl", "pools", "create", "--tier", "p"], ["premium"]),
     ],
 )
 def test_bash_completes_commands_and_names(
     platform: FakePlatform, env: dict[str, str], words: list[str], suggested: list[str]
 ) -> None:
     platform.given_session(BOX, "ses-1")
+    platform.given_sandbox("sbx-ended", display_name="past", state="TERMINATED")
 
     assert _complete(words, env) == suggested
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_are_given_the_same(platform: FakePlatform, env: dict[str, str], shell: str) -> None:
+    platform.given_sandbox("sbx-ended", display_name="past", state="TERMINATED")
+    for words, suggested in (
+        ("backups rm pa", "past"),
+        ("restore --w", "--workspace-only"),
+        ("admin sweep i", "images"),
+    ):
+        asked = {"_SANDBOXCTL_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": f"sandboxctl {words}"}
+        asked["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+        done = subprocess.run([SANDBOXCTL], env=env | asked, capture_output=True, text=True, check=True, timeout=60)
+
+        assert (suggested in done.stdout, done.stderr) == (True, "")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")

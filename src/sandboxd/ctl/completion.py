@@ -1,6 +1,7 @@
-"""Completes the names of sandboxes and sessions. Within a second, or not at all; never a word of error.
+"""Completes names: of sandboxes, sessions, images, backups, accounts, and of what is abandoned.
 
-Imported with every command line, so it imports nothing heavy before it is asked.
+Within a second, or not at all; never a word of error. Imported with every command line, so it imports nothing heavy
+before it is asked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ Suggestions = list[tuple[str, str]]
 def complete_sandbox(context: typer.Context, incomplete: str) -> Suggestions:
     """Suggest ids, and display names where these can stand for themselves."""
     return _ask(context, lambda client: _sandboxes(client, incomplete))
+
+
+def complete_any_sandbox(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest the same, and terminated ones with them: for what can be done with those, too."""
+    return _ask(context, lambda client: _sandboxes(client, incomplete, ended=True))
 
 
 def complete_session(context: typer.Context, incomplete: str) -> Suggestions:
@@ -63,7 +69,7 @@ def complete_backup_of(context: typer.Context, incomplete: str) -> Suggestions:
     """Suggest sandboxes, and after the slash their backups."""
     of, slash, begun = incomplete.partition("/")
     if not slash:
-        return complete_sandbox(context, incomplete)
+        return complete_any_sandbox(context, incomplete)
     return [(f"{of}/{name}", about) for name, about in _ask(context, lambda client: _backups(client, of, begun))]
 
 
@@ -84,7 +90,7 @@ async def _images(client: Client, of: str, incomplete: str) -> Suggestions:
     from sandboxd.ctl.names import bare, find_sandbox
 
     found = Suggestions()
-    async for each in client.images.list(await find_sandbox(client, of)):
+    async for each in client.images.list(await find_sandbox(client, of, ended=True)):
         if bare(each.name).startswith(incomplete):
             found.append((bare(each.name), each.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M")))
         if len(found) >= MOST:
@@ -111,9 +117,11 @@ async def _freelancers(client: Client, of: str, incomplete: str) -> Suggestions:
     return [(name, about) for name, about in names if name.startswith(incomplete)]
 
 
-async def _sandboxes(client: Client, incomplete: str) -> Suggestions:
+async def _sandboxes(client: Client, incomplete: str, *, ended: bool = False) -> Suggestions:
+    from sandboxd.ctl.names import EVERY_STATE
+
     found = Suggestions()
-    async for each in client.sandboxes():
+    async for each in client.sandboxes(states=EVERY_STATE if ended else ()):
         identifier = each.name.rpartition("/")[2]
         names = (identifier, each.display_name if _is_word(each.display_name) else "")
         about = f"{each.display_name} {_state(each.state)}".strip()

@@ -14,7 +14,7 @@ from sandboxd.v1 import sandbox_pb2, session_pb2
 
 NEWEST = "last"
 """Stands for the newest session of a sandbox."""
-_EVERY_STATE = [name.removeprefix("SANDBOX_STATE_") for name in sandbox_pb2.SandboxState.keys()[1:]]
+EVERY_STATE = [name.removeprefix("SANDBOX_STATE_") for name in sandbox_pb2.SandboxState.keys()[1:]]
 
 
 async def find_sandbox(client: Client, said: str, *, ended: bool = False) -> str:
@@ -36,7 +36,7 @@ async def find_sandbox(client: Client, said: str, *, ended: bool = False) -> str
         return f"sandboxes/{said}"
     if not said or "/" in said:
         raise UsageError(f"{said!r} is not the name of a sandbox.")
-    found = [each async for each in client.sandboxes(states=_EVERY_STATE if ended else ())]
+    found = [each async for each in client.sandboxes(states=EVERY_STATE if ended else ())]
     exact = [each for each in found if said in (bare(each.name), each.display_name)]
     begun = exact or [
         each
@@ -76,7 +76,7 @@ async def find_session(client: Client, said: str, *, sandbox: str = "", ended: b
         return f"{sandbox}/sessions/{said}"
     if said == NEWEST and not sandbox:
         raise UsageError("`last` needs a sandbox: say SANDBOX/last.")
-    places = [sandbox] if sandbox else [each.name async for each in client.sandboxes(states=_EVERY_STATE)]
+    places = [sandbox] if sandbox else [each.name async for each in client.sandboxes(states=EVERY_STATE)]
     begun = list[session_pb2.Session]()
     for place in places:
         async for session in client.sessions(place):

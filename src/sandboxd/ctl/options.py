@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typing_extensions import override
 
-from sandboxd.ctl.completion import complete_backup_of, complete_sandbox, complete_session
+from sandboxd.ctl.completion import complete_any_sandbox, complete_backup_of, complete_sandbox, complete_session
 from sandboxd.ctl.target import TargetOptions
 
 
@@ -167,9 +167,18 @@ SandboxArgument = Annotated[
         show_default=False,
     ),
 ]
+AnySandboxArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SANDBOX",
+        help="Id, display name, or the unique beginning of one; also of one that is terminated.",
+        autocompletion=complete_any_sandbox,
+        show_default=False,
+    ),
+]
 SandboxOption = Annotated[
     str,
-    typer.Option("--sandbox", help="Only this sandbox.", autocompletion=complete_sandbox, show_default=False),
+    typer.Option("--sandbox", help="Only this sandbox.", autocompletion=complete_any_sandbox, show_default=False),
 ]
 SessionArgument = Annotated[
     str,

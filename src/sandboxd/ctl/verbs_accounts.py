@@ -58,7 +58,7 @@ TextOption = Annotated[
     Text | None, typer.Option("--text", help="What is kept of prompts and answers.", show_default=False)
 ]
 TextDaysOption = Annotated[
-    str, typer.Option("--text-days", metavar="N|none", help="How long texts are kept.", show_default=False)
+    str, typer.Option("--text-days", metavar="N|none", help="Days that texts are kept.", show_default=False)
 ]
 ModelsOption = Annotated[
     list[str] | None,
@@ -198,7 +198,8 @@ def clients_reinstate(context: typer.Context, client: ClientArgument, output: Ou
 @clients.command(
     "rm",
     help=help_text(
-        "Erase a client for good: sandboxes with their files, sessions, keys. It asks first, and shows the proof.",
+        "Erase a client for good: sandboxes with their files, images and backups, sessions, keys. It asks first, and "
+        "shows the proof.",
         "sandboxctl clients rm acme --proof acme-erased.json",
     ),
 )
@@ -352,7 +353,10 @@ def freelancers_reinstate(
 
 @freelancers.command(
     "rm",
-    help=help_text("Erase a freelancer for good. It asks, and shows the proof.", "sandboxctl freelancers rm acme ada"),
+    help=help_text(
+        "Erase a freelancer for good, like a client. It asks, and shows the proof.",
+        "sandboxctl freelancers rm acme ada",
+    ),
 )
 def freelancers_rm(
     context: typer.Context,

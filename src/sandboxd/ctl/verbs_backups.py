@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sandboxd.ctl.completion import complete_backup, complete_backup_of, complete_sandbox
-from sandboxd.ctl.options import OutputOption, SandboxArgument, WorkspaceOnlyOption, YesOption
+from sandboxd.ctl.options import AnySandboxArgument, OutputOption, WorkspaceOnlyOption, YesOption
 from sandboxd.ctl.root import app, execute, help_text
 from sandboxd.ctl.verbs_accounts import ClientArgument, clients
 
@@ -36,7 +36,7 @@ BackupArgument = Annotated[
 )
 def create_backup(
     context: typer.Context,
-    sandbox: SandboxArgument,
+    sandbox: AnySandboxArgument,
     request_id: Annotated[
         str, typer.Option("--request-id", help="Makes it one backup, however often it is sent.", show_default=False)
     ] = "",
@@ -77,7 +77,7 @@ def create_backup(
         "sandboxctl backups follow demo",
     ),
 )
-def follow_backup(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+def follow_backup(context: typer.Context, sandbox: AnySandboxArgument, output: OutputOption = None) -> None:
     """Follow a backup."""
     from sandboxd.ctl.commands import backups as command
 
@@ -88,7 +88,7 @@ def follow_backup(context: typer.Context, sandbox: SandboxArgument, output: Outp
     "cancel",
     help=help_text("End the backup of a sandbox that is being made.", "sandboxctl backups cancel demo"),
 )
-def cancel_backup(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+def cancel_backup(context: typer.Context, sandbox: AnySandboxArgument, output: OutputOption = None) -> None:
     """Cancel a backup."""
     from sandboxd.ctl.commands import backups as command
 
@@ -105,7 +105,7 @@ def cancel_backup(context: typer.Context, sandbox: SandboxArgument, output: Outp
 )
 def list_backups(
     context: typer.Context,
-    sandbox: SandboxArgument,
+    sandbox: AnySandboxArgument,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Those that are gone, too.")] = False,
     output: OutputOption = None,
 ) -> None:
@@ -117,7 +117,7 @@ def list_backups(
 
 @backups.command("show", help=help_text("Show one backup.", "sandboxctl backups show demo 8f3k2m"))
 def show_backup(
-    context: typer.Context, sandbox: SandboxArgument, backup: BackupArgument, output: OutputOption = None
+    context: typer.Context, sandbox: AnySandboxArgument, backup: BackupArgument, output: OutputOption = None
 ) -> None:
     """Show a backup."""
     from sandboxd.ctl.commands import backups as command
@@ -135,7 +135,7 @@ def show_backup(
 )
 def remove_backup(
     context: typer.Context,
-    sandbox: SandboxArgument,
+    sandbox: AnySandboxArgument,
     backup: BackupArgument,
     give_up: Annotated[
         bool, typer.Option("--give-up", help="Also where it is all that is left of the sandbox.")
@@ -275,7 +275,7 @@ def list_drills(
 )
 def restore(
     context: typer.Context,
-    sandbox: SandboxArgument,
+    sandbox: AnySandboxArgument,
     backup: Annotated[
         str,
         typer.Argument(

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sandboxd.ctl.completion import complete_image
-from sandboxd.ctl.options import OutputOption, SandboxArgument
+from sandboxd.ctl.options import AnySandboxArgument, OutputOption, SandboxArgument
 from sandboxd.ctl.root import app, execute, help_text
 
 
@@ -59,7 +59,7 @@ def commit(
 )
 def images(
     context: typer.Context,
-    sandbox: SandboxArgument,
+    sandbox: AnySandboxArgument,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Commits that left no image, too, with why.")] = False,
     output: OutputOption = None,
 ) -> None:
@@ -79,7 +79,7 @@ def images(
 )
 def sbom(
     context: typer.Context,
-    sandbox: SandboxArgument,
+    sandbox: AnySandboxArgument,
     image: Annotated[
         str,
         typer.Argument(metavar="[IMAGE]", help="Its tag or number.", autocompletion=complete_image, show_default=False),
@@ -93,7 +93,8 @@ def sbom(
 
 @app.command(
     help=help_text(
-        "Let a sandbox's next start take an older image. What runs goes on and is given up: no commit takes it.",
+        "Let a sandbox's next start take an older image. What runs goes on and is given up: no commit takes it, until "
+        "you roll forward to the image that it goes on from.",
         "sandboxctl rollback demo g000003",
         "sandboxctl rollback demo 3 && sandboxctl pause demo && sandboxctl resume demo",
     )

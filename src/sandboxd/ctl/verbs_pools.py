@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sandboxd.ctl.options import OutputOption
+from sandboxd.ctl.options import OutputOption, Tier
 from sandboxd.ctl.root import app, execute, help_text
 
 pools = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -14,20 +14,32 @@ app.add_typer(pools, name="pools", help="Keep sandboxes ready, so that `create` 
 
 PoolArgument = Annotated[str, typer.Argument(metavar="POOL", help="Id or tier, as `ls` shows it.", show_default=False)]
 MinOption = Annotated[
-    int | None, typer.Option("--min", min=0, help="Wait also when the pool is idle.", show_default=False)
+    int | None, typer.Option("--min", min=0, help="So many wait also when the pool is idle.", show_default=False)
 ]
-TargetOption = Annotated[int | None, typer.Option("--target", min=0, help="Wait while it is used.", show_default=False)]
-MaxOption = Annotated[int | None, typer.Option("--max", min=0, help="Never exist more.", show_default=False)]
+TargetOption = Annotated[
+    int | None, typer.Option("--target", min=0, help="So many wait while it is used.", show_default=False)
+]
+MaxOption = Annotated[
+    int | None, typer.Option("--max", min=0, help="There are never more. 0, as at first: --target.", show_default=False)
+]
 IdleOption = Annotated[
     float | None,
     typer.Option(
-        "--idle", min=1, metavar="MINUTES", help="Unused for so long it shrinks to --min.", show_default=False
+        "--idle",
+        min=1,
+        metavar="MINUTES",
+        help="Unused for so long it shrinks to --min. At first 240.",
+        show_default=False,
     ),
 ]
 AgeOption = Annotated[
     float | None,
     typer.Option(
-        "--max-age", min=1, metavar="MINUTES", help="Members older than this are replaced.", show_default=False
+        "--max-age",
+        min=1,
+        metavar="MINUTES",
+        help="Members older than this are replaced. At first 1440.",
+        show_default=False,
     ),
 ]
 
@@ -50,7 +62,7 @@ def list_pools(context: typer.Context, output: OutputOption = None) -> None:
 )
 def create_pool(
     context: typer.Context,
-    tier: Annotated[str, typer.Option("--tier", help="basic, standard or premium.")] = "basic",
+    tier: Annotated[Tier, typer.Option("--tier", help="How much each may use.")] = Tier.BASIC,
     least: MinOption = None,
     target: TargetOption = None,
     most: MaxOption = None,
@@ -62,7 +74,7 @@ def create_pool(
     from sandboxd.ctl.commands import pools as command
 
     options = command.PoolOptions(least=least, target=target, most=most, idle_minutes=idle, age_minutes=age)
-    execute(context, output, lambda shell: command.create(shell, tier, options))
+    execute(context, output, lambda shell: command.create(shell, tier.value, options))
 
 
 @pools.command(

@@ -8,6 +8,7 @@ import typer
 
 from sandboxd.ctl.completion import complete_sandbox
 from sandboxd.ctl.options import (
+    AnySandboxArgument,
     FreelancerOption,
     FromBackupOption,
     LabelOption,
@@ -113,7 +114,7 @@ def ls(
 @app.command(
     help=help_text("Show one sandbox and its newest sessions.", "sandboxctl show demo", "sandboxctl show demo -o json")
 )
-def show(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+def show(context: typer.Context, sandbox: AnySandboxArgument, output: OutputOption = None) -> None:
     """Show one sandbox."""
     from sandboxd.ctl.commands import sandboxes
 
@@ -205,7 +206,8 @@ def completion() -> None:
     typer.echo(
         "Once, for the shell you are in (it adds a line to its start file):\n"
         "  sandboxctl --install-completion\n"
-        "Or by hand, for example for bash:\n"
-        "  sandboxctl --show-completion bash >> ~/.bashrc\n"
-        "Then open a new shell. Names of sandboxes and sessions are completed, too, where the service answers."
+        "Or by hand, from the shell it is for, for example bash:\n"
+        "  sandboxctl --show-completion >> ~/.bashrc\n"
+        "Then open a new shell. Names are completed, too, where the service answers: of sandboxes, sessions, images, "
+        "backups, clients, freelancers, and of what is abandoned."
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sandboxd.ctl.options import (
+    AnySandboxArgument,
     ModelOption,
     ModeOption,
     Output,
@@ -104,7 +105,7 @@ def chat(
 
 
 @app.command(help=help_text("List the sessions of a sandbox, newest first.", "sandboxctl sessions demo"))
-def sessions(context: typer.Context, sandbox: SandboxArgument, output: OutputOption = None) -> None:
+def sessions(context: typer.Context, sandbox: AnySandboxArgument, output: OutputOption = None) -> None:
     """List sessions."""
     from sandboxd.ctl.commands import sessions as command
 
