@@ -18,9 +18,10 @@ from sandboxd.images.baselines import RegistryBaselines
 from sandboxd.images.building import BuildRules, RegistryImageBuilder
 from sandboxd.images.kaniko import KanikoBuilds, KanikoImageBuilder
 from sandboxd.images.ports import BuildOrder, BuildProgress, BuiltImage, ImageLimits, ImageReference, LayerWriter
-from sandboxd.images.registry import Manifest, Registry, Sent
+from sandboxd.images.registry import NO_COMMIT, Manifest, Registry, Sent
 from sandboxd.images.spool import Spool
 from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.image import GenerationId
 from sandboxd.model.rootfs import BaselineRecord
 from tests.fakes.layer import FakeLayerWriter
 from tests.fakes.rootfs import FakeRootfsCapture
@@ -80,16 +81,42 @@ class Interfering(Registry):
         return self.mounts and await self.inner.mount(repository, digest, source=source, timeout=timeout)
 
     @override
-    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+    async def copy(
+        self,
+        repository: str,
+        digest: str,
+        *,
+        size: int,
+        source: str,
+        timeout: timedelta,
+        commit: GenerationId = NO_COMMIT,
+    ) -> None:
         await self._ask("copy")
-        await self.inner.copy(repository, digest, size=size, source=source, timeout=timeout)
+        await self.inner.copy(repository, digest, size=size, source=source, timeout=timeout, commit=commit)
 
     @override
     async def upload(
-        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+        self,
+        repository: str,
+        content: Path | bytes,
+        *,
+        digest: str,
+        timeout: timedelta,
+        sent: Sent | None = None,
+        commit: GenerationId = NO_COMMIT,
     ) -> None:
         await self._ask("upload")
-        await self.inner.upload(repository, content, digest=digest, timeout=timeout, sent=sent)
+        await self.inner.upload(repository, content, digest=digest, timeout=timeout, sent=sent, commit=commit)
+
+    @override
+    async def cancel_upload(self, repository: str, location: str, *, timeout: timedelta) -> None:
+        await self._ask("cancel_upload")
+        await self.inner.cancel_upload(repository, location, timeout=timeout)
+
+    @override
+    async def find_upload(self, repository: str, location: str, *, timeout: timedelta) -> int | None:
+        await self._ask("find_upload")
+        return await self.inner.find_upload(repository, location, timeout=timeout)
 
     @override
     async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:

@@ -51,14 +51,14 @@ class FakeAbandoned(AbandonedLooks):
     )
 
     @override
-    async def look(self) -> AbandonedReport:
+    async def look(self, *, timeout: timedelta) -> AbandonedReport:
         policy, seen = AbandonedPolicy(prices={"*": 0.1}), Sighting(first_time=BORN, last_time=BORN)
         found = [policy.judged(one, AbandonedReason.NO_ROW, seen, place="the world") for one in self.things]
         return AbandonedReport(found=found, unasked={"the registry": "It does not answer."})
 
     @override
-    async def remove(self, kind: AbandonedKind, name: str) -> Abandoned:
-        for one in (await self.look()).found:
+    async def remove(self, kind: AbandonedKind, name: str, *, timeout: timedelta) -> Abandoned:
+        for one in (await self.look(timeout=timeout)).found:
             if (one.thing.kind, one.thing.name) == (kind, name):
                 if not one.thing.removable:
                     raise NotRemovableError("Not here.")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing_extensions import override
 
 from sandboxd.images.referrers import describe, subject_of_tag
-from sandboxd.images.registry import Manifest, Registry, Sent, digest_of
+from sandboxd.images.registry import NO_COMMIT, Manifest, Registry, Sent, digest_of
 from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError
+from sandboxd.model.image import GenerationId
 
 
 class FakeRegistry(Registry):
@@ -22,6 +23,8 @@ class FakeRegistry(Registry):
         self.blobs: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
         self.manifests: defaultdict[str, dict[str, Manifest]] = defaultdict(dict)
         """By digest and by tag."""
+        self.open_uploads: dict[str, int] = {}
+        """Bytes of uploads that broke off, by location."""
         self.error: SandboxdError | None = None
         """What attaching fails with."""
         self.unreadable: SandboxdError | None = None
@@ -57,13 +60,29 @@ class FakeRegistry(Registry):
         return digest in self.blobs[source]
 
     @override
-    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+    async def copy(
+        self,
+        repository: str,
+        digest: str,
+        *,
+        size: int,
+        source: str,
+        timeout: timedelta,
+        commit: GenerationId = NO_COMMIT,
+    ) -> None:
         content = b"".join([piece async for piece in self.blob(source, digest, size=size, timeout=timeout)])
         self.blobs[repository][digest] = content
 
     @override
     async def upload(
-        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+        self,
+        repository: str,
+        content: Path | bytes,
+        *,
+        digest: str,
+        timeout: timedelta,
+        sent: Sent | None = None,
+        commit: GenerationId = NO_COMMIT,
     ) -> None:
         whole = content if isinstance(content, bytes) else await asyncio.to_thread(content.read_bytes)
         if digest_of(whole) != digest:
@@ -71,6 +90,16 @@ class FakeRegistry(Registry):
         self.blobs[repository][digest] = whole
         if sent is not None:
             sent(len(whole))
+
+    @override
+    async def cancel_upload(self, repository: str, location: str, *, timeout: timedelta) -> None:
+        if self.error is not None:
+            raise self.error
+        self.open_uploads.pop(location, None)
+
+    @override
+    async def find_upload(self, repository: str, location: str, *, timeout: timedelta) -> int | None:
+        return self.open_uploads.get(location)
 
     @override
     async def push(self, repository: str, reference: str, manifest: Manifest, *, timeout: timedelta) -> None:

@@ -76,6 +76,8 @@ ROWS = {
         """INSERT INTO backup_sets VALUES ('bak', 'sbx', 'acme', 'ada', now(), 'r/a@sha256:0', '[]', '{"tier": "pro"}',
         1, 'quiesced', 'creating', now(), '', NULL, now(), now(), 1)""",
     ),
+    "0033": ("INSERT INTO image_uploads VALUES ('one', 'acme/a', 'http://r/1', 'gen', now(), now(), 1, 2)",),
+    "0034": ("INSERT INTO abandoned_looks VALUES ('the world', now(), NULL, '[]')",),
     "0031": (
         """INSERT INTO restore_drills VALUES ('drl', 'bak', 'sbx', 'acme', 'ada', 'schedule', NULL, 'running', false, 1,
         '', '[]', '{}', '', '', now(), now(), NULL, 1)""",

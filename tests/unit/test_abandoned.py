@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from sandboxd.manager.abandoned import AbandonedCare, NotAbandonedError, NotRemovableError
+from sandboxd.manager.abandoned_looking import OTHERS, AbandonedLooking
 from sandboxd.manager.abandoned_metrics import AbandonedMetrics
 from sandboxd.model.abandoned import AbandonedKind, AbandonedPolicy, AbandonedReason, Thing
 from sandboxd.model.backup import BackupSetId, ReleasedVolumes
 from sandboxd.model.errors import UnavailableError
-from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
+from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
 from sandboxd.model.sandbox import Sandbox
-from tests.fakes.abandoned import FakePlace, FakeSightings
+from tests.fakes.abandoned import FakePlace, FakePlaces, FakeSightings
 from tests.fakes.lifecycle import FakeDuties
 from tests.manager_world import SOON, ManagerWorld, a_request
 
 HOUR, DAY = 3600, 86_400
+LONG = timedelta(minutes=10)
 K, R = AbandonedKind, AbandonedReason
 
 
@@ -27,6 +30,7 @@ K, R = AbandonedKind, AbandonedReason
 class World:
     manager: ManagerWorld = field(default_factory=lambda: ManagerWorld(backups=True))
     place: FakePlace = field(default_factory=FakePlace)
+    others: FakePlaces = field(default_factory=FakePlaces)
     sightings: FakeSightings = field(default_factory=FakeSightings)
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
@@ -34,18 +38,25 @@ class World:
         self.care = self.replica("first", self.registry)
 
     def replica(self, name: str, registry: CollectorRegistry) -> AbandonedCare:
+        policy = AbandonedPolicy(grace=timedelta(days=7), pause=timedelta(hours=1), prices={"ssd": 0.17, "*": 0.02})
         return AbandonedCare(
             units=self.manager.units,
-            places=[self.place],
-            sightings=self.sightings,
-            policy=AbandonedPolicy(grace=timedelta(days=7), pause=timedelta(hours=1), prices={"ssd": 0.17, "*": 0.02}),
+            looking=AbandonedLooking(
+                units=self.manager.units,
+                fixed=[self.place],
+                changing=[self.others],
+                sightings=self.sightings,
+                policy=policy,
+                clock=self.manager.clock,
+            ),
+            policy=policy,
             duties=FakeDuties(self.manager.duties, replica=name),
             clock=self.manager.clock,
             metrics=AbandonedMetrics(registry),
         )
 
     async def reasons(self) -> dict[str, AbandonedReason]:
-        return {one.thing.name: one.reason for one in (await self.care.look()).found}
+        return {one.thing.name: one.reason for one in (await self.care.look(timeout=LONG)).found}
 
     async def passed(self, days: float) -> None:
         """Let time go by with a pass each hour."""
@@ -145,11 +156,13 @@ async def test_a_place_that_does_not_answer_is_named_and_forgets_nothing(world: 
     await world.passed(6)
     world.place.trouble = UnavailableError("The cluster is away.")
 
-    report = await world.care.look()
+    report = await world.care.look(timeout=LONG)
     world.place.trouble = None
     await world.passed(1.2)
 
     assert report.unasked == {"the world": "The cluster is away."}
+    (known,) = report.found
+    assert (known.thing.name, known.current, known.remove_time) == (f"ns/home-{released.id}", False, None)
     assert world.place.removed == [f"ns/home-{released.id}"]
     assert world.registry.get_sample_value("sandboxd_abandoned_removed_total", {"kind": "volume"}) == 1
 
@@ -162,7 +175,7 @@ async def test_each_thing_is_told_with_what_it_costs_and_when_it_goes(world: Wor
         a_volume("sbx-who-knows"),
     ]
 
-    found = {one.thing.name: one for one in (await world.care.look()).found}
+    found = {one.thing.name: one for one in (await world.care.look(timeout=LONG)).found}
 
     first = found[f"ns/home-{released.id}"]
     assert first.cost_micros == 1_700_000
@@ -182,11 +195,11 @@ async def test_a_person_removes_what_is_abandoned_and_nothing_else(world: World)
         Thing(kind=K.NAMESPACE, name="client-gone", client=ClientId("gone"), removable=False),
     ]
 
-    gone = await world.care.remove(K.VOLUME, "ns/home-sbx-unknown")
+    gone = await world.care.remove(K.VOLUME, "ns/home-sbx-unknown", timeout=LONG)
     with pytest.raises(NotAbandonedError):
-        await world.care.remove(K.VOLUME, f"ns/home-{active.id}")
+        await world.care.remove(K.VOLUME, f"ns/home-{active.id}", timeout=LONG)
     with pytest.raises(NotRemovableError):
-        await world.care.remove(K.NAMESPACE, "client-gone")
+        await world.care.remove(K.NAMESPACE, "client-gone", timeout=LONG)
 
     assert gone.reason is R.NO_ROW
     assert world.place.removed == ["ns/home-sbx-unknown"]
@@ -217,3 +230,93 @@ async def test_snapshots_are_needed_as_long_as_their_set_may_be_restored(world: 
     ]
 
     assert await world.reasons() == {"acme/bak-none": R.NO_ROW}
+
+
+def a_generation(number: int, status: GenerationStatus, *, at: datetime) -> Generation:
+    return Generation(
+        id=GenerationId(f"gen-{number}"),
+        sandbox=SandboxId(f"sbx-{number}"),
+        client=ClientId("acme"),
+        freelancer=FreelancerId("ada"),
+        number=number + 1,
+        incarnation=IncarnationId("inc-1"),
+        trigger=CommitTrigger.REQUEST,
+        repository="acme/gemini-cli-user-ada",
+        status=status,
+        create_time=at,
+        update_time=at,
+    )
+
+
+def work_left(name: str) -> Thing:
+    return Thing(kind=K.WORK, name=name, said=R.EXPIRED)
+
+
+async def test_a_look_that_has_no_time_left_goes_on_with_the_others_next_time(world: World) -> None:
+    slow = timedelta(minutes=5)
+    world.others.some = [
+        FakePlace(
+            called=f"place {number}",
+            things=[work_left(f"ns/work-{number}")],
+            looking=lambda: world.manager.clock.advance(slow.total_seconds()),
+        )
+        for number in range(5)
+    ]
+
+    reports = [await world.care.look(timeout=LONG) for _ in range(3)]
+
+    told = [{one.thing.name for one in report.found} for report in reports]
+    assert [len(names) for names in told] == [2, 4, 5], "what an earlier look found is told as well"
+    assert all(OTHERS in report.unasked for report in reports)
+    assert sorted(one.looks for one in world.others.some) == [1, 1, 1, 1, 2], "nobody is starved"
+
+
+async def test_a_place_that_costs_something_is_looked_at_rarely_and_its_rows_are_asked_each_time(world: World) -> None:
+    released = await world.released()
+    dear = FakePlace(called="dear", rarely=timedelta(days=1), things=[a_volume(released.id)])
+    world.others.some = [dear]
+
+    await world.passed(6.9)
+    assert (7 <= dear.looks <= 8, dear.removed) == (True, [])
+    row = world.manager.row(released.id)
+    world.manager.units.rows.sandboxes[released.id] = replace(row, released=None)
+    await world.passed(1 / 24)
+    world.manager.units.rows.sandboxes[released.id] = row
+    await world.passed(6.9)
+    assert dear.removed == [], "it was needed in between"
+    await world.passed(0.3)
+
+    assert dear.removed == [f"ns/home-{released.id}"]
+    assert (await world.care.look(timeout=LONG)).found == [], "and it is told no more, before anybody looks again"
+
+
+async def test_places_that_are_no_more_are_forgotten(world: World) -> None:
+    world.others.some = [FakePlace(called="gone soon", things=[work_left("ns/work")])]
+    await world.care.look(timeout=LONG)
+
+    world.others.some = []
+
+    assert (await world.care.look(timeout=LONG)).found == []
+    assert set(world.sightings.seen) == {"the world"}
+
+
+async def test_an_upload_is_abandoned_when_its_commit_is_over_and_not_before(world: World) -> None:
+    now = world.manager.clock.now()
+    rows = world.manager.units.rows
+    for number, status in enumerate((GenerationStatus.BUILDING, GenerationStatus.FAILED, GenerationStatus.ACTIVE)):
+        made = a_generation(number, status, at=now)
+        rows.generations[made.id] = made
+    commits = [*rows.generations, GenerationId("gen-none"), GenerationId("")]
+    world.place.things = [
+        Thing(kind=K.UPLOAD, name=f"a/{commit}", commit=commit, said=None if commit else R.EXPIRED)
+        for commit in commits
+    ]
+
+    found = await world.reasons()
+
+    assert found == {
+        f"a/{commits[1]}": R.COMMIT_ENDED,
+        f"a/{commits[2]}": R.COMMIT_ENDED,
+        "a/gen-none": R.COMMIT_ENDED,
+        "a/": R.EXPIRED,
+    }

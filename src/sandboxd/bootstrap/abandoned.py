@@ -9,9 +9,12 @@ from sandboxd.backends.local.backups import LocalVolumeBackups
 from sandboxd.bootstrap.image_care import ImageCareRoom
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.bootstrap.places import Placement
+from sandboxd.images.upload_notes import UploadNotes
 from sandboxd.manager.abandoned import AbandonedCare
+from sandboxd.manager.abandoned_looking import AbandonedLooking
 from sandboxd.manager.abandoned_places import OrphanImages, StraySnapshots
 from sandboxd.manager.abandoned_ports import AbandonedPlace
+from sandboxd.manager.abandoned_uploads import BrokenUploads
 from sandboxd.manager.sandboxes import ManagerCore
 from sandboxd.persistence.abandoned import PostgresAbandonedSightings
 from sandboxd.persistence.engine import Database
@@ -25,6 +28,7 @@ def make_abandoned_care(
     *,
     database: Database,
     images: ImageCareRoom | None,
+    uploads: UploadNotes,
     seen: Observation,
 ) -> AbandonedCare:
     """Make it."""
@@ -41,13 +45,20 @@ def make_abandoned_care(
         places.append(ClusterObjects(placement.cluster, installation=installation, clock=tools.clock))
     if images is not None:
         places.append(OrphanImages(images.care))
+    if tools.images is not None:
+        places.append(BrokenUploads(uploads, tools.images.registry))
     volumes = None if tools.backups is None else tools.backups.volumes
     if isinstance(volumes, LocalVolumeBackups):
         places.append(StraySnapshots(units=tools.units, listing=volumes, backups=volumes))
     return AbandonedCare(
         units=tools.units,
-        places=places,
-        sightings=PostgresAbandonedSightings(database),
+        looking=AbandonedLooking(
+            units=tools.units,
+            fixed=places,
+            sightings=PostgresAbandonedSightings(database),
+            policy=settings.abandoned_policy,
+            clock=tools.clock,
+        ),
         policy=settings.abandoned_policy,
         duties=tools.duties,
         clock=tools.clock,

@@ -19,6 +19,7 @@ from sandboxd.images.projects import ImageProjects
 from sandboxd.images.registry import Registry
 from sandboxd.images.signing import ImageSignatures, SignaturePolicy
 from sandboxd.images.spool import Spool
+from sandboxd.images.upload_notes import UploadNotes
 from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.manager.commit_steps import ImageTools
 from sandboxd.model.ids import ClientId, FreelancerId
@@ -49,20 +50,27 @@ class ImageRoom:
     """Gives up the registry's connections."""
 
 
-def image_room(settings: Settings, *, capture: RootfsCapture, cluster: KubeApi | None = None) -> ImageRoom | None:
+def image_room(
+    settings: Settings,
+    *,
+    capture: RootfsCapture,
+    cluster: KubeApi | None = None,
+    uploads: UploadNotes | None = None,
+) -> ImageRoom | None:
     """Make what builds images; None where the settings name no registry. Nothing connects yet.
 
     Args:
         settings: Read.
         capture: Of the sandboxes of this installation's backend.
         cluster: Its API server, where they are placed in one.
+        uploads: Where it is noted which uploads are open.
 
     Raises:
         SettingsError: They name kaniko, and there is no cluster, or a file of keys that holds none.
     """
     if not settings.images_registry:
         return None
-    room = make_registry(settings, cluster=cluster)
+    room = make_registry(settings, cluster=cluster, uploads=uploads)
     registry = room.registry
     baselines = RegistryBaselines(
         registry=registry,

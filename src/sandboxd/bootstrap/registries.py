@@ -15,6 +15,7 @@ from sandboxd.backends.registry.harbor_registry import HarborRegistry
 from sandboxd.bootstrap.sources import SystemClock
 from sandboxd.images.projects import ImageProjects, PullAccounts
 from sandboxd.images.registry import Registry
+from sandboxd.images.upload_notes import UploadNotes
 from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.image_names import user_project, user_repository
@@ -33,7 +34,9 @@ class RegistryRoom:
     """Gives up its connections."""
 
 
-def make_registry(settings: Settings, *, cluster: KubeApi | None = None) -> RegistryRoom:
+def make_registry(
+    settings: Settings, *, cluster: KubeApi | None = None, uploads: UploadNotes | None = None
+) -> RegistryRoom:
     """Make the client of the registry that the settings name. Nothing connects yet.
 
     Raises:
@@ -46,12 +49,13 @@ def make_registry(settings: Settings, *, cluster: KubeApi | None = None) -> Regi
     if settings.images_registry_kind == "harbor":
         if account is None:
             raise SettingsError("The settings cannot be used:\n  SANDBOXD_IMAGES_REGISTRY_USER: Harbor's API needs it")
-        return _harbor(settings, account, cluster)
+        return _harbor(settings, account, cluster, uploads)
     registry = OciRegistry(
         _address(settings),
         plain=settings.images_registry_plain,
         authority=settings.images_registry_authority_file,
         account=account,
+        uploads=uploads,
     )
     return RegistryRoom(
         registry=registry,
@@ -61,7 +65,9 @@ def make_registry(settings: Settings, *, cluster: KubeApi | None = None) -> Regi
     )
 
 
-def _harbor(settings: Settings, account: RegistryAccount, cluster: KubeApi | None) -> RegistryRoom:
+def _harbor(
+    settings: Settings, account: RegistryAccount, cluster: KubeApi | None, uploads: UploadNotes | None
+) -> RegistryRoom:
     address, plain, authority = (
         _address(settings),
         settings.images_registry_plain,
@@ -69,7 +75,7 @@ def _harbor(settings: Settings, account: RegistryAccount, cluster: KubeApi | Non
     )
     prefix = settings.images_repository_prefix
     api = HarborApi(address, plain=plain, authority=authority, account=account)
-    registry = HarborRegistry(address, api=api, plain=plain, authority=authority, account=account)
+    registry = HarborRegistry(address, api=api, plain=plain, authority=authority, account=account, uploads=uploads)
     rules = HarborRules(
         prefix=prefix,
         quota_bytes=settings.images_harbor_project_bytes,

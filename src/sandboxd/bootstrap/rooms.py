@@ -47,6 +47,7 @@ from sandboxd.persistence.resources import PostgresResourceLedger
 from sandboxd.persistence.sessions import PostgresSessions
 from sandboxd.persistence.texts import PostgresKeptTexts
 from sandboxd.persistence.unit_of_work import PostgresUnitsOfWork
+from sandboxd.persistence.uploads import PostgresUploadNotes
 from sandboxd.settings import Settings
 from sandboxd.stream.billing import TurnBills
 from sandboxd.stream.custody import Custody
@@ -114,7 +115,8 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
     )
     capture = GrpcRootfsCapture(backend=placement.backend, connector=connector)
-    kept = image_room(settings, capture=capture, cluster=placement.cluster)
+    uploads = PostgresUploadNotes(database, clock=clock)
+    kept = image_room(settings, capture=capture, cluster=placement.cluster, uploads=uploads)
     journal = PostgresJournal(database)
     sessions = PostgresSessions(database)
     ledger = PostgresUsageLedger(database)
@@ -203,7 +205,9 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
     callers = make_callers(settings, keys, clock=clock, registry=seen.registry)
     web = OperationsServer(registry=seen.registry, checks={"database": _database_check(database)})
     image_care = make_image_care(settings, core, placement, database=database, seen=seen)
-    abandoned = make_abandoned_care(settings, core, placement, database=database, images=image_care, seen=seen)
+    abandoned = make_abandoned_care(
+        settings, core, placement, database=database, images=image_care, uploads=uploads, seen=seen
+    )
     doors = ReplicaDoors(web=web, custody=custody)
     api = ApiServer(
         manager=manager,

@@ -9,8 +9,9 @@ from typing import Final
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.ports import ImageReference
 from sandboxd.images.referrers import EMPTY, make_artifact, tag_of_subject
-from sandboxd.images.registry import Manifest, Registry, digest_of
+from sandboxd.images.registry import NO_COMMIT, Manifest, Registry, digest_of
 from sandboxd.images.sbom import CYCLONEDX
+from sandboxd.model.image import GenerationId
 
 SBOM_TAG: Final = "sbom"
 """Kind of the tag: where `cosign download sbom` looks."""
@@ -24,7 +25,14 @@ class Attached:
     document: Descriptor
 
 
-async def attach_sbom(registry: Registry, image: ImageReference, document: bytes, *, timeout: timedelta) -> Attached:
+async def attach_sbom(
+    registry: Registry,
+    image: ImageReference,
+    document: bytes,
+    *,
+    timeout: timedelta,
+    commit: GenerationId = NO_COMMIT,
+) -> Attached:
     """Attach a list of packages to an image; the same document to the same image has the same digests.
 
     Args:
@@ -32,6 +40,7 @@ async def attach_sbom(registry: Registry, image: ImageReference, document: bytes
         image: Which.
         document: In CycloneDX's JSON.
         timeout: For each call.
+        commit: That the image is of.
 
     Raises:
         NotFoundError: The registry has no such image.
@@ -45,13 +54,15 @@ async def attach_sbom(registry: Registry, image: ImageReference, document: bytes
         subject=Descriptor(media_type=subject.media_type, digest=subject.digest, size=len(subject.content)),
     )
     for blob in (document, EMPTY):
-        await upload_missing(registry, image.repository, blob, timeout=timeout)
+        await upload_missing(registry, image.repository, blob, timeout=timeout, commit=commit)
     await registry.attach(image.repository, tag_of_subject(image.digest, SBOM_TAG), manifest, timeout=timeout)
     return Attached(manifest=manifest, document=described)
 
 
-async def upload_missing(registry: Registry, repository: str, blob: bytes, *, timeout: timedelta) -> None:
+async def upload_missing(
+    registry: Registry, repository: str, blob: bytes, *, timeout: timedelta, commit: GenerationId = NO_COMMIT
+) -> None:
     """Upload a blob where the repository does not have it. Raises as `Registry`."""
     digest = digest_of(blob)
     if not await registry.has_blob(repository, digest, timeout=timeout):
-        await registry.upload(repository, blob, digest=digest, timeout=timeout)
+        await registry.upload(repository, blob, digest=digest, timeout=timeout, commit=commit)

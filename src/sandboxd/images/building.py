@@ -231,6 +231,7 @@ class RegistryImageBuilder(ImageBuilder):
             registry=self._registry,
             repository=order.repository,
             tag=tag_of(order.generation),
+            commit=order.commit,
             left=lambda: clock.left,
         )
         with clock.phase("push"):

@@ -185,7 +185,14 @@ class KanikoImageBuilder(RegistryImageBuilder):
         for digest, content in ((handover.layer_digest, handover.file), (handover.config_digest, handover.config)):
             if not await self._registry.has_blob(order.repository, digest, timeout=clock.left):
                 told = sent if content is handover.file else None
-                await self._registry.upload(order.repository, content, digest=digest, timeout=clock.left, sent=told)
+                await self._registry.upload(
+                    order.repository,
+                    content,
+                    digest=digest,
+                    timeout=clock.left,
+                    sent=told,
+                    commit=order.commit,
+                )
         manifest = handover.manifest
         await self._registry.push(order.repository, manifest.digest, manifest, timeout=clock.left)
 

@@ -16,7 +16,9 @@ from typing import Protocol
 
 from typing_extensions import override
 
+from sandboxd.images.registry import NO_COMMIT
 from sandboxd.model.ids import IncarnationId, SandboxId
+from sandboxd.model.image import GenerationId
 from sandboxd.model.image_names import split_image
 from sandboxd.model.rootfs import BaselineEntry, CaptureFrame
 
@@ -118,6 +120,8 @@ class BuildOrder:
     dry_run: bool = False
     """Capture and count, push nothing."""
     secrets: SecretPolicy = SecretPolicy.STRIP
+    commit: GenerationId = NO_COMMIT
+    """Which it is, for those who look after what broke off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from sandboxd.images.assembling import Assembled
 from sandboxd.images.manifests import Descriptor
 from sandboxd.images.ports import BuildProgress, WrittenLayer
-from sandboxd.images.registry import Registry, Sent
+from sandboxd.images.registry import NO_COMMIT, Registry, Sent
 from sandboxd.model.errors import UnavailableError
+from sandboxd.model.image import GenerationId
 
 Left = Callable[[], timedelta]
 """How much time there is yet."""
@@ -19,11 +20,14 @@ Left = Callable[[], timedelta]
 class ImagePush:
     """One push into one repository. Safe to repeat; whatever fails, no tag names what is not whole."""
 
-    def __init__(self, *, registry: Registry, repository: str, tag: str, left: Left) -> None:
+    def __init__(
+        self, *, registry: Registry, repository: str, tag: str, left: Left, commit: GenerationId = NO_COMMIT
+    ) -> None:
         self._registry = registry
         self._repository = repository
         self._tag = tag
         self._left = left
+        self._commit = commit
 
     async def push(
         self,
@@ -78,7 +82,9 @@ class ImagePush:
 
     async def _upload(self, digest: str, content: Path | bytes, *, sent: Sent | None = None) -> None:
         if not await self._registry.has_blob(self._repository, digest, timeout=self._left()):
-            await self._registry.upload(self._repository, content, digest=digest, timeout=self._left(), sent=sent)
+            await self._registry.upload(
+                self._repository, content, digest=digest, timeout=self._left(), sent=sent, commit=self._commit
+            )
 
     async def _take_over(self, blob: Descriptor, source: str) -> None:
         """Let the repository have a blob of the base: mounted, where the registry does that, else through us."""
@@ -88,5 +94,10 @@ class ImagePush:
             return
         if not await self._registry.mount(self._repository, blob.digest, source=source, timeout=self._left()):
             await self._registry.copy(
-                self._repository, blob.digest, size=blob.size, source=source, timeout=self._left()
+                self._repository,
+                blob.digest,
+                size=blob.size,
+                source=source,
+                timeout=self._left(),
+                commit=self._commit,
             )

@@ -14,7 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
-from sandboxd.model.errors import NotFoundError, UnavailableError
+from sandboxd.model.errors import NotFoundError, UnavailableError, WrongStateError
+from sandboxd.model.image import GenerationId
 
 OCI_MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -23,12 +24,26 @@ DOCKER_INDEX: Final = "application/vnd.docker.distribution.manifest.list.v2+json
 
 MANIFEST_BYTES: Final = 4 << 20
 """Longest manifest that is read: what registries accept at most."""
+NO_COMMIT: Final = GenerationId("")
+"""Of what is uploaded for no commit."""
 ATTACHED: Final = 100
 """Manifests of those that are attached to one image that are looked at."""
 
 
 Sent = Callable[[int], None]
 """Told how many bytes of a blob have arrived."""
+
+
+class UploadStuckError(WrongStateError):
+    """A piece of it was cut: no address closes it any more, and the registry's own purging of uploads takes it."""
+
+    reason = "UPLOAD_STUCK"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The upload was cut within a piece: no address closes it any more. The registry's own purging of uploads "
+            "takes it away."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +90,16 @@ class Registry(Protocol):
         """Take a blob over from another repository; False where the registry refuses, and then nothing is left open."""
         ...
 
-    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+    async def copy(
+        self,
+        repository: str,
+        digest: str,
+        *,
+        size: int,
+        source: str,
+        timeout: timedelta,
+        commit: GenerationId = NO_COMMIT,
+    ) -> None:
         """Take a blob over from another repository through us, a chunk at a time. Else as `upload`.
 
         Raises:
@@ -84,7 +108,14 @@ class Registry(Protocol):
         ...
 
     async def upload(
-        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+        self,
+        repository: str,
+        content: Path | bytes,
+        *,
+        digest: str,
+        timeout: timedelta,
+        sent: Sent | None = None,
+        commit: GenerationId = NO_COMMIT,
     ) -> None:
         """Upload a blob in chunks, going on where a cut left it. A failed or cancelled upload is taken back.
 
@@ -94,6 +125,23 @@ class Registry(Protocol):
             digest: Of it.
             timeout: For all of it.
             sent: Told how many bytes the registry has, after each chunk; fewer again where it lost some.
+            commit: What it is for: whoever dies in the middle leaves it to those who look after that.
+        """
+        ...
+
+    async def cancel_upload(self, repository: str, location: str, *, timeout: timedelta) -> None:
+        """Close an upload that broke off, with all that had arrived; one that is gone already is no error.
+
+        Raises:
+            UploadStuckError: The registry has it, and cannot be told to close it.
+        """
+        ...
+
+    async def find_upload(self, repository: str, location: str, *, timeout: timedelta) -> int | None:
+        """Say how many bytes there are of an upload that is open; None where it is no more.
+
+        Raises:
+            UploadStuckError: The registry has it, and cannot be told to close it.
         """
         ...
 

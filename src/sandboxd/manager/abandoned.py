@@ -6,7 +6,6 @@ a person alone: after a database was restored the rows may be what is wrong. Eac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final, Protocol
@@ -14,28 +13,23 @@ from typing import Final, Protocol
 import structlog
 from typing_extensions import override
 
+from sandboxd.manager.abandoned_looking import AbandonedLooking
 from sandboxd.manager.abandoned_metrics import AbandonedMetrics
-from sandboxd.manager.abandoned_ports import AbandonedPlace, AbandonedSightings
-from sandboxd.manager.abandoned_rows import reason_of
 from sandboxd.manager.lifecycle_ports import Duties
 from sandboxd.manager.on_duty import pass_on_duty
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
 from sandboxd.manager.ports import UnitsOfWork
-from sandboxd.model.abandoned import (
-    Abandoned,
-    AbandonedKind,
-    AbandonedPolicy,
-    AbandonedReason,
-    Thing,
-)
+from sandboxd.model.abandoned import Abandoned, AbandonedKind, AbandonedPolicy, Thing
 from sandboxd.model.errors import NotFoundError, SandboxdError, WrongStateError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.sources import Clock
 
 DUTY: Final = "abandoned"
-LOOK_TIMEOUT: Final = timedelta(minutes=2)
-"""For one place."""
+LOOK_DEADLINE: Final = timedelta(minutes=10)
+"""For a look of its own at all places; what it does not come to is first in the next one."""
+REMOVALS_DEADLINE: Final = timedelta(minutes=10)
+"""For all removals of one pass; what it does not come to is the next one's."""
 REMOVE_TIMEOUT: Final = timedelta(minutes=5)
 BATCH: Final = 50
 """Things that one pass removes at most."""
@@ -61,7 +55,7 @@ class AbandonedReport:
 
     found: list[Abandoned] = field(default_factory=list)
     unasked: dict[str, str] = field(default_factory=dict)
-    """Places that did not answer, with why."""
+    """Places that did not answer or were not reached, with why."""
     removed: list[Abandoned] = field(default_factory=list)
     failed: int = 0
 
@@ -69,11 +63,11 @@ class AbandonedReport:
 class AbandonedLooks(Protocol):
     """What operators ask of the care."""
 
-    async def look(self) -> AbandonedReport:
+    async def look(self, *, timeout: timedelta) -> AbandonedReport:
         """See `AbandonedCare.look`."""
         ...
 
-    async def remove(self, kind: AbandonedKind, name: str) -> Abandoned:
+    async def remove(self, kind: AbandonedKind, name: str, *, timeout: timedelta) -> Abandoned:
         """See `AbandonedCare.remove`."""
         ...
 
@@ -83,8 +77,7 @@ class AbandonedCare(AbandonedLooks):
     """One look after the other, by whoever has the duty or is told to."""
 
     units: UnitsOfWork
-    places: Sequence[AbandonedPlace]
-    sightings: AbandonedSightings
+    looking: AbandonedLooking
     policy: AbandonedPolicy
     duties: Duties
     clock: Clock
@@ -98,13 +91,15 @@ class AbandonedCare(AbandonedLooks):
 
     async def care(self) -> AbandonedReport:
         """Look, and remove what goes by itself and whose grace is over."""
-        report = await self.look()
+        report = await self.look(timeout=LOOK_DEADLINE)
+        end = self.clock.monotonic() + REMOVALS_DEADLINE.total_seconds()
         for one in report.found:
-            if len(report.removed) + report.failed >= self.batch:
+            left = timedelta(seconds=end - self.clock.monotonic())
+            if len(report.removed) + report.failed >= self.batch or left <= timedelta(0):
                 break
-            if one.automatic and self.policy.ripe(one.sighting):
+            if one.current and one.automatic and self.policy.ripe(one.sighting):
                 try:
-                    await self._remove(one)
+                    await self._remove(one, timeout=min(REMOVE_TIMEOUT, left))
                     report.removed.append(one)
                 except SandboxdError as error:
                     report.failed += 1
@@ -112,21 +107,14 @@ class AbandonedCare(AbandonedLooks):
         return report
 
     @override
-    async def look(self) -> AbandonedReport:
-        """Look at every place. Nothing is removed; since when each thing is seen is noted."""
-        report = AbandonedReport()
-        for place in self.places:
-            try:
-                things = await place.look(timeout=LOOK_TIMEOUT)
-                report.found += await self._judge(place, things)
-            except SandboxdError as error:
-                report.unasked[place.place] = error.message
-                log.info("abandoned.place_unasked", place=place.place, error=error.message)
-        self.metrics.found(report.found, unasked=len(report.unasked))
-        return report
+    async def look(self, *, timeout: timedelta) -> AbandonedReport:
+        """Look at as many places as there is time for. Nothing is removed; since when each thing is seen is noted."""
+        looked = await self.looking.look(timeout=timeout)
+        self.metrics.found(looked.found, unasked=len(looked.unasked))
+        return AbandonedReport(found=looked.found, unasked=looked.unasked)
 
     @override
-    async def remove(self, kind: AbandonedKind, name: str) -> Abandoned:
+    async def remove(self, kind: AbandonedKind, name: str, *, timeout: timedelta) -> Abandoned:
         """Remove one thing because a person says so, whatever its grace.
 
         Raises:
@@ -134,7 +122,8 @@ class AbandonedCare(AbandonedLooks):
             NotRemovableError: It is not sandboxd's to remove.
             SandboxdError: It is still there.
         """
-        report = await self.look()
+        end = self.clock.monotonic() + timeout.total_seconds()
+        report = await self.look(timeout=timeout / 2)
         found = next((one for one in report.found if (one.thing.kind, one.thing.name) == (kind, name)), None)
         if found is None:
             why = "; ".join(f"{place} did not answer: {text}" for place, text in report.unasked.items())
@@ -144,42 +133,27 @@ class AbandonedCare(AbandonedLooks):
                 f"The {kind.value} {name!r} is not removed here: {found.reason.value}. See docs/abandoned.md.",
                 kind=kind.value,
             )
-        await self._remove(found)
+        left = timedelta(seconds=end - self.clock.monotonic())
+        await self._remove(found, timeout=min(REMOVE_TIMEOUT, left))
         return found
 
-    async def _judge(self, place: AbandonedPlace, things: Sequence[Thing]) -> Sequence[Abandoned]:
-        """Hold things against the rows, which are read after the things were: what is new has its row by now."""
-        reasons = dict[str, tuple[Thing, AbandonedReason]]()
-        for thing in things:
-            reason = await self._reason(thing)
-            if reason is not None:
-                reasons[_key(thing)] = (thing, reason)
-        seen = await self.sightings.note(
-            place.place, [*reasons], at=self.clock.now(), pause=self.policy.pause or timedelta(hours=1)
-        )
-        return [
-            self.policy.judged(thing, reason, seen[key], place=place.place)
-            for key, (thing, reason) in sorted(reasons.items())
-        ]
-
-    async def _reason(self, thing: Thing) -> AbandonedReason | None:
-        async with self.units.begin() as work:
-            return await reason_of(work, thing)
-
-    async def _remove(self, found: Abandoned) -> None:
+    async def _remove(self, found: Abandoned, *, timeout: timedelta) -> None:
         """Remove it, if that is still so."""
         thing = found.thing
-        place = next(one for one in self.places if one.place == found.place)
+        place = next((one for one in await self.looking.places() if one.place == found.place), None)
+        if place is None:
+            raise NotAbandonedError(f"{found.place} is no more.", kind=thing.kind.value)
         async with self.deeds.recorded(
             "Abandoned/Remove",
             client=await self._chain(thing),
             sandbox=thing.sandbox or SandboxId(""),
             target=f"{thing.kind.value}s/{thing.name}",
         ):
-            if await self._reason(thing) != found.reason:
+            if await self.looking.reason(thing) != found.reason:
                 raise NotAbandonedError(f"{thing.name!r} is needed again.", kind=thing.kind.value)
             failpoint("abandoned.before_remove")
-            await place.remove(thing, timeout=REMOVE_TIMEOUT)
+            await place.remove(thing, timeout=timeout)
+            await self.looking.removed(found)
         self.metrics.removed(thing)
         log.info("abandoned.removed", kind=thing.kind.value, thing=thing.name, reason=found.reason.value)
 
@@ -189,7 +163,3 @@ class AbandonedCare(AbandonedLooks):
             return ClientId("")
         async with self.units.begin() as work:
             return thing.client if await work.clients.find(thing.client) is not None else ClientId("")
-
-
-def _key(thing: Thing) -> str:
-    return f"{thing.kind.value}/{thing.name}"

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from sandboxd.model.abandoned import Abandoned, AbandonedKind, Thing
 
-_KINDS = "volume, image, snapshot, namespace, work, leftover"
+_KINDS = "volume, image, snapshot, namespace, work, leftover, upload"
 
 
 class AbandonedMetrics:

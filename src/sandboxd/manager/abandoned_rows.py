@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
+from sandboxd.manager.image_ports import ImageNotFoundError
 from sandboxd.manager.ports import UnitOfWork
 from sandboxd.manager.rowless import drilled, rowless
 from sandboxd.model.abandoned import AbandonedKind, AbandonedReason, Thing
@@ -13,6 +14,7 @@ from sandboxd.model.client import AccountState
 from sandboxd.model.erasure import ERASED_MARK
 from sandboxd.model.errors import SandboxNotFoundError
 from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.image import GenerationId
 from sandboxd.model.sandbox import SandboxState
 
 _R = AbandonedReason
@@ -35,6 +37,8 @@ async def reason_of(work: UnitOfWork, thing: Thing) -> AbandonedReason | None:
             return await _of_set(work, BackupSetId(thing.backup))
         case AbandonedKind.NAMESPACE:
             return None if thing.client is None else await _of_client(work, thing.client)
+        case AbandonedKind.UPLOAD:
+            return await _of_commit(work, thing.commit) if thing.commit else thing.said
         case AbandonedKind.IMAGE | AbandonedKind.WORK:
             return thing.said
 
@@ -70,6 +74,15 @@ async def _of_set(work: UnitOfWork, name: BackupSetId) -> AbandonedReason | None
     except BackupSetNotFoundError:
         return _R.NO_ROW
     return _R.SET_ENDED if found.status in _ENDED else None
+
+
+async def _of_commit(work: UnitOfWork, name: GenerationId) -> AbandonedReason | None:
+    """Of an upload nobody but its push knows the address: without a commit at work it is nobody's."""
+    try:
+        found = await work.generations.get(name)
+    except ImageNotFoundError:
+        return _R.COMMIT_ENDED
+    return None if found.status.in_flight else _R.COMMIT_ENDED
 
 
 async def _of_client(work: UnitOfWork, name: ClientId) -> AbandonedReason | None:

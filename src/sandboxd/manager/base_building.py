@@ -218,6 +218,7 @@ class BaseBuilding:
             base=base,
             repository=generation.repository,
             generation=generation.number,
+            commit=generation.id,
             limits=self.images.limits[sandbox.tier],
             labels={
                 "dev.sandboxd.client": sandbox.client,

@@ -301,6 +301,7 @@ class CommitSteps:
             base=base,
             repository=generation.repository,
             generation=generation.number,
+            commit=generation.id,
             limits=self._images.limits[sandbox.tier],
             labels={
                 "dev.sandboxd.client": sandbox.client,

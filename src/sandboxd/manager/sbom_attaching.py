@@ -100,7 +100,7 @@ class SbomAttaching:
             return
         image = ImageReference.parse(generation.reference)
         document = await asyncio.to_thread(write_sbom, known.packages, complete=known.complete)
-        attached = await attach_sbom(self.registry, image, document, timeout=CALL_TIMEOUT)
+        attached = await attach_sbom(self.registry, image, document, timeout=CALL_TIMEOUT, commit=sbom.generation)
         told = AttachedSbom(
             manifest=attached.manifest.digest,
             document=attached.document.digest,

@@ -6,12 +6,13 @@ Grace is counted in time that was looked at, not in moments: a clock that jumps 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.model.image import GenerationId
 
 
 class AbandonedKind(enum.Enum):
@@ -29,6 +30,8 @@ class AbandonedKind(enum.Enum):
     """Resources of work that has ended."""
     LEFTOVER = "leftover"
     """What work that broke off has put somewhere."""
+    UPLOAD = "upload"
+    """To the registry: one that was never finished."""
 
 
 class AbandonedReason(enum.Enum):
@@ -47,10 +50,13 @@ class AbandonedReason(enum.Enum):
     """Its backup set's row says that it failed or is deleted."""
     EXPIRED = "expired"
     """It is of work whose time is over."""
+    COMMIT_ENDED = "commit_ended"
+    """The commit that it is of is over."""
     RETAINED = "retained"
     """Its claim is gone, and its reclaim policy keeps it."""
 
 
+_NO_COMMIT: Final = GenerationId("")
 CERTAIN: Final = frozenset(
     {
         AbandonedReason.ERASED,
@@ -58,6 +64,7 @@ CERTAIN: Final = frozenset(
         AbandonedReason.CLIENT_DELETED,
         AbandonedReason.SET_ENDED,
         AbandonedReason.EXPIRED,
+        AbandonedReason.COMMIT_ENDED,
     }
 )
 """Something says so: these go by themselves. Of the others only the absence of a word is known: a person decides."""
@@ -80,6 +87,8 @@ class Thing:
     client: ClientId | None = None
     backup: str = ""
     """The set that it is of."""
+    commit: GenerationId = _NO_COMMIT
+    """The commit that it is of."""
     said: AbandonedReason | None = None
     """Where the place itself knows that it is abandoned."""
     removable: bool = True
@@ -103,6 +112,18 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaceLook:
+    """What is known of a place, whoever looked there."""
+
+    tried_time: datetime
+    """When a look at it began last."""
+    look_time: datetime | None = None
+    """When one came to its end last; None: none has."""
+    things: Sequence[Thing] = ()
+    """What was abandoned then, and was not removed since."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abandoned:
     """Something that is abandoned."""
 
@@ -113,6 +134,8 @@ class Abandoned:
     """Which place has it."""
     cost_micros: int | None = None
     """A month, in millionths of the price settings' currency; None: there is no price, or nobody knows the size."""
+    current: bool = True
+    """False: the look that tells of it was not there; an earlier one was."""
     remove_time: datetime | None = None
     """When it goes by itself, if nothing changes; None: it does not."""
 

@@ -35,6 +35,9 @@ from sandboxd.v1 import admin_pb2_grpc, sandbox_pb2
 STATUS_TIMEOUT: Final = timedelta(seconds=5)
 """How long the database may take; then what this replica knows is all."""
 SWEEP_TIMEOUT: Final = timedelta(minutes=2)
+LOOK_TIMEOUT: Final = timedelta(minutes=2)
+"""For all places; what is not reached in it is told as it was seen last."""
+REMOVE_TIMEOUT: Final = timedelta(minutes=5)
 MAX_PLANS: Final = 1000
 _SWEEPS: Final = {
     pb.SWEEP_RECOVERY: Sweep.RECOVERY,
@@ -111,7 +114,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     @override
     async def ListAbandoned(self, request: pb.ListAbandonedRequest, context: Context) -> pb.ListAbandonedResponse:
         """Tell what nobody needs any more."""
-        report = await self._abandoned.look()
+        report = await self._abandoned.look(timeout=current_rpc().remaining(at_most=LOOK_TIMEOUT) * 0.8)
         return pb.ListAbandonedResponse(
             abandoned=[encode_abandoned(one) for one in report.found[:MAX_PLANS]],
             total=len(report.found),
@@ -121,7 +124,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     @override
     async def RemoveAbandoned(self, request: pb.RemoveAbandonedRequest, context: Context) -> pb.RemoveAbandonedResponse:
         """Remove one such thing."""
-        gone = await self._abandoned.remove(KINDS_BACK[request.kind], request.name)
+        timeout = current_rpc().remaining(at_most=REMOVE_TIMEOUT) * 0.9
+        gone = await self._abandoned.remove(KINDS_BACK[request.kind], request.name, timeout=timeout)
         return pb.RemoveAbandonedResponse(abandoned=encode_abandoned(gone))
 
     @override

@@ -16,6 +16,7 @@ KINDS: Final = {
     AbandonedKind.NAMESPACE: pb.ABANDONED_KIND_NAMESPACE,
     AbandonedKind.WORK: pb.ABANDONED_KIND_WORK,
     AbandonedKind.LEFTOVER: pb.ABANDONED_KIND_LEFTOVER,
+    AbandonedKind.UPLOAD: pb.ABANDONED_KIND_UPLOAD,
 }
 REASONS: Final = {
     AbandonedReason.NO_ROW: pb.ABANDONED_REASON_NO_ROW,
@@ -24,6 +25,7 @@ REASONS: Final = {
     AbandonedReason.CLIENT_DELETED: pb.ABANDONED_REASON_CLIENT_DELETED,
     AbandonedReason.SET_ENDED: pb.ABANDONED_REASON_SET_ENDED,
     AbandonedReason.EXPIRED: pb.ABANDONED_REASON_EXPIRED,
+    AbandonedReason.COMMIT_ENDED: pb.ABANDONED_REASON_COMMIT_ENDED,
     AbandonedReason.RETAINED: pb.ABANDONED_REASON_RETAINED,
 }
 KINDS_BACK: Final = {number: kind for kind, number in KINDS.items()}

@@ -18,6 +18,7 @@ from yarl import URL
 
 from sandboxd.backends.registry.access import RegistryAccess, RegistryAccount, scopes_of
 from sandboxd.backends.registry.attachments import SUBJECT_HEADER, enlist, find, remove
+from sandboxd.backends.registry.noting import SessionNote
 from sandboxd.backends.registry.transport import (
     ATTEMPTS,
     ERROR_BYTES,
@@ -30,6 +31,7 @@ from sandboxd.backends.registry.transport import (
     within,
 )
 from sandboxd.backends.registry.uploads import (
+    STUCK,
     Content,
     ContentGoneError,
     KeptContent,
@@ -41,13 +43,17 @@ from sandboxd.images.registry import (
     DOCKER_INDEX,
     DOCKER_MANIFEST,
     MANIFEST_BYTES,
+    NO_COMMIT,
     OCI_INDEX,
     OCI_MANIFEST,
     Manifest,
     Registry,
     Sent,
+    UploadStuckError,
 )
+from sandboxd.images.upload_notes import UploadNotes
 from sandboxd.model.errors import NotFoundError, SandboxdError, UnavailableError
+from sandboxd.model.image import GenerationId
 from sandboxd.model.image_errors import RegistryKeepsError
 
 _ACCEPT: Final = f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}, {DOCKER_INDEX}"
@@ -72,6 +78,7 @@ class OciRegistry(Registry):
         authority: Path | None = None,
         account: RegistryAccount | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        uploads: UploadNotes | None = None,
     ) -> None:
         """Keep how it is reached.
 
@@ -81,11 +88,13 @@ class OciRegistry(Registry):
             authority: PEM file of the authorities that may vouch for it; else the system's.
             account: Who we are; None where it asks nobody.
             chunk_bytes: Of an upload at a time, which is held in memory.
+            uploads: Where it is noted which uploads are open; None: nowhere.
         """
         self._base = URL(f"{'http' if plain else 'https'}://{address}")
         self._authority = authority
         self._access = RegistryAccess(self._base, account)
         self._chunk = chunk_bytes
+        self._uploads = uploads
         self._http: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -168,24 +177,57 @@ class OciRegistry(Registry):
         return Upload(self._transport(), location_of(answer), scopes=call.scopes, chunk=self._chunk)
 
     @override
-    async def copy(self, repository: str, digest: str, *, size: int, source: str, timeout: timedelta) -> None:
+    async def copy(
+        self,
+        repository: str,
+        digest: str,
+        *,
+        size: int,
+        source: str,
+        timeout: timedelta,
+        commit: GenerationId = NO_COMMIT,
+    ) -> None:
         async def once() -> bool:
             async with aclosing(self.blob(source, digest, size=size, timeout=timeout)) as pieces:
                 content = PassingContent(pieces, size=size)
                 await content.begin()
-                return await self._upload_once(repository, content, digest)
+                return await self._upload_once(repository, content, digest, commit=commit)
 
         async with within(timeout, f"copy of {digest}"):
             await self._upload(repository, digest, once)
 
     @override
     async def upload(
-        self, repository: str, content: Path | bytes, *, digest: str, timeout: timedelta, sent: Sent | None = None
+        self,
+        repository: str,
+        content: Path | bytes,
+        *,
+        digest: str,
+        timeout: timedelta,
+        sent: Sent | None = None,
+        commit: GenerationId = NO_COMMIT,
     ) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
         kept = KeptContent(source=content, size=size)
         async with within(timeout, f"upload of {digest}"):
-            await self._upload(repository, digest, lambda: self._upload_once(repository, kept, digest, sent))
+            await self._upload(
+                repository, digest, lambda: self._upload_once(repository, kept, digest, sent, commit=commit)
+            )
+
+    @override
+    async def cancel_upload(self, repository: str, location: str, *, timeout: timedelta) -> None:
+        scopes = scopes_of(repository, write=True)
+        session = Upload(self._transport(), URL(location, encoded=True), scopes=scopes, chunk=self._chunk)
+        async with within(timeout, f"end of an upload to {repository}"):
+            if not await session.cancel():
+                raise UploadStuckError
+
+    @override
+    async def find_upload(self, repository: str, location: str, *, timeout: timedelta) -> int | None:
+        scopes = scopes_of(repository, write=True)
+        session = Upload(self._transport(), URL(location, encoded=True), scopes=scopes, chunk=self._chunk)
+        async with within(timeout, f"look at an upload to {repository}"):
+            return await session.find()
 
     async def _upload(self, repository: str, digest: str, once: Callable[[], Awaitable[bool]]) -> None:
         """Upload in as many sessions as it takes."""
@@ -203,18 +245,32 @@ class OciRegistry(Registry):
             await pause(attempt)
         raise failure
 
-    async def _upload_once(self, repository: str, content: Content, digest: str, sent: Sent | None = None) -> bool:
+    async def _upload_once(
+        self,
+        repository: str,
+        content: Content,
+        digest: str,
+        sent: Sent | None = None,
+        *,
+        commit: GenerationId = NO_COMMIT,
+    ) -> bool:
         """Upload in one session; False where the registry does not know it any more."""
         url, scopes = self._url(repository, "blobs/uploads/"), scopes_of(repository, write=True)
         session = await self._opened(Upload.begin(self._transport(), url, scopes=scopes, chunk=self._chunk))
         assert session is not None
+        note = SessionNote(self._uploads, repository=repository, commit=commit)
         try:
-            await session.send(content, digest=digest, sent=sent)
-        except NotFoundError:
+            await note.begun(session.location, total_bytes=content.size)
+            await session.send(content, digest=digest, sent=sent, moved=note.moved)
+        except NotFoundError as error:
+            if error.metadata.get("code") != STUCK:
+                await note.ended()
             return False
         except BaseException:
-            await self._take_back(session)
+            if await self._take_back(session):
+                await note.ended()
             raise
+        await note.ended()
         return True
 
     @override
@@ -294,13 +350,13 @@ class OciRegistry(Registry):
                     await self._take_back(session)
             raise
 
-    async def _take_back(self, session: Upload) -> None:
-        """Cancel an upload, also while our own task is being cancelled; the registry's own sweep takes what stays."""
+    async def _take_back(self, session: Upload) -> bool:
+        """Cancel an upload, also while our own task is being cancelled; True where that is certain."""
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
-                await session.cancel()
+                return await session.cancel()
         except (TimeoutError, SandboxdError):
-            return
+            return False
 
     def _url(self, repository: str, path: str) -> URL:
         return self._base.joinpath("v2", repository, path)

@@ -11,6 +11,7 @@ from sandboxd.backends.registry.access import RegistryAccount
 from sandboxd.backends.registry.client import CHUNK_BYTES, OciRegistry
 from sandboxd.backends.registry.harbor_api import HarborApi
 from sandboxd.backends.registry.transport import ERROR_BYTES, Answer, Call
+from sandboxd.images.upload_notes import UploadNotes
 from sandboxd.model.errors import NotFoundError, UnavailableError
 
 _REFUSED: Final = frozenset({"401", "403"})
@@ -32,9 +33,12 @@ class HarborRegistry(OciRegistry):
         authority: Path | None = None,
         account: RegistryAccount | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        uploads: UploadNotes | None = None,
     ) -> None:
         """Keep how it is reached; `api` is its own one, which others close."""
-        super().__init__(address, plain=plain, authority=authority, account=account, chunk_bytes=chunk_bytes)
+        super().__init__(
+            address, plain=plain, authority=authority, account=account, chunk_bytes=chunk_bytes, uploads=uploads
+        )
         self._api = api
 
     @override

@@ -177,7 +177,7 @@ class Transport:
 
     def failure(self, call: Call, answer: Answer) -> SandboxdError:
         """Put an answer that was not expected into our words."""
-        code, said = _complaint(answer.content)
+        code, said = complaint(answer.content)
         registry, status = self.base.authority, str(answer.status)
         text = f"The registry {self.base.authority} answers {answer.status} to {call.method} {call.url.path}"
         text += f": {code} {said}." if code else "."
@@ -218,7 +218,7 @@ async def pause(attempt: int, wished: str = "") -> None:
     await asyncio.sleep(min(seconds, _LONGEST_PAUSE) * random.uniform(0.75, 1.0))  # noqa: S311
 
 
-def _complaint(content: bytes) -> tuple[str, str]:
+def complaint(content: bytes) -> tuple[str, str]:
     """Return the code and the message of an error's body, empty where it has none."""
     try:
         first = json.loads(content)["errors"][0]

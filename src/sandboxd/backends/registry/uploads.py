@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from yarl import URL
 
-from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, finishing, pause
-from sandboxd.images.registry import Sent
+from sandboxd.backends.registry.transport import ATTEMPTS, Answer, Call, Transport, complaint, finishing, pause
+from sandboxd.images.registry import Sent, UploadStuckError
 from sandboxd.model.errors import SandboxdError, UnavailableError
 
+STUCK: Final = "BLOB_UPLOAD_INVALID"
+"""What docker-registry says of a session that is at another offset than its address."""
 _RANGE: Final = re.compile(r"(?:bytes=)?0-(\d+)")
 
 
@@ -100,8 +102,21 @@ class Upload:
         chunk = max(chunk, int(smallest)) if smallest.isdecimal() else chunk
         return cls(transport, location_of(answer), scopes=scopes, chunk=chunk)
 
-    async def send(self, content: Content, *, digest: str, sent: Sent | None = None) -> None:
+    async def send(
+        self,
+        content: Content,
+        *,
+        digest: str,
+        sent: Sent | None = None,
+        moved: Callable[[URL, int], Awaitable[None]] | None = None,
+    ) -> None:
         """Send everything and close the session with the digest.
+
+        Args:
+            content: What.
+            digest: Of it.
+            sent: Told how many bytes the registry has.
+            moved: Told as well, with where the session goes on.
 
         Raises:
             UnavailableError: It made no progress in several attempts.
@@ -116,6 +131,8 @@ class Upload:
             if arrived:
                 offset += len(piece)
                 failures = 0
+                if moved is not None:
+                    await moved(self.location, offset)
                 if sent is not None:
                     sent(offset)
                 continue
@@ -127,9 +144,23 @@ class Upload:
         closing = self.location.update_query(digest=digest)
         await self._transport.ask(_call("PUT", closing, self._scopes, b""), 201)
 
-    async def cancel(self) -> None:
-        """Close the session without a blob; one that is gone already is no error."""
-        await self._transport.ask(_call("DELETE", self.location, self._scopes), 200, 202, 204, 404)
+    async def cancel(self) -> bool:
+        """Close the session without a blob; one that is gone already is no error. False: it is there and stays."""
+        answer = await self._transport.ask(_call("DELETE", self.location, self._scopes), 200, 202, 204, 404)
+        return answer.status != 404 or not is_elsewhere(answer)
+
+    async def find(self) -> int | None:
+        """Say how many bytes the registry has of it, None where the session is gone.
+
+        Raises:
+            UploadStuckError: It is there, and nobody knows where it goes on.
+        """
+        answer = await self._transport.ask(_call("GET", self.location, self._scopes), 204, 404)
+        if answer.status != 404:
+            return _size(answer)
+        if is_elsewhere(answer):
+            raise UploadStuckError
+        return None
 
     async def _patch(self, piece: bytes, offset: int) -> bool:
         """Send a chunk; False where it is not known how much of it arrived."""
@@ -156,9 +187,22 @@ class Upload:
         answer = await self._transport.ask(_call("GET", self.location, self._scopes), 204)
         if "Location" in answer.headers:
             self.location = location_of(answer)
-        found = _RANGE.fullmatch(answer.headers.get("Range", ""))
-        end = int(found[1]) if found else 0
-        return end + 1 if end else 0  # an empty session says 0-0, as one with a single byte does
+        return _size(answer)
+
+
+def _size(answer: Answer) -> int:
+    found = _RANGE.fullmatch(answer.headers.get("Range", ""))
+    end = int(found[1]) if found else 0
+    return end + 1 if end else 0  # an empty session says 0-0, as one with a single byte does
+
+
+def is_elsewhere(answer: Answer) -> bool:
+    """Tell whether a session that is "not found" is there, at another offset than its address says.
+
+    docker-registry signs the offset into the address. Where a piece was cut it has a part of it, and nobody has an
+    address with that offset: neither can it be continued nor closed.
+    """
+    return complaint(answer.content)[0] == STUCK
 
 
 def location_of(answer: Answer) -> URL:

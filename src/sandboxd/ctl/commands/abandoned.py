@@ -77,6 +77,8 @@ def _goes(one: pb.Abandoned) -> str:
         return when(one.remove_time)
     if one.kind == pb.ABANDONED_KIND_IMAGE:
         return "by sweep images"
+    if one.kind == pb.ABANDONED_KIND_UPLOAD and not one.removable:
+        return "by the registry"
     return "by --remove" if one.removable else "by you"
 
 

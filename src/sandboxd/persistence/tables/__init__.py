@@ -3,7 +3,7 @@
 What the tables are in the database is said by the migrations (`alembic/`); a test holds that both agree.
 """
 
-from sandboxd.persistence.tables.abandoned import AbandonedSightingRow
+from sandboxd.persistence.tables.abandoned import AbandonedLookRow, AbandonedSightingRow
 from sandboxd.persistence.tables.accounts import ClientRow, FreelancerRow, TurnPlaceRow
 from sandboxd.persistence.tables.audit import (
     AuditChainRow,
@@ -33,9 +33,11 @@ from sandboxd.persistence.tables.pools import PoolMemberRow, PoolRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.resources import UsageIntervalRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
+from sandboxd.persistence.tables.uploads import ImageUploadRow
 from sandboxd.persistence.tables.usage import GatewayRow, PriceRow, UsageEventRow
 
 __all__ = [
+    "AbandonedLookRow",
     "AbandonedSightingRow",
     "ApiKeyRow",
     "AuditChainRow",
@@ -59,6 +61,7 @@ __all__ = [
     "ImageGenerationRow",
     "ImageSbomRow",
     "ImageSightingRow",
+    "ImageUploadRow",
     "IncarnationRow",
     "OperationRow",
     "PackageChangeRow",

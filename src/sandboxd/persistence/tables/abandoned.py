@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import CheckConstraint, Float
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from sandboxd.persistence.tables.base import Base, Moment
@@ -22,3 +25,14 @@ class AbandonedSightingRow(Base):
     seen_seconds: Mapped[float] = mapped_column(Float)
 
     __table_args__ = (CheckConstraint("looks > 0 AND seen_seconds >= 0", name="looks"),)
+
+
+class AbandonedLookRow(Base):
+    """What is known of one place that may have abandoned things."""
+
+    __tablename__ = "abandoned_looks"
+
+    place: Mapped[str] = mapped_column(primary_key=True)
+    tried_time: Mapped[Moment]
+    look_time: Mapped[Moment | None]
+    things: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)  # Any: JSON
