@@ -382,3 +382,17 @@ def test_a_directory_deeper_than_a_layer_may_be_is_told_and_left_out(tree: Tree)
 
     assert list(difference.skipped.values()) == ["too_deep"]
     assert max(path.count(b"/") for path in difference.entries) == 127
+
+
+def test_a_path_longer_than_a_layer_may_have_is_told_and_left_out(tree: Tree) -> None:
+    place = os.open(tree.root / "opt", os.O_RDONLY | os.O_DIRECTORY)
+    for _ in range(16):
+        os.mkdir("d" * 240, dir_fd=place)
+        place, before = os.open("d" * 240, os.O_RDONLY | os.O_DIRECTORY, dir_fd=place), place
+        os.close(before)
+    os.close(place)
+
+    difference = tree.walk()
+
+    assert list(difference.skipped.values()) == ["too_deep"]
+    assert max(map(len, difference.entries)) == 3 + 15 * 241

@@ -369,6 +369,16 @@ def test_limits_are_reached_exactly_and_not_exceeded() -> None:
         assert "/large" in caught.value.message
 
 
+def test_a_refusal_names_what_it_helps_to_remove_and_no_crumbs() -> None:
+    frames = [*a_file(b"crumb", b"x"), *a_file(b"half", b"x" * 1500), *a_file(b"large", b"x" * 3000), *a_file(b"last")]
+    limits = ImageLimits(raw_bytes=1 << 20, compressed_bytes=1 << 20, entries=3, file_bytes=1 << 20)
+
+    with pytest.raises(ImageTooLargeError) as caught:
+        make([], ended(frames), limits=limits)
+
+    assert caught.value.metadata["largest"] == "/large (2.9 KiB), /half (1.5 KiB)"
+
+
 def test_a_sparse_file_meets_the_limit_long_before_its_end() -> None:
     limits = ImageLimits(raw_bytes=1 << 20, compressed_bytes=1 << 30)
     sent = 0
@@ -429,6 +439,16 @@ def test_what_is_never_kept_is_left_out_whoever_sends_it() -> None:
         "excluded": ["/proc", "/proc/1", "/var/log/x"],
         "secret": ["/root/.bash_history", "/root/.ssh", "/root/.ssh/id", "/srv"],
     }
+
+
+def test_a_path_that_a_node_could_not_unpack_below_its_own_is_left_out_with_all_below_it() -> None:
+    deep = [b"/".join([b"d" * 239] * depth) for depth in range(1, 17)]  # the last one has 3,839 bytes
+
+    made = make([], ended([*itertools.chain.from_iterable(map(an_entry, deep)), *a_file(deep[-1] + b"/x")]))
+
+    assert len(made.names) == 16
+    assert list(made.left_out) == ["too_deep"]
+    assert len(made.left_out["too_deep"]) == 1
 
 
 def test_what_is_never_kept_is_not_deleted_either() -> None:

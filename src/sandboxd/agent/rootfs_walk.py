@@ -44,7 +44,8 @@ WHITEOUT: Final = b".wh."
 """Names that mean a deletion in a layer; a file cannot be kept by such a name."""
 OPEN_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 MAX_DEPTH: Final = 128
-MAX_PATH_BYTES: Final = 4096
+MAX_PATH_BYTES: Final = 3840
+"""What the layer's writer keeps (`images/layer_rules.py`): nodes put a path of their own before it."""
 ATTEMPTS: Final = 3
 """How often something is looked at that is another thing each time."""
 PROGRESS_SECONDS: Final = 0.5

@@ -11,6 +11,8 @@ from sandboxd.model.image_errors import CaptureInvalidError, ImageTooLargeError
 
 SAMPLES: Final = 10
 """Paths that are named for each reason, and largest paths."""
+WORTH_NAMING: Final = 100
+"""A refusal names no path of less than a hundredth of the largest: removing it would change nothing."""
 TEXT_BYTES: Final = 200
 """Of a path for people; the middle of a longer one is left out."""
 REASONS: Final = frozenset(
@@ -125,6 +127,7 @@ def too_large(limit: str, most: int, largest: Largest) -> ImageTooLargeError:
         "file_bytes": f"a file of more than {size_text(most)}",
     }[limit]
     listed = largest.listed()
+    listed = [(path, size) for path, size in listed if size * WORTH_NAMING >= listed[0][1]]
     named = ", ".join(f"{path} ({size_text(size)})" for path, size in listed)
     return ImageTooLargeError(
         f"The image would have {what}. Remove what is not needed, or move it to the home or workspace volume."

@@ -14,6 +14,9 @@ PATH_BYTES: Final = 4096
 NAME_BYTES: Final = 255
 DEPTH: Final = 128
 """The agent's limits, of which the first two are the kernel's."""
+KEPT_PATH_BYTES: Final = 3840
+"""Longest path in a layer. A node unpacks it below a directory of its own, and for the kernel both are one path of at
+most 4,096: an image with a longer one boots nowhere."""
 MOST_ID: Final = (1 << 32) - 2
 """The last one means "no change" to chown."""
 EARLIEST: Final = -(1 << 31)
@@ -78,6 +81,8 @@ def reason_to_leave_out(path: bytes, *, directory: bool) -> str | None:
     """Why a path is never kept, whoever sends it; None where it is."""
     if path in EXCLUDED:
         return "excluded"
+    if len(path) > KEPT_PATH_BYTES:
+        return "too_deep"
     if is_secret(path):
         return "secret"
     if not directory and keeps_directories_only(path):
