@@ -33,7 +33,8 @@ from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import Tier
 from sandboxd.settings import Settings
 from sandboxd.v1 import backup_pb2, client_pb2, client_pb2_grpc, sandbox_pb2
-from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesInUseError, VolumesOf, VolumesProgress
+from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesOf, VolumesProgress
+from sandboxd.volumes.volume_errors import VolumesInUseError
 from tests.cluster.stack import NAMESPACE_CLIENT, a_cluster_stack, sandbox_id
 from tests.contract.test_running_images import a_spec, an_incarnation
 from tests.eventually import eventually

@@ -31,7 +31,7 @@ from sandboxd.model.erasure import ERASED_MARK
 from sandboxd.model.errors import ConflictError, InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId, is_id
 from sandboxd.model.sandbox import Sandbox, SandboxState
-from sandboxd.volumes.ports import VolumesNotFoundError
+from sandboxd.volumes.volume_errors import VolumesNotFoundError
 from tests.contract.units_world import NOON, UnitsWorld, an_id, given_sandbox
 
 ACME, OTHER = ClientId("acme"), ClientId("other")

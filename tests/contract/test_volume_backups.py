@@ -31,15 +31,8 @@ from sandboxd.model.backup_errors import (
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
-from sandboxd.volumes.ports import (
-    STAGING,
-    RestoreOrder,
-    TakenVolumes,
-    VolumeBackups,
-    VolumesNotFoundError,
-    VolumesOf,
-    VolumesProgress,
-)
+from sandboxd.volumes.ports import STAGING, RestoreOrder, TakenVolumes, VolumeBackups, VolumesOf, VolumesProgress
+from sandboxd.volumes.volume_errors import VolumesNotFoundError
 from tests.backup_operator import a_backing_cluster, a_snapshotting_cluster, its_backups
 from tests.backup_trees import PATIENCE
 from tests.fakes.backup_pods import BackupCluster
@@ -316,6 +309,47 @@ async def test_what_a_broken_restore_left_is_not_taken_and_goes_with_the_next_on
     await world.destroy(of)
     await restored(world, an_order(made, of))
     assert await world.files(of, Volume.HOME) == HOME
+
+
+async def test_what_is_staged_changes_nothing_until_it_is_restored(
+    world: VolumesWorld,
+) -> None:
+    of, later = a_sandbox(), {Volume.HOME: {b"new": b"1"}, Volume.WORKSPACE: {b"src/main.py": b"later"}}
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+    await world.given(of, later)
+    order = an_order(made, of)
+
+    for _ in range(2):
+        await world.backups.stage(order, timeout=PATIENCE, progress=lambda _: None)
+        assert {volume: unstaged(await world.files(of, volume)) for volume in Volume} == later
+    await world.backups.restore(order, timeout=PATIENCE, progress=lambda _: None)
+
+    assert await world.files(of, Volume.HOME) == HOME
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+
+
+async def test_what_is_discarded_leaves_nothing_and_is_fetched_anew(world: VolumesWorld) -> None:
+    of, later = a_sandbox(), {Volume.HOME: {b"new": b"1"}, Volume.WORKSPACE: {b"src/main.py": b"later"}}
+    await world.given(of, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    made = await taken(world, a_name(), of)
+    await world.given(of, later)
+    order = an_order(made, of)
+    await world.backups.stage(order, timeout=PATIENCE, progress=lambda _: None)
+
+    for _ in range(2):
+        await world.backups.end(order.id, timeout=PATIENCE)
+        await world.backups.discard(order, timeout=PATIENCE)
+        assert {volume: await world.files(of, volume) for volume in Volume} == later
+
+    await world.backups.restore(order, timeout=PATIENCE, progress=lambda _: None)
+    assert await world.files(of, Volume.WORKSPACE) == WORK
+    await world.destroy(of)
+    await world.backups.discard(order, timeout=PATIENCE)
+
+
+def unstaged(files: Mapping[bytes, bytes]) -> Mapping[bytes, bytes]:
+    return {path: content for path, content in files.items() if not path.startswith(STAGING.encode())}
 
 
 async def test_paths_come_back_beside_what_is_there(world: VolumesWorld) -> None:

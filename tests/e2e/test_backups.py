@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 from pathlib import Path
 
@@ -129,6 +130,55 @@ async def test_a_new_sandbox_begins_byte_for_byte_with_a_backup_after_two_kills_
         assert sum(one.entries for one in drill.volumes) > 20
         assert set((stack.home / "sandboxes").iterdir()) == boxes
         assert [each.id async for each in client.backups.drills()] == [drill.id]
+
+
+@pytest.mark.timeout(300)
+async def test_a_restore_that_is_cancelled_leaves_everything_as_it_was_also_after_kills(
+    postgres_url: str, make_stack: StackMaker, restic: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "SANDBOXD_BACKUPS_LOCATION": str(tmp_path / "backups"),
+        "SANDBOXD_BACKUPS_RESTIC": str(restic),
+        "SANDBOXD_BACKUPS_LOOK_SECONDS": "0",
+        "SANDBOXD_BACKUPS_DOWNLOAD_KIBIBYTES": "1024",  # so that there is time for a wish
+    }
+    async with make_stack(postgres_url, settings=settings) as stack, stack.client() as client:
+        sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
+        place = stack.home / "sandboxes" / sandbox.name.removeprefix("sandboxes/")
+        (place / "workspace" / "old").write_bytes(os.urandom(3 << 20))
+        backup = await client.backups.begin(sandbox.name)
+        async for each in client.backups.follow(backup.name):
+            backup = each
+        old = (place / "workspace" / "old").read_bytes()
+        (place / "workspace" / "old").unlink()
+        a_hard_tree(place / "workspace" / "hard")
+        await client.pause(sandbox.name)
+        without_sockets(place / "workspace")
+        before = {name: everything(place / name) for name in ("home", "workspace")}
+
+        # Killed before anything is fetched; whoever takes it up is killed while it ends what somebody has cancelled.
+        await stack.restart("serve", failpoints="restore.before_volumes=exit9")
+        restoring = asyncio.create_task(client.restore(sandbox.name, backup=backup.name, timeout=120))
+        await stack.died("serve", within=60)
+        await stack.start("serve", failpoints="restore.turning_back=exit9")
+        cancelling = asyncio.create_task(client.backups.cancel_restore(sandbox.name))
+        await stack.died("serve", within=60)
+        await stack.start("serve")
+        await cancelling
+        with pytest.raises(ApiError, match="cancelled"):
+            await restoring
+
+        assert (await client.get(sandbox.name)).state == sandbox_pb2.SANDBOX_STATE_PAUSED
+        assert {name: everything(place / name) for name in before} == before
+
+        # Killed when what was fetched takes its place: that goes on to its end.
+        await stack.restart("serve", failpoints="restore.placing=exit9")
+        restoring = asyncio.create_task(client.restore(sandbox.name, backup=backup.name, timeout=120))
+        await stack.died("serve", within=60)
+        await stack.start("serve")
+        assert (await restoring).state == sandbox_pb2.SANDBOX_STATE_ACTIVE
+        assert (place / "workspace" / "old").read_bytes() == old
+        assert not (place / "workspace" / "hard").exists()
 
 
 def _contents(place: Path) -> list[bytes]:

@@ -24,6 +24,7 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         self.restoring = threading.Event()
         """Restores, and who watches them, wait for it; set from the beginning."""
         self.restoring.set()
+        self.cancelled_restores: list[str] = []
         self.fail_backups = ""
         self.drills: list[pb.Drill] = []
         self.fail_drills = ""
@@ -95,6 +96,12 @@ class FakeBackups(backup_pb2_grpc.BackupServiceServicer):
         yield pb.WatchRestoreResponse(step=pb.RESTORE_STEP_VOLUMES, progress=progress)
         self.restoring.wait(10)
         yield pb.WatchRestoreResponse(step=pb.RESTORE_STEP_ENDED)
+
+    @override
+    def CancelRestore(self, request: pb.CancelRestoreRequest, context: Any) -> pb.CancelRestoreResponse:
+        self.cancelled_restores.append(request.sandbox)
+        self.restoring.set()
+        return pb.CancelRestoreResponse(state_reason="The restore was cancelled. It is PAUSED \x1b[31mas before.")
 
     @override
     def GetBackup(self, request: pb.GetBackupRequest, context: Any) -> pb.GetBackupResponse:

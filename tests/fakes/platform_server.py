@@ -261,6 +261,8 @@ class FakePlatform(
     def Restore(self, request: sandbox_pb2.RestoreRequest, context: Any) -> sandbox_pb2.RestoreResponse:
         self.restores.append(request)
         self.restoring.wait(10)
+        if self.cancelled_restores:
+            context.abort(grpc.StatusCode.ABORTED, "The restore was cancelled.")
         return sandbox_pb2.RestoreResponse(sandbox=self.sandboxes[request.name])
 
     # -- the stream

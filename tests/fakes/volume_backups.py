@@ -24,11 +24,10 @@ from sandboxd.volumes.ports import (
     RestoreOrder,
     TakenVolumes,
     VolumeBackups,
-    VolumesInUseError,
-    VolumesNotFoundError,
     VolumesOf,
     VolumesProgress,
 )
+from sandboxd.volumes.volume_errors import VolumesInUseError, VolumesNotFoundError
 
 Files = dict[bytes, bytes]
 
@@ -57,6 +56,8 @@ class FakeVolumeBackups(VolumeBackups):
     """Raised by whatever is called."""
     take_trouble: SandboxdError | None = None
     """Raised by `take` alone."""
+    staged: set[SandboxId] = field(default_factory=set)
+    """What has something beside what it has."""
     restore_told: list[VolumesProgress] = field(default_factory=list)
     """Progress that a restore tells before it does anything, and is taken away then."""
     restore_held: asyncio.Event | None = None
@@ -150,10 +151,7 @@ class FakeVolumeBackups(VolumeBackups):
         self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
     ) -> RestoredTree:
         await self._work(order.id)
-        while self.restore_told:
-            progress(self.restore_told.pop(0))
-        if self.restore_held is not None:
-            await self.restore_held.wait()
+        self.staged.discard(order.into.sandbox)
         if self.restore_trouble is not None:
             raise self.restore_trouble
         if self.runs(order.into.sandbox):
@@ -184,6 +182,22 @@ class FakeVolumeBackups(VolumeBackups):
             entries=sum(map(len, back.values())),
             bytes=sum(len(content) for files in back.values() for content in files.values()),
         )
+
+    @override
+    async def stage(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> None:
+        await self._work(order.id)
+        while self.restore_told:
+            progress(self.restore_told.pop(0))
+        if self.restore_held is not None:
+            await self.restore_held.wait()
+        self.staged.add(order.into.sandbox)
+
+    @override
+    async def discard(self, order: RestoreOrder, *, timeout: timedelta) -> None:
+        self._meet_trouble()
+        self.staged.discard(order.into.sandbox)
 
     @override
     async def compare(

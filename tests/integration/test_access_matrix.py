@@ -662,6 +662,13 @@ CASES += [
         unseen=NO_SANDBOX,
     ),
     Case(
+        method=f"{X}/CancelRestore",
+        ask=lambda t: backup_pb2.CancelRestoreRequest(request_id=t.request_id, sandbox=sandbox(t)),
+        roles=WRITERS,
+        seen=("FAILED_PRECONDITION", "RESTORE_NOT_RUNNING"),
+        unseen=NO_SANDBOX,
+    ),
+    Case(
         method=f"{X}/CancelBackup",
         ask=lambda t: backup_pb2.CancelBackupRequest(request_id=t.request_id, name=backup(t)),
         roles=WRITERS,

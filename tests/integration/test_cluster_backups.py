@@ -26,7 +26,8 @@ from sandboxd.model.cluster_backup import ATTEMPTS, PROGRESS_EVENT
 from sandboxd.model.errors import DeadlineError, SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
-from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesInUseError, VolumesOf, VolumesProgress
+from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesOf, VolumesProgress
+from sandboxd.volumes.volume_errors import VolumesInUseError
 from tests.backup_operator import a_backing_cluster, a_backup_operator, its_backups
 from tests.backup_trees import PATIENCE, a_hard_tree, everything, without_sockets
 from tests.eventually import eventually

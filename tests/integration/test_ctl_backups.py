@@ -159,3 +159,13 @@ def test_a_drill_says_what_it_came_to_and_so_does_its_exit(platform: FakePlatfor
     assert "It came back otherwise" in failed.err
     assert (listed.out.count("FAILED"), listed.out.count("PASSED")) == (2, 1)
     assert last["status"] == "DRILL_STATUS_FAILED"
+
+
+def test_a_restore_is_cancelled_and_told_what_the_sandbox_is_then(platform: FakePlatform) -> None:
+    ran = ctl("restore", "demo", "--cancel")
+    wrong = ctl("restore", "demo", "01", "--cancel")
+
+    assert (ran.code, platform.cancelled_restores) == (0, [f"sandboxes/{BOX}"])
+    assert "PAUSED" in ran.out
+    assert "\x1b[31m" not in ran.out
+    assert (wrong.code, platform.restores) == (2, [])

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.ctl.exits import Exit
 from sandboxd.v1 import stream_pb2
 from tests.fakes.platform_server import TOKEN, FakePlatform
 
@@ -374,4 +375,18 @@ def test_a_restore_shows_how_far_it_is(platform: FakePlatform, env: dict[str, st
 
     terminal.expect("is back")
     assert terminal.end() == 0
+    terminal.close()
+
+
+def test_ctrl_c_cancels_a_restore(platform: FakePlatform, env: dict[str, str], tmp_path: Path) -> None:
+    platform.restoring.clear()
+    terminal = Terminal(str(SANDBOXCTL), "restore", "demo", env=env, cwd=tmp_path)
+    terminal.expect("restoring home")
+
+    terminal.send("\x03")
+
+    terminal.expect("Cancelling the restore")
+    terminal.expect("The restore was cancelled.")
+    assert terminal.end() == Exit.WRONG_STATE
+    assert platform.cancelled_restores == [f"sandboxes/{BOX}"]
     terminal.close()

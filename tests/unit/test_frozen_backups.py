@@ -18,9 +18,9 @@ from sandboxd.model.backup import (
     BackupTrigger,
     Consistency,
     Volume,
-    frozen_for,
 )
 from sandboxd.model.backup_errors import BackupStorageUnavailableError
+from sandboxd.model.frozen_reason import frozen_for
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from tests.eventually import eventually
 from tests.manager_world import SOON, ManagerWorld, a_request

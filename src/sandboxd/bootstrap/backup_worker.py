@@ -22,10 +22,12 @@ from sandboxd.backends.restic.repository import ResticRepository
 from sandboxd.model.backup import BackupMethod, BackupSetProgress, RestoreId, Volume
 from sandboxd.model.cluster_backup import (
     MESSAGE_BYTES,
+    PARTS,
     PROGRESS_EVENT,
     VERDICT_STATUS,
     BackupAction,
     PlacedBackup,
+    RestorePart,
     progress_as_mapping,
 )
 from sandboxd.model.errors import SandboxdError
@@ -42,7 +44,16 @@ from sandboxd.volumes.outcomes import (
     taken_as_mapping,
 )
 from sandboxd.volumes.ports import BackupRepository, RestoreOrder, VolumesOf, VolumesProgress
-from sandboxd.volumes.trees import compare_volumes, forget_sets, prove_trees, restore_trees, take_trees, within
+from sandboxd.volumes.trees import (
+    compare_volumes,
+    discard_trees,
+    forget_sets,
+    prove_trees,
+    restore_trees,
+    stage_trees,
+    take_trees,
+    within,
+)
 
 INTERRUPTED_STATUS: Final = 143
 """Of a worker that was told to end: the work is taken up by another."""
@@ -150,6 +161,9 @@ async def _do(
     *,
     timeout: timedelta,
 ) -> Mapping[str, Any]:  # Any: JSON
+    if work.part is RestorePart.DISCARD:
+        await discard_trees(places.volumes)
+        return {}
     async with within(timeout) as left:
         await repository.prepare(timeout=left())
         match work.action:
@@ -165,7 +179,8 @@ async def _do(
                 )
                 return taken_as_mapping(taken)
             case BackupAction.RESTORE:
-                restored = await restore_trees(
+                bring = stage_trees if work.part is RestorePart.STAGE else restore_trees
+                restored = await bring(
                     repository, _restore_order(work, name), places.volumes, timeout=left(), progress=progress.tell
                 )
                 return restored_as_mapping(restored)
@@ -208,7 +223,10 @@ def _restore_order(work: PlacedBackup, name: str) -> RestoreOrder:
         tier=Tier.BASIC,
         resources=TIER_RESOURCES[Tier.BASIC],
     )
-    return RestoreOrder(id=RestoreId(name), into=into, snapshots=work.snapshots, paths=work.paths)
+    # All parts of a restore find each other's by one name.
+    return RestoreOrder(
+        id=RestoreId(name.removesuffix(PARTS[work.part])), into=into, snapshots=work.snapshots, paths=work.paths
+    )
 
 
 class _Teller:

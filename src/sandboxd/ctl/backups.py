@@ -65,6 +65,11 @@ class BackupClient:
                 if answer.step == backup_pb2.RESTORE_STEP_ENDED:
                     return
 
+    async def cancel_restore(self, sandbox: str) -> str:
+        """End the restore of a sandbox, and return what its state says when it is as it was before."""
+        request = backup_pb2.CancelRestoreRequest(request_id=new_request_id(), sandbox=sandbox)
+        return (await self._connection.call(self._stub.CancelRestore, request, timeout=WORK_SECONDS)).state_reason
+
     async def cancel(self, backup: str) -> backup_pb2.Backup:
         """End a backup, and return it when it has ended."""
         request = backup_pb2.CancelBackupRequest(request_id=new_request_id(), name=backup)

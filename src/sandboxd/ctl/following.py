@@ -35,7 +35,7 @@ async def followed(
         cancel: Asks the service to end it.
     """
     cancels = list[asyncio.Task[object]]()
-    following = asyncio.create_task(shown(shell, doing, follow), name="follow")
+    following = asyncio.create_task(_shown(shell, doing, follow), name="follow")
 
     def interrupted() -> None:
         if cancels:
@@ -54,8 +54,9 @@ async def followed(
                 await task
 
 
-async def shown(shell: Shell, doing: str, follow: Callable[[Status | None], Coroutine[object, object, _Work]]) -> _Work:
-    """Wait for work that shows how far it is, if that is to be seen by somebody."""
+async def _shown(
+    shell: Shell, doing: str, follow: Callable[[Status | None], Coroutine[object, object, _Work]]
+) -> _Work:
     if shell.err.is_terminal and not shell.json:
         with shell.err.status(Text(doing)) as status:
             return await follow(status)

@@ -266,11 +266,13 @@ def list_drills(
 @app.command(
     help=help_text(
         "Bring a terminated, stopped or paused sandbox back to what a backup has, and start it. What its volumes have "
-        "now is backed up first. Or bring it into another sandbox, or a new one.",
+        "now is backed up first. Or bring it into another sandbox, or a new one. Ctrl-C cancels; pressed again it "
+        "leaves.",
         "sandboxctl restore demo",
         "sandboxctl restore demo 8f3k2m",
         "sandboxctl restore demo 8f3k2m --path workspace:src/main.py --path home:.bashrc",
         "sandboxctl restore demo --into copy-of-demo",
+        "sandboxctl restore demo --cancel",
     )
 )
 def restore(
@@ -301,6 +303,9 @@ def restore(
         list[str] | None,
         typer.Option("--path", metavar="VOLUME:PATH", help="This alone; may be repeated.", show_default=False),
     ] = None,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Begin nothing; end the restore that is at work: all is as it was.")
+    ] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", min=1, metavar="SECONDS", help="How long to wait; the work goes on.")
     ] = 600,
@@ -308,6 +313,12 @@ def restore(
 ) -> None:
     """Restore a sandbox."""
     from sandboxd.ctl.commands import backups as command
+
+    if cancel:
+        if backup or into or path or workspace_only:
+            raise typer.BadParameter("--cancel begins nothing: say the sandbox alone.")
+        execute(context, output, lambda shell: command.cancel_restore(shell, sandbox))
+        return
 
     options = command.RestoreOptions(
         backup=backup, paths=path or [], into=into, workspace_only=workspace_only, timeout=timeout

@@ -17,7 +17,8 @@ from sandboxd.model.abandoned import AbandonedKind, AbandonedReason, Thing
 from sandboxd.model.backup import BackupSetId
 from sandboxd.model.errors import ConflictError
 from sandboxd.model.ids import ClientId
-from sandboxd.volumes.ports import SnapshotListing, TreeSnapshot, VolumeBackups
+from sandboxd.volumes.listing import SnapshotListing
+from sandboxd.volumes.ports import TreeSnapshot, VolumeBackups
 
 PAGE: Final = 500
 """Clients that are read at once."""

@@ -17,8 +17,8 @@ from sandboxd.manager.changes import Changes
 from sandboxd.manager.followers import Followers
 from sandboxd.manager.lifecycle_ports import Announced, Candidate
 from sandboxd.manager.ports import UnitsOfWork
-from sandboxd.model.backup import FROZEN_FOR
 from sandboxd.model.errors import SandboxdError
+from sandboxd.model.frozen_reason import FROZEN_FOR
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.lifecycle import LifecycleStep
 from sandboxd.model.next_step import STEPS, idle_since

@@ -42,7 +42,7 @@ from sandboxd.model.final_backup import FinalBackup, final_backup
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.paging import Page
 from sandboxd.model.sandbox import Sandbox, SandboxState
-from sandboxd.model.sources import IdSource
+from sandboxd.model.sources import Clock, IdSource
 
 WATCH_SECONDS: Final = 1.0
 """How often a backup that is followed is looked at."""
@@ -149,6 +149,7 @@ class Backups:
         room: BackupRoom | None,
         requests: Requests,
         changes: Changes,
+        clock: Clock,
         ids: IdSource,
     ) -> None:
         self._units = units
@@ -156,7 +157,7 @@ class Backups:
         self._requests = requests
         self._changes = changes
         self._ids = ids
-        self.restores = RestoreFollowing(units=units, changes=changes)
+        self.restores = RestoreFollowing(units=units, changes=changes, requests=requests, clock=clock)
         self.drills = Drills(units=units, drilling=None if room is None else room.drilling)
 
     async def create(

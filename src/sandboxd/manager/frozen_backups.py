@@ -17,7 +17,7 @@ import structlog
 from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.backup_tools import BackupTools, volumes_of
 from sandboxd.manager.stillness import Stillness
-from sandboxd.model.backup import BackupFreeze, BackupSet, frozen_for
+from sandboxd.model.backup import BackupFreeze, BackupSet
 from sandboxd.model.backup_errors import BackupNotQuiescedError
 from sandboxd.model.errors import (
     DatabaseUnavailableError,
@@ -27,6 +27,7 @@ from sandboxd.model.errors import (
     StaleOwnerError,
 )
 from sandboxd.model.failpoints import failpoint
+from sandboxd.model.frozen_reason import frozen_for
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.model.sources import Clock
 from sandboxd.volumes.ports import TakenVolumes, VolumesProgress

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sandboxd.manager.access import require_visible
 from sandboxd.manager.backup_ports import BackupSetNotFoundError
 from sandboxd.manager.ports import UnitOfWork
 from sandboxd.model.backup import BackupSet, BackupSetId, BackupSetStatus, BackupSetStatusError, Restoring, Volume
-from sandboxd.model.backup_errors import BackupHomeError
+from sandboxd.model.backup_errors import BackupHomeError, RestoreCancelledError
 from sandboxd.model.caller import Caller
-from sandboxd.model.errors import SandboxNotFoundError
+from sandboxd.model.errors import InternalError, SandboxNotFoundError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 
@@ -60,3 +62,32 @@ def hint_for(sandbox: Sandbox) -> str:
     if sandbox.state in (SandboxState.ACTIVE, SandboxState.HIBERNATED):
         return "Pause it first."
     return ""
+
+
+def may_lose(sandbox: Sandbox) -> bool:
+    """Tell whether there is anything in its volumes that is not in a set that brings it back."""
+    return sandbox.volumes_released is None and not is_new(sandbox)
+
+
+def still_wanted(sandbox: Sandbox) -> Restoring:
+    """Return what a sandbox gets back.
+
+    Raises:
+        RestoreCancelledError: Nobody wishes it any more.
+    """
+    restoring = sandbox.restoring
+    if restoring is None:
+        raise InternalError(f"Sandbox {sandbox.id} is RESTORING, and nothing says what.")
+    if restoring.cancelled:
+        raise cancelled(sandbox.id)
+    return restoring
+
+
+async def placing(_: UnitOfWork, sandbox: Sandbox) -> Sandbox:
+    """Write that what is there begins to change: from here on nobody can wish any more that it does not."""
+    return replace(sandbox, restoring=replace(still_wanted(sandbox), placing=True), version=sandbox.version + 1)
+
+
+def cancelled(sandbox: SandboxId) -> RestoreCancelledError:
+    """Say that somebody has ended a restore."""
+    return RestoreCancelledError(f"The restore of sandbox {sandbox} was cancelled.", sandbox=sandbox)

@@ -6,10 +6,10 @@ goes on with the same set; before anything has started, a failure puts the sandb
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
@@ -27,7 +27,16 @@ from sandboxd.manager.ports import RequestRecord, UnitOfWork, UnitsOfWork
 from sandboxd.manager.requests import Requests
 from sandboxd.manager.restore_following import report_restore
 from sandboxd.manager.restore_images import image_of, switch
-from sandboxd.manager.restore_rules import hint_for, is_new, require_for, usable_set
+from sandboxd.manager.restore_rules import (
+    cancelled,
+    hint_for,
+    is_new,
+    may_lose,
+    placing,
+    require_for,
+    still_wanted,
+    usable_set,
+)
 from sandboxd.manager.startup import Startup
 from sandboxd.manager.volume_notes import VolumeNote
 from sandboxd.model.backup import (
@@ -41,7 +50,7 @@ from sandboxd.model.backup import (
     Restoring,
     Volume,
 )
-from sandboxd.model.backup_errors import BackupDamagedError, BackupsOffError, BackupUnnamedError
+from sandboxd.model.backup_errors import BackupDamagedError, BackupsOffError, BackupUnnamedError, RestoreCancelledError
 from sandboxd.model.caller import Request
 from sandboxd.model.errors import (
     DatabaseUnavailableError,
@@ -56,11 +65,14 @@ from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
 from sandboxd.volumes.paths import check_path
-from sandboxd.volumes.ports import RestoreOrder, VolumesNotFoundError
+from sandboxd.volumes.ports import RestoreOrder
+from sandboxd.volumes.volume_errors import VolumesNotFoundError
 
 END_TIMEOUT: Final = timedelta(seconds=60)
 REMOVE_TIMEOUT: Final = timedelta(seconds=60)
 CLEAR_TIMEOUT: Final = timedelta(minutes=5)
+DISCARD_TIMEOUT: Final = timedelta(minutes=5)
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -188,21 +200,56 @@ class Restores:
         if not restoring.restored:
             try:
                 intent = await self._clear(intent)
-                chosen = await self._bring_back(intent.sandbox, restoring)
+                intent, chosen = await self._bring_back(intent, restoring)
+                intent = await self._intents.advance(intent, lambda work, now: self._restored(work, now, chosen))
             except (DatabaseUnavailableError, StaleOwnerError):
                 raise  # recovery goes on
             except SandboxdError as error:
                 await self._turn_back(intent, restoring, error)
                 raise
-            intent = await self._intents.advance(intent, lambda work, now: self._restored(work, now, chosen))
             await self._end(restoring.id)
         return await self._startup.bring_up(intent)
 
-    async def _bring_back(self, sandbox: Sandbox, restoring: Restoring) -> BackupSet:
+    async def _bring_back(self, intent: Intent, restoring: Restoring) -> tuple[Intent, BackupSet]:
+        """Bring the volumes back. What there is of them changes only when nobody can wish any more that it ends."""
+        sandbox, note = intent.sandbox, VolumeNote(progress=restoring.progress)
+        tools = self.require_room().making.tools
+        if not restoring.placing:
+            if restoring.cancelled:
+                raise cancelled(sandbox.id)
+            await self._unless_cancelled(self._prepare(sandbox, restoring, note), restoring, note, sandbox.id)
+            failpoint("restore.after_stage")
+            if may_lose(sandbox):
+                intent = await self._intents.advance(intent, placing)
+                failpoint("restore.placing")
+        chosen, order = await self._order(sandbox, restoring)
+        work = tools.of(chosen.method).restore(order, timeout=tools.restore_timeout, progress=note.take)
+        back = await self._unless_cancelled(work, restoring, note, sandbox.id)
+        log.info("backup.restored", sandbox=sandbox.id, backup=chosen.id, entries=back.entries, bytes=back.bytes)
+        failpoint("restore.after_volumes")
+        return intent, chosen
+
+    async def _prepare(self, sandbox: Sandbox, restoring: Restoring, note: VolumeNote) -> None:
+        """Keep what is there, and put beside it what comes back; of what is not there nothing can be lost."""
         room = self.require_room()
-        released = sandbox.volumes_released
-        if released is None and not is_new(sandbox):
+        if may_lose(sandbox):
             await self._protect(room.making, sandbox, restoring)
+        chosen, order = await self._order(sandbox, restoring)
+        failpoint("restore.before_volumes")
+        if may_lose(sandbox):
+            tools = room.making.tools
+            await tools.of(chosen.method).stage(order, timeout=tools.restore_timeout, progress=note.take)
+
+    async def _unless_cancelled(
+        self, work: Coroutine[Any, Any, T], restoring: Restoring, note: VolumeNote, sandbox: SandboxId
+    ) -> T:  # Any: what a coroutine sends and takes is asyncio's
+        every = self.require_room().making.report_every
+        report = report_restore(self._units, sandbox, restoring.id, note, every=every)
+        return await unless_cut_short(work, report, name=f"restore-{restoring.id}")
+
+    async def _order(self, sandbox: Sandbox, restoring: Restoring) -> tuple[BackupSet, RestoreOrder]:
+        """Say what comes back."""
+        released = sandbox.volumes_released
         wanted = restoring.backup or (released.backup if released is not None else None)
         async with self._units.begin() as work:
             if wanted is not None:
@@ -217,24 +264,12 @@ class Restores:
                 await image_of(work, sandbox, chosen)
         if chosen.checksum and chosen.checksum != chosen.sum():
             raise BackupDamagedError(f"The row of backup {chosen.id} is not what it was.", backup=chosen.id)
-        failpoint("restore.before_volumes")
-        tools = room.making.tools
-        volumes = tools.of(chosen.method)
-        order = RestoreOrder(
+        return chosen, RestoreOrder(
             id=restoring.id,
             into=volumes_of(sandbox),
             snapshots={one.volume: one.snapshot for one in chosen.volumes if restoring.wants(one.volume)},
             paths=restoring.paths,
         )
-        note = VolumeNote(progress=restoring.progress)
-        back = await unless_cut_short(
-            volumes.restore(order, timeout=tools.restore_timeout, progress=note.take),
-            report_restore(self._units, sandbox.id, restoring.id, note, every=room.making.report_every),
-            name=f"restore-{restoring.id}",
-        )
-        log.info("backup.restored", sandbox=sandbox.id, backup=chosen.id, entries=back.entries, bytes=back.bytes)
-        failpoint("restore.after_volumes")
-        return chosen
 
     async def _clear(self, intent: Intent) -> Intent:
         """Destroy what a release that broke off, or a restore that failed, has left: a set has all that counts."""
@@ -283,9 +318,7 @@ class Restores:
     async def _restored(self, work: UnitOfWork, sandbox: Sandbox, chosen: BackupSet) -> Sandbox:
         """Write that the volumes are restored, with the image that goes with them and the next life."""
         now = self._clock.now()
-        restoring = sandbox.restoring
-        if restoring is None:
-            raise InternalError(f"Sandbox {sandbox.id} is RESTORING, and nothing says what.")
+        restoring = still_wanted(sandbox)
         if restoring.whole:
             wanted = await image_of(work, sandbox, chosen)
             sandbox = await switch(work, sandbox, wanted, at=now, ids=self._ids)
@@ -306,6 +339,9 @@ class Restores:
         sandbox, state = intent.sandbox.id, SandboxState(restoring.came_from)
         if not await self._end(restoring.id):
             return  # volumes may be changing hands: it stays RESTORING until recovery knows that none does
+        if isinstance(error, RestoreCancelledError) and may_lose(intent.sandbox):
+            await self._discard(intent.sandbox, restoring)
+        failpoint("restore.turning_back")
         if state is SandboxState.TERMINATED:
             try:
                 if is_new(intent.sandbox):  # nothing of anybody's is in it but half of what the backup has
@@ -328,6 +364,14 @@ class Restores:
             return replace(returned, state_time=ended, terminate_time=before.terminate_time, released=released)
 
         await self._intents.settle(intent, back, error=error)
+
+    async def _discard(self, sandbox: Sandbox, restoring: Restoring) -> None:
+        """Take away what was put beside what is there; what cannot be goes with the next restore."""
+        try:
+            chosen, order = await self._order(sandbox, restoring)
+            await self.require_room().making.tools.of(chosen.method).discard(order, timeout=DISCARD_TIMEOUT)
+        except SandboxdError as left:
+            log.warning("restore.not_discarded", sandbox=sandbox.id, error=left.message)
 
     async def _end(self, restore: RestoreId) -> bool:
         """See that nothing works on it any more; False where that is not known."""

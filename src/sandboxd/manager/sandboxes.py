@@ -158,6 +158,7 @@ class SandboxManager:
             room=core.backups,
             requests=requests,
             changes=core.changes,
+            clock=tools.clock,
             ids=tools.ids,
         )
         self._reading = Reading(units=tools.units, changes=core.changes)

@@ -24,10 +24,6 @@ SnapshotId = NewType("SnapshotId", str)
 name of a VolumeSnapshot."""
 
 
-FROZEN_FOR: Final = "It stands still for a moment, for backup"
-"""Begins the `state_reason` of a sandbox that is frozen for a backup."""
-
-
 class Volume(enum.Enum):
     """What of a sandbox is kept on volumes."""
 
@@ -307,6 +303,10 @@ class Restoring:
     """When it came into that state; None where its processes may have run until now."""
     restored: bool = False
     """The volumes are as they are to be; what is left is the start."""
+    placing: bool = False
+    """What comes back is beside what is there, and takes its place now: it is not cancelled any more."""
+    cancelled: bool = False
+    """Somebody wishes that it ends, and that all is as it was."""
     progress: BackupSetProgress | None = None
     """How far the volumes are. Written apart from the rest; the version does not grow."""
 
@@ -318,11 +318,6 @@ class Restoring:
     def wants(self, volume: Volume) -> bool:
         """Tell whether anything of a volume comes back."""
         return bool(self.paths.get(volume)) if self.paths else volume in self.volumes
-
-
-def frozen_for(backup: BackupSet) -> str:
-    """The `state_reason` of a sandbox that stands still for a set."""
-    return f"{FROZEN_FOR} {backup.id}. A prompt wakes it at once."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -144,6 +144,26 @@ class BackupCancelledError(SandboxdError):
     reason = "BACKUP_CANCELLED"
 
 
+class RestoreCancelledError(SandboxdError):
+    """Somebody ended the restore before anything took its place: the sandbox is as it was."""
+
+    kind = ErrorKind.CONFLICT
+    reason = "RESTORE_CANCELLED"
+
+
+class RestoreTooLateError(WrongStateError):
+    """What comes back takes its place already, or has taken it: the restore goes on to its end."""
+
+    reason = "RESTORE_TOO_LATE"
+
+    def __init__(self, sandbox: SandboxId) -> None:
+        super().__init__(
+            f"What comes back into sandbox {sandbox} takes its place now: the restore is not cancelled any more. What "
+            "was there before is in a backup.",
+            sandbox=sandbox,
+        )
+
+
 class BackupAbandonedError(UnavailableError):
     """The backup was begun again after crashes, and broke off every time; try again."""
 

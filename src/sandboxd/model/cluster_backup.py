@@ -54,6 +54,22 @@ class BackupAction(enum.Enum):
     DESTROY = "Destroy"
 
 
+class RestorePart(enum.Enum):
+    """What of a restore is done."""
+
+    ALL = "All"
+    STAGE = "Stage"
+    """What comes back is put beside what is there."""
+    DISCARD = "Discard"
+    """It is taken away from there."""
+
+
+PARTS: Final[Mapping[RestorePart, str]] = {
+    RestorePart.ALL: "",
+    RestorePart.STAGE: "-stage",
+    RestorePart.DISCARD: "-discard",
+}
+"""Behind the name of a restore's resource: each part is a piece of work of its own."""
 NEEDS_VOLUMES: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE, BackupAction.COMPARE})
 
 
@@ -93,6 +109,8 @@ class PlacedBackup:
     """Of `RESTORE` and `COMPARE`; of `VERIFY` these alone are read, with all their content."""
     paths: Mapping[Volume, Sequence[bytes]] = field(default_factory=dict)
     """Of `RESTORE`."""
+    part: RestorePart = RestorePart.ALL
+    """Of `RESTORE`."""
     sizes: Mapping[Volume, str] = field(default_factory=dict)
     """Of `RESTORE`: quantities of volumes that are made where they are not there."""
     sets: Sequence[BackupSetId] = ()
@@ -122,6 +140,8 @@ class PlacedBackup:
                     "snapshots": {volume.value: one for volume, one in self.snapshots.items()},
                     "sizes": {volume.value: size for volume, size in self.sizes.items()},
                 }
+                if self.part is not RestorePart.ALL:
+                    made["part"] = self.part.value
                 if self.paths:
                     made["paths"] = {
                         volume.value: [base64.b64encode(path).decode() for path in paths]
@@ -162,6 +182,7 @@ class PlacedBackup:
                 Volume(name): tuple(base64.b64decode(path, validate=True) for path in paths)
                 for name, paths in given.get("paths", {}).items()
             },
+            part=RestorePart(given.get("part", RestorePart.ALL.value)),
             sizes={Volume(name): str(size) for name, size in given.get("sizes", {}).items()},
             sets=tuple(BackupSetId(one) for one in given.get("sets", ())),
             prune=bool(given.get("prune", False)),

@@ -34,7 +34,7 @@ from sandboxd.persistence.progress_rows import progress_json
 from sandboxd.persistence.sandbox_rows import Row, Values
 from sandboxd.persistence.tables import BackupSetRow, SandboxRow
 from sandboxd.persistence.tables.base import table
-from sandboxd.volumes.ports import VolumesNotFoundError
+from sandboxd.volumes.volume_errors import VolumesNotFoundError
 
 _BACKUPS: Final = table(BackupSetRow)
 _SANDBOXES: Final = table(SandboxRow)

@@ -120,6 +120,8 @@ def _restoring_json(restoring: Restoring) -> Values:
         "came_from": restoring.came_from,
         "still_since": None if restoring.still_since is None else restoring.still_since.isoformat(),
         "restored": restoring.restored,
+        "placing": restoring.placing,
+        "cancelled": restoring.cancelled,
         "progress": None if restoring.progress is None else progress_json(restoring.progress),
     }
 
@@ -134,6 +136,8 @@ def _read_restoring(said: Values) -> Restoring:
         came_from=said["came_from"],
         still_since=None if said["still_since"] is None else datetime.fromisoformat(said["still_since"]),
         restored=said["restored"],
+        placing=bool(said.get("placing")),
+        cancelled=bool(said.get("cancelled")),
         progress=None if said.get("progress") is None else read_progress(said["progress"]),
     )
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
-from sandboxd.model.errors import NotFoundError, WrongStateError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import Resources, Tier
 
@@ -201,24 +200,6 @@ class BackupRepository(Protocol):
         ...
 
 
-class VolumesNotFoundError(NotFoundError):
-    """The sandbox has no volumes: it was never started, or they were released."""
-
-    reason = "VOLUMES_NOT_FOUND"
-
-    def __init__(self, sandbox: SandboxId) -> None:
-        super().__init__(f"Sandbox {sandbox} has no volumes.", sandbox=sandbox)
-
-
-class VolumesInUseError(WrongStateError):
-    """Compute of the sandbox runs: nothing is put into its volumes."""
-
-    reason = "VOLUMES_IN_USE"
-
-    def __init__(self, sandbox: SandboxId) -> None:
-        super().__init__(f"Sandbox {sandbox} runs. Its volumes are restored while it does not.", sandbox=sandbox)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumesOf:
     """Whose volumes, and what they are made like where they are not there."""
@@ -331,6 +312,26 @@ class VolumeBackups(Protocol):
         """
         ...
 
+    async def stage(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> None:
+        """Put what `restore` of this order needs beside what is there, whole, and change nothing else but times.
+
+        `restore` takes it from there then. What works with snapshots of a storage has nothing to fetch, and does
+        nothing. Raises as `restore`; after a failure, and after `end`, `discard` says that nothing of it is there.
+        """
+        ...
+
+    async def discard(self, order: RestoreOrder, *, timeout: timedelta) -> None:
+        """Remove what `stage` has put beside what is there. Absent is success, also of the volumes themselves.
+
+        Only before `restore` of this order was asked for, and after `end`.
+
+        Raises:
+            VolumesInUseError: Compute of the sandbox runs.
+        """
+        ...
+
     async def compare(
         self,
         name: RestoreId,
@@ -389,12 +390,4 @@ class VolumeBackups(Protocol):
 
         Absent is success. Nothing of the client's is asked for meanwhile or later.
         """
-        ...
-
-
-class SnapshotListing(Protocol):
-    """Lists what repositories of backups have. Of the cluster's nobody does yet: each listing would be a pod."""
-
-    async def snapshots(self, client: ClientId, *, timeout: timedelta) -> Sequence[TreeSnapshot]:
-        """Every snapshot in a client's repository; none where there is no repository. Raises as `BackupRepository`."""
         ...

@@ -29,6 +29,7 @@ from sandboxd.volumes.ports import (
     TreeSnapshot,
     VolumesProgress,
 )
+from sandboxd.volumes.staging import find_staged, mark_staged, staged_as, unmark_staged
 
 
 async def take_trees(
@@ -89,31 +90,80 @@ async def restore_trees(
 ) -> RestoredTree:
     """Bring volumes back into their roots, which are there; see `VolumeBackups.restore`.
 
-    Nothing takes its place before all of it is there.
+    Nothing takes its place before all of it is there. What `stage_trees` has put there is not fetched again.
     """
-    entries = size = 0
-    name = f"{STAGING}{order.id}"
-    paths = {volume: _outermost(order.paths.get(volume, ())) for volume in order.snapshots}
+    paths = _paths_of(order)
     async with within(timeout) as left:
         try:
-            for root in trees.values():  # also of what is not restored now
-                await asyncio.to_thread(clear_staging, root)
-            for volume, snapshot in order.snapshots.items():
-                back = await repository.restore(
-                    snapshot,
-                    trees[volume] / name,
-                    paths=paths[volume],
-                    timeout=left(),
-                    progress=_teller(volume, progress),
-                )
-                _tell_end(volume, back.entries, back.bytes, progress)
-                entries, size = entries + back.entries, size + back.bytes
+            back = await asyncio.to_thread(find_staged, _roots(order, trees), staged_as(order))
+            if back is None:
+                back = await _fetch(repository, order, trees, left, progress)
+            else:  # it is not whole any more: who comes after a crash in the middle fetches it again
+                await asyncio.to_thread(unmark_staged, _roots(order, trees))
             for volume, some in paths.items():
-                await asyncio.to_thread(_put, trees[volume], trees[volume] / name, some)
+                await asyncio.to_thread(_put, trees[volume], trees[volume] / f"{STAGING}{order.id}", some)
         finally:
-            for volume in paths:
-                await asyncio.shield(asyncio.to_thread(clear_staging, trees[volume]))
+            await discard_trees(trees)
+    return back
+
+
+async def stage_trees(
+    repository: BackupRepository,
+    order: RestoreOrder,
+    trees: Mapping[Volume, Path],
+    *,
+    timeout: timedelta,
+    progress: Callable[[VolumesProgress], None],
+) -> RestoredTree:
+    """Put what comes back beside what is there, on the disk; whole, or nothing of it. See `VolumeBackups.stage`."""
+    wanted, roots = staged_as(order), _roots(order, trees)
+    async with within(timeout) as left:
+        if (there := await asyncio.to_thread(find_staged, roots, wanted)) is not None:
+            return there
+        try:
+            staged = await _fetch(repository, order, trees, left, progress)
+            await asyncio.to_thread(mark_staged, roots, wanted, staged)
+        except BaseException:
+            await discard_trees(trees)
+            raise
+    return staged
+
+
+async def _fetch(
+    repository: BackupRepository,
+    order: RestoreOrder,
+    trees: Mapping[Volume, Path],
+    left: Callable[[], timedelta],
+    progress: Callable[[VolumesProgress], None],
+) -> RestoredTree:
+    """Put what comes back beside what is there."""
+    await discard_trees(trees)  # also of what is not restored now
+    entries = size = 0
+    for volume, paths in _paths_of(order).items():
+        back = await repository.restore(
+            order.snapshots[volume],
+            trees[volume] / f"{STAGING}{order.id}",
+            paths=paths,
+            timeout=left(),
+            progress=_teller(volume, progress),
+        )
+        _tell_end(volume, back.entries, back.bytes, progress)
+        entries, size = entries + back.entries, size + back.bytes
     return RestoredTree(entries=entries, bytes=size)
+
+
+def _roots(order: RestoreOrder, trees: Mapping[Volume, Path]) -> Sequence[Path]:
+    return [trees[volume] for volume in order.snapshots]
+
+
+async def discard_trees(trees: Mapping[Volume, Path]) -> None:
+    """Remove what restores have put beside what is there, or moved aside."""
+    for root in trees.values():
+        await asyncio.shield(asyncio.to_thread(clear_staging, root))
+
+
+def _paths_of(order: RestoreOrder) -> Mapping[Volume, Sequence[bytes]]:
+    return {volume: _outermost(order.paths.get(volume, ())) for volume in order.snapshots}
 
 
 def _put(root: Path, staging: Path, paths: Sequence[bytes]) -> None:

@@ -23,13 +23,14 @@ from sandboxd.manager.backups import Backups
 from sandboxd.model.backup_retention import Keeping
 from sandboxd.model.caller import Request
 from sandboxd.model.ids import RequestId
+from sandboxd.model.legible import legible
 from sandboxd.v1 import backup_pb2 as pb
 from sandboxd.v1 import backup_pb2_grpc
 
 MAX_WAIT: Final = timedelta(minutes=30)
 """Longest wait for a backup or a deletion; the work goes on."""
 MAX_CANCEL: Final = timedelta(minutes=2)
-"""Longest wait for the end of a backup that was cancelled; its wish stands in any case."""
+"""Longest wait for the end of a backup or a restore that was cancelled; its wish stands in any case."""
 
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -100,6 +101,14 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
         await self._stream(views, encode_restore_view, context)
 
     @override
+    async def CancelRestore(self, request: pb.CancelRestoreRequest, context: Context) -> pb.CancelRestoreResponse:
+        """End a restore."""
+        ended = await self._backups.restores.cancel(
+            _request(request), sandbox_id(request.sandbox), timeout=current_rpc().remaining(at_most=MAX_CANCEL)
+        )
+        return pb.CancelRestoreResponse(state_reason=legible(ended.state_reason, limit=2000))
+
+    @override
     async def CancelBackup(self, request: pb.CancelBackupRequest, context: Context) -> pb.CancelBackupResponse:
         """End a backup."""
         ended = await self._backups.cancel(
@@ -158,7 +167,9 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
                     other.cancel()
 
 
-def _request(message: pb.CreateBackupRequest | pb.CancelBackupRequest | pb.DeleteBackupRequest) -> Request:
+def _request(
+    message: pb.CreateBackupRequest | pb.CancelBackupRequest | pb.DeleteBackupRequest | pb.CancelRestoreRequest,
+) -> Request:
     rpc = current_rpc()
     return Request(
         caller=rpc.caller,

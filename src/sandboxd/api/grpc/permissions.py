@@ -153,6 +153,7 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_BACKUPS}/ListBackups": reads(Scope.OWN),
     f"{_BACKUPS}/WatchBackup": reads(Scope.OWN),
     f"{_BACKUPS}/WatchRestore": reads(Scope.OWN),
+    f"{_BACKUPS}/CancelRestore": changes(Scope.OWN),
     f"{_BACKUPS}/CancelBackup": changes(Scope.OWN),
     f"{_BACKUPS}/DeleteBackup": changes(Scope.OWN),
     # A drill takes what sandboxes have of nobody's quota; what it says of a client's backups its overseers may read.

@@ -31,10 +31,12 @@ from sandboxd.model.cluster_backup import (
     BACKUP_PREFIX,
     BACKUPS,
     ENDS,
+    PARTS,
     BackupAction,
     BackupState,
     BackupWorkStatus,
     PlacedBackup,
+    RestorePart,
     backup_resource,
 )
 from sandboxd.model.cluster_status import Reason
@@ -42,14 +44,8 @@ from sandboxd.model.errors import DeadlineError, InvalidRequestError, SandboxdEr
 from sandboxd.model.ids import ClientId
 from sandboxd.model.sources import Clock
 from sandboxd.volumes.outcomes import error_of
-from sandboxd.volumes.ports import (
-    BackupProgress,
-    RestoreOrder,
-    VolumesInUseError,
-    VolumesNotFoundError,
-    VolumesOf,
-    VolumesProgress,
-)
+from sandboxd.volumes.ports import BackupProgress, RestoreOrder, VolumesOf, VolumesProgress
+from sandboxd.volumes.volume_errors import VolumesInUseError, VolumesNotFoundError
 
 REQUEST_TIMEOUT: Final = timedelta(seconds=10)
 SHORTEST: Final = timedelta(seconds=10)
@@ -114,7 +110,12 @@ class BackupWork:
         return await self.do(of.client, f"{BACKUP_PREFIX}{backup}", work, timeout=timeout, progress=progress)
 
     async def restore(
-        self, order: RestoreOrder, *, timeout: timedelta, progress: Tell
+        self,
+        order: RestoreOrder,
+        *,
+        part: RestorePart = RestorePart.ALL,
+        timeout: timedelta,
+        progress: Tell | None = None,
     ) -> Mapping[str, Any]:  # Any: JSON
         """Have volumes brought back; answers the worker's last word.
 
@@ -131,9 +132,23 @@ class BackupWork:
             sandbox=into.sandbox,
             snapshots=order.snapshots,
             paths=order.paths,
+            part=part,
             sizes={Volume.HOME: sizes.home, Volume.WORKSPACE: sizes.workspace},
         )
-        return await self.do(into.client, f"{BACKUP_PREFIX}{order.id}", work, timeout=timeout, progress=progress)
+        name = f"{BACKUP_PREFIX}{order.id}{PARTS[part]}"
+        return await self.do(into.client, name, work, timeout=timeout, progress=progress)
+
+    async def discard(self, order: RestoreOrder, *, timeout: timedelta) -> None:
+        """Have what was staged taken away, where there are volumes. Raises as `restore`."""
+        async with self._asking(order.id):
+            claims = await self._objects.claims(order.into.sandbox, timeout=REQUEST_TIMEOUT)
+        if claims:
+            try:
+                await self.restore(order, part=RestorePart.DISCARD, timeout=timeout)
+            finally:
+                await self._remove(
+                    self._objects.namespace(order.into.client), f"{BACKUP_PREFIX}{order.id}{PARTS[RestorePart.DISCARD]}"
+                )
 
     async def compare(
         self,
@@ -175,13 +190,17 @@ class BackupWork:
         )
 
     async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:
-        """Remove the resource wherever it is, and wait for its pods."""
+        """Remove its resources wherever they are, and wait for their pods."""
         work = f"{BACKUP_PREFIX}{name}"
+        parts = [f"{work}{part}" for part in PARTS.values()] if not name.startswith("bak-") else [work]
         try:
             async with self._asking(name), asyncio.timeout(timeout.total_seconds()):
-                for one in await self._found(f"/apis/{API_VERSION}/{BACKUPS}", fieldSelector=f"metadata.name={work}"):
-                    await self._delete(_path(one["metadata"]["namespace"], work))
-                await self._until_quiet(work)
+                for part in parts:
+                    found = await self._found(f"/apis/{API_VERSION}/{BACKUPS}", fieldSelector=f"metadata.name={part}")
+                    for one in found:
+                        await self._delete(_path(one["metadata"]["namespace"], part))
+                for part in parts:
+                    await self._until_quiet(part)
         except TimeoutError as error:
             raise DeadlineError(
                 f"The work on {name} has not ended within {timeout.total_seconds():.0f} s: look at its pods "

@@ -24,7 +24,7 @@ from sandboxd.model.backup import (
     VolumeSnapshot,
 )
 from sandboxd.model.backup_errors import BackupPathsUnsupportedError, BackupSnapshotNotFoundError, BackupUnreadError
-from sandboxd.model.cluster_backup import BackupAction
+from sandboxd.model.cluster_backup import BackupAction, RestorePart
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId
 from sandboxd.model.sources import Clock
@@ -98,14 +98,30 @@ class KubernetesVolumeBackups(VolumeBackups):
         Raises:
             BackupPathsUnsupportedError: Paths are named of snapshots.
         """
-        if self._method is BackupMethod.SNAPSHOTS and any(order.paths.values()):
-            raise BackupPathsUnsupportedError
-        if sum(len(path) for paths in order.paths.values() for path in paths) > PATH_BYTES:
-            raise InvalidRequestError("So many paths are not restored at once: name directories, or all of it.")
+        self._require_doable(order)
         restored = read(restored_from_mapping, await self._work.restore(order, timeout=timeout, progress=progress))
         for volume in order.snapshots:
             progress(all_of(volume, files=restored.entries, size=restored.bytes))
         return restored
+
+    @override
+    async def stage(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> None:
+        self._require_doable(order)
+        if self._method is BackupMethod.FILES:
+            await self._work.restore(order, part=RestorePart.STAGE, timeout=timeout, progress=progress)
+
+    @override
+    async def discard(self, order: RestoreOrder, *, timeout: timedelta) -> None:
+        if self._method is BackupMethod.FILES:
+            await self._work.discard(order, timeout=timeout)
+
+    def _require_doable(self, order: RestoreOrder) -> None:
+        if self._method is BackupMethod.SNAPSHOTS and any(order.paths.values()):
+            raise BackupPathsUnsupportedError
+        if sum(len(path) for paths in order.paths.values() for path in paths) > PATH_BYTES:
+            raise InvalidRequestError("So many paths are not restored at once: name directories, or all of it.")
 
     @override
     async def forget(

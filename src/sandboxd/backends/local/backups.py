@@ -28,20 +28,21 @@ from sandboxd.volumes.ports import (
     TakenVolumes,
     TreeSnapshot,
     VolumeBackups,
-    VolumesInUseError,
-    VolumesNotFoundError,
     VolumesOf,
     VolumesProgress,
 )
 from sandboxd.volumes.trees import (
     compare_trees,
     compare_volumes,
+    discard_trees,
     forget_sets,
     prove_trees,
     restore_trees,
+    stage_trees,
     take_trees,
     within,
 )
+from sandboxd.volumes.volume_errors import VolumesInUseError, VolumesNotFoundError
 
 
 class ClientRepositories(Protocol):
@@ -107,6 +108,26 @@ class LocalVolumeBackups(VolumeBackups):
             return await restore_trees(
                 repository, order, _trees(self._layout.sandbox(sandbox)), timeout=left(), progress=progress
             )
+
+    @override
+    async def stage(
+        self, order: RestoreOrder, *, timeout: timedelta, progress: Callable[[VolumesProgress], None]
+    ) -> None:
+        sandbox = order.into.sandbox
+        async with within(timeout) as left:
+            await self._refuse_running(sandbox)
+            repository = await self._repositories.open(order.into.client, timeout=left())
+            await asyncio.to_thread(self._layout.bring_back, sandbox)
+            await stage_trees(
+                repository, order, _trees(self._layout.sandbox(sandbox)), timeout=left(), progress=progress
+            )
+
+    @override
+    async def discard(self, order: RestoreOrder, *, timeout: timedelta) -> None:
+        await self._refuse_running(order.into.sandbox)
+        for files in self._places(order.into.sandbox):
+            if files.present:
+                await discard_trees(_trees(files))
 
     @override
     async def compare(

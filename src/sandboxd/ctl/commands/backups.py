@@ -151,8 +151,12 @@ async def restore(shell: Shell, said: str, options: RestoreOptions) -> Exit:
         backup = await _newest(shell, name) if options.into else ""
     target = await _named(shell, options.into) if options.into else name
     if target:
-        sandbox = await following.shown(
-            shell, "restoring …", lambda status: _restored(shell, target, backup, some, options, status)
+        sandbox = await following.followed(
+            shell,
+            "restore",
+            doing="restoring …",
+            follow=lambda status: _restored(shell, target, backup, some, options, status),
+            cancel=lambda: shell.client.backups.cancel_restore(target),
         )
     elif some:
         raise UsageError(f"There is no sandbox {options.into!r}: into a new one all comes, or the workspace alone.")
@@ -168,6 +172,17 @@ async def restore(shell: Shell, said: str, options: RestoreOptions) -> Exit:
     else:
         made = "is back" if target == name else "has what was wanted" if target else "is made"
         shell.say(f"✓ {bare(sandbox.name)} {made}{f' from {bare(backup)}' if backup else ''}, and runs", "green")
+    return Exit.OK
+
+
+async def cancel_restore(shell: Shell, said: str) -> Exit:
+    """End the restore of a sandbox."""
+    name = await find_sandbox(shell.client, said, ended=True)
+    told = await shell.client.backups.cancel_restore(name)
+    if shell.json:
+        shell.emit(await shell.client.get(name))
+    else:
+        shell.say(f"✓ {bare(name)} is as it was: {clean_line(told, limit=WHY_CHARACTERS)}", "green")
     return Exit.OK
 
 
