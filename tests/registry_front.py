@@ -31,11 +31,13 @@ class RealRegistry:
 
 
 @asynccontextmanager
-async def a_registry(directory: Path, *, passwords: str = "") -> AsyncIterator[RealRegistry]:
-    """Start one on a free port, with these lines of an htpasswd file."""
+async def a_registry(directory: Path, *, passwords: str = "", cache: str = "") -> AsyncIterator[RealRegistry]:
+    """Start one on a free port, with these lines of an htpasswd file, and a cache of what it knows of blobs."""
     address = f"127.0.0.1:{a_free_port()}"
-    storage = {"filesystem": {"rootdirectory": str(directory / "data")}, "delete": {"enabled": True}}
+    storage: dict[str, object] = {"filesystem": {"rootdirectory": str(directory / "data")}, "delete": {"enabled": True}}
     settings: dict[str, object] = {"version": "0.1", "storage": storage, "http": {"addr": address}}
+    if cache:
+        storage["cache"] = {"blobdescriptor": cache}
     if passwords:
         (directory / "htpasswd").write_text(passwords)
         settings["auth"] = {"htpasswd": {"realm": "test", "path": str(directory / "htpasswd")}}

@@ -20,6 +20,7 @@ from sandboxd.manager.administration import (
     Sweep,
     Swept,
 )
+from sandboxd.manager.push_holding import PushHolding
 from sandboxd.manager.sweep import Planned
 from sandboxd.manager.verdicts import Act
 from sandboxd.model.abandoned import Abandoned, AbandonedKind, AbandonedPolicy, AbandonedReason, Sighting, Thing
@@ -27,6 +28,7 @@ from sandboxd.model.errors import DatabaseUnavailableError
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.lifecycle import LifecycleStep
 from sandboxd.model.sandbox import SandboxState
+from tests.fakes.push_holds import FakePushHolds
 
 BORN = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
@@ -76,6 +78,7 @@ class FakeInstallation:
     open_doors: bool = True
     sweeps: dict[Sweep, Callable[[], Awaitable[Swept]]] = field(default_factory=dict)
     ran: list[Sweep] = field(default_factory=list)
+    holds: FakePushHolds = field(default_factory=FakePushHolds)
     abandoned: FakeAbandoned = field(default_factory=FakeAbandoned)
 
     def _weather(self) -> None:
@@ -100,6 +103,7 @@ class FakeInstallation:
             ],
             sandboxes={SandboxState.ACTIVE: 7, SandboxState.FAILED: 0},
             stuck=1,
+            push_hold=await self.holds.present(),
         )
 
     async def replicas(self) -> Sequence[ReplicaStatus]:
@@ -167,6 +171,7 @@ class FakeInstallation:
             doors=self,
             sweeps={kind: sweep(kind) for kind in Sweep},
             rehearsals={Sweep.LIFECYCLE: self.rehearse, Sweep.IMAGES: self.rehearse_images},
+            pushes=PushHolding(holds=self.holds, clock=_Clock(), pause=timedelta(milliseconds=20)),
             figures=lambda: Figures(
                 replica="here",
                 version="1",

@@ -17,6 +17,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         self.database_answers = True
         self.draining = False
         self.circuit_open = True
+        self.push_hold: admin_pb2.PushHold | None = None
         self.abandoned = [
             admin_pb2.Abandoned(
                 kind=admin_pb2.ABANDONED_KIND_VOLUME,
@@ -52,6 +53,7 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
             gateways=[admin_pb2.Gateway(id="gtw-1", version="1", living=True, circuit=circuit)],
             sandboxes=[admin_pb2.StateCount(state=sandbox_pb2.SANDBOX_STATE_ACTIVE, sandboxes=7)],
             stuck_sandboxes=1,
+            push_hold=self.push_hold,
         )
 
     @override
@@ -97,6 +99,19 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
             context.abort(grpc.StatusCode.NOT_FOUND, "No living gateway has this id.")
         self.circuit_open = False
         return admin_pb2.ResetCircuitResponse(gateways=["gtw-1"])
+
+    @override
+    def HoldPushes(self, request: admin_pb2.HoldPushesRequest, context: Any) -> admin_pb2.HoldPushesResponse:
+        if self.push_hold is not None and self.push_hold.holder != request.holder:
+            context.abort(grpc.StatusCode.ABORTED, f"Pushes are held by {self.push_hold.holder}.")
+        self.push_hold = admin_pb2.PushHold(holder=request.holder, held=True)
+        self.push_hold.until_time.FromSeconds(1_800_000_000 + request.span.seconds)
+        return admin_pb2.HoldPushesResponse(push_hold=self.push_hold)
+
+    @override
+    def ReleasePushes(self, request: admin_pb2.ReleasePushesRequest, context: Any) -> admin_pb2.ReleasePushesResponse:
+        held, self.push_hold = self.push_hold, None
+        return admin_pb2.ReleasePushesResponse(released=held is not None)
 
     @override
     def ListAbandoned(self, request: admin_pb2.ListAbandonedRequest, context: Any) -> admin_pb2.ListAbandonedResponse:

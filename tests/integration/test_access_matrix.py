@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 import pytest_asyncio
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from typing_extensions import override
@@ -163,6 +164,18 @@ CASES = [
     Case(  # after the drain, for the cases that follow
         method=f"{D}/UndrainReplica",
         ask=lambda t: admin_pb2.UndrainReplicaRequest(request_id=t.request_id),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{D}/HoldPushes",
+        ask=lambda t: admin_pb2.HoldPushesRequest(request_id=t.request_id, holder="h", span=Duration(seconds=60)),
+        roles={P},
+        unseen=OK,
+    ),
+    Case(
+        method=f"{D}/ReleasePushes",
+        ask=lambda t: admin_pb2.ReleasePushesRequest(request_id=t.request_id, holder="h"),
         roles={P},
         unseen=OK,
     ),

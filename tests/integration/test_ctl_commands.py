@@ -1,6 +1,9 @@
 """Every command of sandboxctl against the contract: what it prints, as text and as JSON, and what it exits with."""
 
+import asyncio
 import json
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from typer.testing import CliRunner
 
 from sandboxd.ctl.app import app
 from sandboxd.v1 import package_pb2
+from tests.eventually import eventually
 from tests.fakes.platform_server import TOKEN, FakePlatform
 
 BOX = "sbx-00000000000000000000000001"
@@ -528,6 +532,34 @@ def test_an_operator_sweeps_drains_and_resets(platform: FakePlatform) -> None:
     assert absent.code == 3
     assert reset.objects == [{"gateways": ["gtw-1"]}]
     assert ctl("admin", "sweep", "nonsense").code == 2
+
+
+def test_an_operator_holds_pushes_and_releases_them(platform: FakePlatform, tmp_path: Path) -> None:
+    held = ctl("admin", "hold-pushes", "gc", "--for", "2h", "--held-file", str(tmp_path / "held"))
+    shown = ctl("admin", "status").err
+    other = ctl("admin", "hold-pushes", "other")
+    released = ctl("admin", "release-pushes", "gc")
+    again = ctl("admin", "release-pushes", "gc", "-o", "json")
+
+    assert (held.code, other.code, released.code, again.code) == (0, 1, 0, 0)
+    assert "held by gc until" in held.out
+    assert (tmp_path / "held").exists()
+    assert "Pushes are held by gc" in shown
+    assert "Pushes go on" in released.out
+    assert again.objects == [{}]
+    assert ctl("admin", "hold-pushes", "gc", "--for", "soon").code == 2
+
+
+async def test_a_hold_until_a_signal_comes_is_released_then(platform: FakePlatform, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    words = ("admin", "hold-pushes", "gc", "--until-stopped", "--held-file", str(held))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "sandboxd.ctl", *words, env={**os.environ})
+    await eventually(held.exists, within=20)
+    during = platform.push_hold
+    process.terminate()
+    code = await asyncio.wait_for(process.wait(), 20)
+
+    assert (during is not None, platform.push_hold, code) == (True, None, 0)
 
 
 def test_an_operator_sees_what_would_become_of_images(platform: FakePlatform) -> None:

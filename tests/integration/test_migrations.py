@@ -70,6 +70,11 @@ ROWS = {
         'root', true, now(), now(), 'prc', 'session', 'ses', false)""",
         "UPDATE sandboxes SET dirty_since = now(), unsaved_packages = 1 WHERE id = 'sbx'",
     ),
+    "0035": (
+        "INSERT INTO image_pushes VALUES ('push', now())",
+        "UPDATE push_hold SET holder = 'gc', claim = 'c', since_time = now(), until_time = now() WHERE id = 1",
+        "UPDATE image_generations SET phase = 'held' WHERE id = 'gen'",
+    ),
     "0030": ("INSERT INTO abandoned_sightings VALUES ('the world', 'volume/a', now(), now(), 1, 0)",),
     "0020": ("INSERT INTO image_sightings VALUES ('acme/a', 'sha256:0', now(), NULL)",),
     "0021": (

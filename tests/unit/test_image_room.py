@@ -9,6 +9,7 @@ from sandboxd.backends.registry.harbor_registry import HarborRegistry
 from sandboxd.bootstrap.images import image_room
 from sandboxd.images.building import RegistryImageBuilder
 from sandboxd.images.kaniko import KanikoImageBuilder
+from sandboxd.manager.push_gate import GatedRegistry
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId
 from sandboxd.settings import SettingsError, load_settings
 from tests.fakes.kube import FakeKube
@@ -55,7 +56,8 @@ async def test_with_harbor_each_client_has_a_project_and_in_a_cluster_an_account
     room = image_room(load_settings(**given), capture=CAPTURE, cluster=FakeKube())
 
     assert room is not None
-    assert isinstance(room.registry, HarborRegistry)
+    assert isinstance(room.registry, GatedRegistry)
+    assert isinstance(room.registry.inner, HarborRegistry)
     assert isinstance(room.projects, HarborProjects)
     assert room.repository_of(ClientId("a"), FreelancerId("b")) == "boxes-a/a/gemini-cli-user-b"
     await room.close()

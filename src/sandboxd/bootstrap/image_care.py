@@ -63,6 +63,7 @@ def make_image_care(
     care = ImageCare(
         units=tools.units,
         registry=images.registry,
+        pushes=images.pushes,
         survey=ImageSurvey(
             units=tools.units,
             registry=images.registry,

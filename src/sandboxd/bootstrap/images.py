@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 from sandboxd.backends.image_keys import KeyFileError, PemSigningKey, PemTrustedKeys
 from sandboxd.backends.kubernetes.kaniko_builds import AGENT_ROOT, BuildPlace, KubernetesKanikoBuilds
@@ -22,10 +23,14 @@ from sandboxd.images.spool import Spool
 from sandboxd.images.upload_notes import UploadNotes
 from sandboxd.kubeapi.ports import KubeApi
 from sandboxd.manager.commit_steps import ImageTools
+from sandboxd.manager.push_gate import GatedRegistry, PushGate
+from sandboxd.manager.push_hold_ports import PushHolds
 from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.model.sandbox import Tier
 from sandboxd.operator.pod_shape import agent_python
 from sandboxd.settings import Settings, SettingsError
+
+NO_TIME: Final = timedelta(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,8 @@ class ImageRoom:
     registry: Registry
     baselines: Baselines
     builder: ImageBuilder
+    pushes: PushGate
+    """What every write to the registry passes."""
     repository_of: Callable[[ClientId, FreelancerId], str]
     projects: ImageProjects | None
     """What keeps clients apart in the registry; None where it has nothing of that."""
@@ -56,6 +63,7 @@ def image_room(
     capture: RootfsCapture,
     cluster: KubeApi | None = None,
     uploads: UploadNotes | None = None,
+    holds: PushHolds | None = None,
 ) -> ImageRoom | None:
     """Make what builds images; None where the settings name no registry. Nothing connects yet.
 
@@ -64,6 +72,7 @@ def image_room(
         capture: Of the sandboxes of this installation's backend.
         cluster: Its API server, where they are placed in one.
         uploads: Where it is noted which uploads are open.
+        holds: Who holds pushes; None where nobody can.
 
     Raises:
         SettingsError: They name kaniko, and there is no cluster, or a file of keys that holds none.
@@ -71,7 +80,9 @@ def image_room(
     if not settings.images_registry:
         return None
     room = make_registry(settings, cluster=cluster, uploads=uploads)
-    registry = room.registry
+    # A Job of kaniko's pushes on where this process dies.
+    pushes = PushGate(holds, outlives=settings.image_build_timeout if settings.images_builder == "kaniko" else NO_TIME)
+    registry = GatedRegistry(room.registry, pushes)
     baselines = RegistryBaselines(
         registry=registry,
         directory=settings.images_cache_dir or settings.home / "images" / "bases",
@@ -83,6 +94,7 @@ def image_room(
         registry=registry,
         baselines=baselines,
         builder=builder,
+        pushes=pushes,
         repository_of=room.repository_of,
         projects=room.projects,
         limits=settings.image_limits,
@@ -153,6 +165,7 @@ def image_tools(room: ImageRoom | None, placement: Placement) -> ImageTools | No
         running=placement.images,
         registry=room.registry,
         baselines=room.baselines,
+        pushes=room.pushes,
         repository_of=room.repository_of,
         projects=room.projects,
         limits=room.limits,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -23,12 +24,14 @@ from sandboxd.manager.lifecycle_metrics import LifecycleMetrics
 from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.package_metrics import PackageMetrics
 from sandboxd.manager.pool_metrics import PoolMetrics
+from sandboxd.manager.push_hold_metrics import PushHoldMetrics
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.trace import Tracer
 from sandboxd.monitor.process_metrics import ProcessMetrics
 from sandboxd.persistence.census import count_sandboxes
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.metrics import DatabaseMetrics
+from sandboxd.persistence.push_holds import PostgresPushHolds
 from sandboxd.settings import Settings
 from sandboxd.stream.custody import Custody
 from sandboxd.stream.feed import EventFeed
@@ -58,6 +61,7 @@ class Observation:
     backups: BackupMetrics
     drills: DrillMetrics
     image_care: ImageCareMetrics
+    push_hold: PushHoldMetrics
     abandoned: AbandonedMetrics
     stream: StreamMetrics
 
@@ -79,6 +83,7 @@ class Observation:
             backups=BackupMetrics(registry),
             drills=DrillMetrics(registry),
             image_care=ImageCareMetrics(registry),
+            push_hold=PushHoldMetrics(registry),
             abandoned=AbandonedMetrics(registry),
             stream=StreamMetrics(registry),
         )
@@ -130,6 +135,7 @@ class Observation:
             try:
                 census = await count_sandboxes(database)
                 self.manager.census(census.states, stuck=census.stuck)
+                self.push_hold.seen(await PostgresPushHolds(database).present(), at=datetime.now(UTC))
                 self.packages.dirty(sandboxes=census.dirty, oldest_seconds=census.oldest_dirty.total_seconds())
             except UnavailableError as error:
                 log.info("census.unanswered", error=error.message)

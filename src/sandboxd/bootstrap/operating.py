@@ -12,6 +12,7 @@ from sandboxd.api.web.operations import OperationsServer
 from sandboxd.bootstrap.image_care import ImageCareRoom, sweep_images
 from sandboxd.bootstrap.observing import Observation
 from sandboxd.manager.administration import Administration, Doors, Sweep, Swept
+from sandboxd.manager.push_holding import PushHolding
 from sandboxd.manager.recovery import Recovery
 from sandboxd.manager.sweep import Sweep as LifecycleSweep
 from sandboxd.model.sources import Clock
@@ -71,6 +72,7 @@ def make_administration(
     usage: OrphanSweep,
     lifecycle: LifecycleSweep,
     images: ImageCareRoom | None,
+    pushes: PushHolding,
     replica: str,
     clock: Clock,
 ) -> Administration:
@@ -83,6 +85,7 @@ def make_administration(
             Sweep.LIFECYCLE: lambda: _rehearse(lifecycle),
             Sweep.IMAGES: lambda: sweep_images(images, dry_run=True),
         },
+        pushes=pushes,
         figures=lambda: seen.figures(replica=replica, version=__version__),
         clock=clock,
     )

@@ -29,6 +29,7 @@ from sandboxd.manager.abandoned import AbandonedCare
 from sandboxd.manager.accounting import make_accounting
 from sandboxd.manager.erasing import Eraser
 from sandboxd.manager.packages import Packages
+from sandboxd.manager.push_holding import PushHolding
 from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tenancy import make_tenancy
 from sandboxd.manager.tokens import ModelEndpointTarget
@@ -42,6 +43,7 @@ from sandboxd.persistence.journal import PostgresJournal
 from sandboxd.persistence.ledger import PostgresTurnLedger, PostgresUsageLedger
 from sandboxd.persistence.presence import ReplicaPresence
 from sandboxd.persistence.prices import PostgresPriceBookStore
+from sandboxd.persistence.push_holds import PostgresPushHolds
 from sandboxd.persistence.replicas import PostgresReplicas
 from sandboxd.persistence.resources import PostgresResourceLedger
 from sandboxd.persistence.sessions import PostgresSessions
@@ -115,8 +117,8 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
         private_file=keys.sandbox_token_key, public_directory=keys.sandbox_token_public
     )
     capture = GrpcRootfsCapture(backend=placement.backend, connector=connector)
-    uploads = PostgresUploadNotes(database, clock=clock)
-    kept = image_room(settings, capture=capture, cluster=placement.cluster, uploads=uploads)
+    uploads, holds = PostgresUploadNotes(database, clock=clock), PostgresPushHolds(database)
+    kept = image_room(settings, capture=capture, cluster=placement.cluster, uploads=uploads, holds=holds)
     journal = PostgresJournal(database)
     sessions = PostgresSessions(database)
     ledger = PostgresUsageLedger(database)
@@ -218,6 +220,7 @@ def build_rooms(settings: Settings, url: str) -> Rooms:
             recovery=manager.recovery,
             lifecycle=manager.sweep,
             images=image_care,
+            pushes=PushHolding(holds=holds, clock=clock),
             usage=OrphanSweep(ledger=ledger, prices=PostgresPriceBookStore(database), clock=clock),
             replica=replica,
             clock=clock,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
+
+from google.protobuf.duration_pb2 import Duration
 
 from sandboxd.ctl.connection import WORK_SECONDS, Connection, new_request_id
 from sandboxd.v1 import admin_pb2, admin_pb2_grpc
@@ -39,6 +42,19 @@ class AdminClient:
         """Let a gateway, or all of them, call the model API again at once."""
         request = admin_pb2.ResetCircuitRequest(request_id=new_request_id(), gateway=gateway)
         return await self._connection.call(self._admin.ResetCircuit, request)
+
+    async def hold_pushes(self, holder: str, *, span: timedelta, wait: timedelta) -> admin_pb2.PushHold:
+        """Keep everybody from writing to the registry; returns when nothing is in flight any more."""
+        length = Duration()
+        length.FromTimedelta(span)
+        request = admin_pb2.HoldPushesRequest(request_id=new_request_id(), holder=holder, span=length)
+        answer = await self._connection.call(self._admin.HoldPushes, request, timeout=wait.total_seconds())
+        return answer.push_hold
+
+    async def release_pushes(self, holder: str) -> bool:
+        """Let everybody write to the registry again; False where nobody held."""
+        request = admin_pb2.ReleasePushesRequest(request_id=new_request_id(), holder=holder)
+        return (await self._connection.call(self._admin.ReleasePushes, request)).released
 
     async def abandoned(self) -> admin_pb2.ListAbandonedResponse:
         """Return what nobody needs any more."""

@@ -42,6 +42,11 @@ def complete_abandoned(context: typer.Context, incomplete: str) -> Suggestions:
     return _ask(context, lambda client: _abandoned(client, incomplete))
 
 
+def complete_holder(context: typer.Context, incomplete: str) -> Suggestions:
+    """Suggest who holds pushes, to operators."""
+    return _ask(context, lambda client: _holder(client, incomplete))
+
+
 def complete_client(context: typer.Context, incomplete: str) -> Suggestions:
     """Suggest ids of clients, to who may list them."""
     return _ask(context, lambda client: _clients(client, incomplete))
@@ -140,6 +145,11 @@ async def _abandoned(client: Client, incomplete: str) -> Suggestions:
         if one.removable
     ]
     return [one for one in found if one[0].startswith(incomplete)][:MOST]
+
+
+async def _holder(client: Client, incomplete: str) -> Suggestions:
+    hold = (await client.admin.status()).push_hold
+    return [(hold.holder, "")] if hold.holder and hold.holder.startswith(incomplete) else []
 
 
 async def _sessions(client: Client, place: str, incomplete: str) -> Suggestions:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sandboxd.ctl.completion import complete_abandoned
+from sandboxd.ctl.completion import complete_abandoned, complete_holder
 from sandboxd.ctl.options import OutputOption
 from sandboxd.ctl.root import app, execute, help_text
 
@@ -15,6 +16,11 @@ admin = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 circuit = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(admin, name="admin", help="Operate an installation (the platform).")
 admin.add_typer(circuit, name="circuit", help="The gateways' circuits to the model API.")
+
+
+HolderArgument = Annotated[
+    str, typer.Argument(help="Who holds: a name that nobody else uses.", autocompletion=complete_holder)
+]
 
 
 class SweepName(StrEnum):
@@ -98,6 +104,55 @@ def abandoned(
     from sandboxd.ctl.commands import abandoned as command
 
     execute(context, output, lambda shell: command.abandoned(shell, remove or (), dry_run=dry_run))
+
+
+@admin.command(
+    "hold-pushes",
+    help=help_text(
+        "Keep everybody from writing to the registry, as while it collects its garbage. Commits wait meanwhile.",
+        "sandboxctl admin hold-pushes collecting --for 2h",
+        "sandboxctl admin hold-pushes collecting --for 2h --until-stopped",
+    ),
+)
+def hold_pushes(
+    context: typer.Context,
+    holder: HolderArgument,
+    span: Annotated[
+        str, typer.Option("--for", metavar="SPAN", help="When it ends by itself: 1m to 6h, from now on.")
+    ] = "1h",
+    wait: Annotated[
+        str, typer.Option("--wait", metavar="SPAN", help="How long pushes in flight are waited for, at most 1h.")
+    ] = "15m",
+    until_stopped: Annotated[
+        bool, typer.Option("--until-stopped", help="Stay until Ctrl-C or SIGTERM, then release.")
+    ] = False,
+    held_file: Annotated[
+        Path | None,
+        typer.Option("--held-file", help="Make this file when pushes are held, for who waits.", show_default=False),
+    ] = None,
+    output: OutputOption = None,
+) -> None:
+    """Hold pushes."""
+    from sandboxd.ctl.commands import push_holds as command
+
+    execute(
+        context,
+        output,
+        lambda shell: command.hold(
+            shell, holder, span=span, wait=wait, until_stopped=until_stopped, held_file=held_file
+        ),
+    )
+
+
+@admin.command(
+    "release-pushes",
+    help=help_text("Let everybody write to the registry again.", "sandboxctl admin release-pushes collecting"),
+)
+def release_pushes(context: typer.Context, holder: HolderArgument, output: OutputOption = None) -> None:
+    """End a hold."""
+    from sandboxd.ctl.commands import push_holds as command
+
+    execute(context, output, lambda shell: command.release(shell, holder))
 
 
 @admin.command(

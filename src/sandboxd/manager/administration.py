@@ -11,8 +11,10 @@ from typing import Final, Protocol
 
 import structlog
 
+from sandboxd.manager.push_holding import PushHolding
 from sandboxd.manager.sweep import Planned
 from sandboxd.model.errors import FieldViolation, InvalidRequestError, NotFoundError, SandboxdError
+from sandboxd.model.push_hold import PushHold
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import Clock
 
@@ -125,6 +127,8 @@ class InstallationStatus:
     gateways: Sequence[GatewayStatus]
     sandboxes: Mapping[SandboxState, int]
     stuck: int
+    push_hold: PushHold | None = None
+    """Who holds pushes to the registry, or did, and has not released them."""
 
 
 class Installation(Protocol):
@@ -178,6 +182,7 @@ class Administration:
         doors: Doors,
         sweeps: Mapping[Sweep, Callable[[], Awaitable[Swept]]],
         rehearsals: Mapping[Sweep, Callable[[], Awaitable[Swept]]],
+        pushes: PushHolding,
         figures: Callable[[], Figures],
         clock: Clock,
     ) -> None:
@@ -185,6 +190,8 @@ class Administration:
         self._doors = doors
         self._sweeps = sweeps
         self._rehearsals = rehearsals
+        self.pushes = pushes
+        """What holds pushes to the registry."""
         self._figures = figures
         self._clock = clock
         self.draining = False

@@ -47,6 +47,7 @@ from sandboxd.manager.leased_tasks import Lease
 from sandboxd.manager.losses import Losses
 from sandboxd.manager.package_keeping import PackageKeeping
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
+from sandboxd.manager.push_gate import FREE, PushGate
 from sandboxd.model.commit_errors import CommitOvertakenError
 from sandboxd.model.errors import InternalError, StaleOwnerError, UnavailableError
 from sandboxd.model.failpoints import failpoint
@@ -98,6 +99,8 @@ class ImageTools:
     """What images have."""
     repository_of: Callable[[ClientId, FreelancerId], str]
     """Where a freelancer's images lie there."""
+    pushes: PushGate = FREE
+    """What lets commits push; `registry` passes it, too."""
     projects: ImageProjects | None = None
     """What keeps clients apart there; None where the registry has nothing of that."""
     limits: Mapping[Tier, ImageLimits] = field(default_factory=lambda: STORAGE_LIMITS)

@@ -37,7 +37,15 @@ from sandboxd.model.errors import (
     StaleOwnerError,
 )
 from sandboxd.model.ids import RequestId, SandboxId
-from sandboxd.model.image import CommitTrigger, Failure, Generation, GenerationId, GenerationStatus
+from sandboxd.model.image import (
+    CommitPhase,
+    CommitProgress,
+    CommitTrigger,
+    Failure,
+    Generation,
+    GenerationId,
+    GenerationStatus,
+)
 from sandboxd.model.sandbox import SandboxState
 from sandboxd.model.sources import Clock
 from sandboxd.model.trace import NO_TRACES, Tracer
@@ -51,6 +59,8 @@ MAX_ATTEMPTS: Final = 3
 PAGE: Final = 100
 WITH_ROOT: Final = frozenset({SandboxState.ACTIVE, SandboxState.HIBERNATED})
 """States in which a root file system is there and nobody is about to take it away."""
+IMPATIENT: Final = frozenset({CommitTrigger.STOP, CommitTrigger.PAUSE, CommitTrigger.TERMINATE})
+"""Something waits for the end of such a commit. Where pushes are held it fails, as where the registry is away."""
 _G = GenerationStatus
 
 log = structlog.get_logger(__name__)
@@ -82,7 +92,13 @@ class Commits:
             units=self.units, images=self.images, changes=self.changes, metrics=self.metrics, clock=self.clock
         )
         units, clock = self.units, self.clock
-        self.sboms = SbomAttaching(units=units, registry=self.images.registry, metrics=self.metrics, clock=clock)
+        self.sboms = SbomAttaching(
+            units=units,
+            registry=self.images.registry,
+            pushes=self.images.pushes,
+            metrics=self.metrics,
+            clock=clock,
+        )
         self._steps = CommitSteps(
             units=self.units,
             images=self.images,
@@ -217,9 +233,21 @@ class Commits:
             )
         note = ProgressNote()
         return await unless_cut_short(
-            self._steps.carry_out(held, note),
+            self._pushed(held, note),
             self._report(held, note),
             name=f"commit-{held.generation.id}",
+        )
+
+    async def _pushed(self, held: Held, note: ProgressNote) -> Generation:
+        """Carry a commit out as one push to the registry."""
+        generation = held.generation
+        if generation.dry_run:
+            return await self._steps.carry_out(held, note)
+        return await self.images.pushes.carried(
+            lambda: self._steps.carry_out(held, note),
+            patient=generation.trigger not in IMPATIENT,
+            waits=lambda: note.take(CommitProgress(phase=CommitPhase.HELD)),
+            name=f"commit-{generation.id}",
         )
 
     async def _report(self, held: Held, note: ProgressNote) -> CommitCancelledError:

@@ -24,12 +24,14 @@ from sandboxd.manager.image_losses import ImageLosses
 from sandboxd.manager.image_survey import ASK_TIMEOUT, ImageFindings, ImageSurvey, Orphan
 from sandboxd.manager.own_deeds import OwnDeeds
 from sandboxd.manager.ports import UnitOfWork, UnitsOfWork
+from sandboxd.manager.push_gate import FREE, PushGate
 from sandboxd.model.errors import ConflictError, NotFoundError, SandboxdError
 from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.image import Generation, GenerationStatus, number_of
 from sandboxd.model.image_errors import ImageUsesUnknownError, ManyImagesLostError, RegistryKeepsError
 from sandboxd.model.image_keeping import digest_of, has_image
+from sandboxd.model.push_hold import PushesHeldError
 from sandboxd.model.sources import Clock
 
 BATCH: Final = 100
@@ -37,6 +39,7 @@ BATCH: Final = 100
 USES_TIMEOUT: Final = timedelta(seconds=60)
 DELETE_TIMEOUT: Final = timedelta(seconds=4)
 """For one deletion: so long no commit of the same freelancer begins. Who waits for the lock is given 5 s."""
+SIGN_TIMEOUT: Final = timedelta(minutes=2)
 FEW: Final = 3
 """So many missing images may be an accident of theirs, even where there are no others."""
 _G = GenerationStatus
@@ -70,6 +73,7 @@ class ImageCare:
         units: UnitsOfWork,
         registry: Registry,
         survey: ImageSurvey,
+        pushes: PushGate = FREE,
         uses: Sequence[ImageUses],
         sightings: ImageSightings,
         losses: ImageLosses,
@@ -82,6 +86,7 @@ class ImageCare:
         self._units = units
         self._registry = registry
         self._survey = survey
+        self._pushes = pushes
         self._uses = uses
         self._sightings = sightings
         self._losses = losses
@@ -101,6 +106,7 @@ class ImageCare:
             ImageUsesUnknownError: A place that may name images does not answer; nothing was deleted.
             RegistryKeepsError: The registry refuses to delete.
             ManyImagesLostError: The registry is not the one that it was; nothing was done.
+            PushesHeldError: Pushes are held; what was not done by then is left to the next pass.
             UnavailableError, DeadlineError: The registry or the database does not answer.
         """
         outcome: CareOutcome = "failed"
@@ -116,12 +122,17 @@ class ImageCare:
         except ManyImagesLostError:
             outcome = "images_missing"
             raise
+        except PushesHeldError:
+            outcome = "held"
+            raise
         finally:
             if not dry_run:
                 self._metrics.passed(outcome)
         return report
 
     async def _pass(self, *, dry_run: bool) -> CareReport:
+        if not dry_run:
+            await self._pushes.require_open()
         names = await self._named()
         found = await self._survey.look(names, limit=self._batch)
         report = CareReport(findings=found)
@@ -174,17 +185,19 @@ class ImageCare:
 
     async def _retag(self, one: Generation) -> bool:
         """Give an image its tag back: without it the registry's garbage collection may take it."""
-        try:
-            manifest = await self._registry.manifest(one.repository, digest_of(one), timeout=ASK_TIMEOUT)
-        except NotFoundError:
-            return False
-        await self._registry.push(one.repository, one.tag, manifest, timeout=ASK_TIMEOUT)
+        async with self._pushes.together(timeout=2 * ASK_TIMEOUT):
+            try:
+                manifest = await self._registry.manifest(one.repository, digest_of(one), timeout=ASK_TIMEOUT)
+            except NotFoundError:
+                return False
+            await self._registry.push(one.repository, one.tag, manifest, timeout=ASK_TIMEOUT)
         log.info("image.tagged_again", sandbox=one.sandbox, image=one.tag)
         return True
 
     async def _sign(self, signatures: ImageSignatures, one: Generation) -> bool:
         """Sign what has no signature: it was made before there was a key, or the registry took none."""
-        done = await signatures.sign(ImageReference.parse(one.reference))
+        async with self._pushes.together(timeout=SIGN_TIMEOUT):
+            done = await signatures.sign(ImageReference.parse(one.reference))
         log.info("image.signed_later", sandbox=one.sandbox, image=one.tag)
         return done
 
@@ -209,7 +222,7 @@ class ImageCare:
         """Try a deletion; one that fails does not keep the others from it, unless the registry deletes nothing."""
         try:
             return await remove()
-        except RegistryKeepsError:
+        except (RegistryKeepsError, PushesHeldError):
             raise
         except SandboxdError as error:
             report.failed += 1

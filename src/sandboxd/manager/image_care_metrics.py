@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-CareOutcome = Literal["done", "uses_unknown", "registry_refuses", "images_missing", "failed"]
+CareOutcome = Literal["done", "uses_unknown", "registry_refuses", "images_missing", "held", "failed"]
 ProjectOutcome = Literal["done", "failed"]
 LostTarget = Literal["previous", "base", "none"]
 
@@ -18,7 +18,7 @@ class ImageCareMetrics:
         self._passes = Counter(
             "sandboxd_image_care_passes_total",
             "Passes over kept images that were no dry runs, by outcome (done, uses_unknown, registry_refuses, "
-            "images_missing, failed).",
+            "images_missing, held: somebody holds pushes, failed).",
             ("outcome",),
             registry=registry,
         )

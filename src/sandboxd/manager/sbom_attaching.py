@@ -18,6 +18,7 @@ from sandboxd.images.registry import Registry
 from sandboxd.images.sbom import write_sbom
 from sandboxd.manager.commit_metrics import CommitMetrics
 from sandboxd.manager.ports import UnitsOfWork
+from sandboxd.manager.push_gate import FREE, PushGate
 from sandboxd.model.errors import DatabaseUnavailableError, NotFoundError, SandboxdError
 from sandboxd.model.image import GenerationStatus
 from sandboxd.model.image_sbom import AttachedSbom, ImageSbom
@@ -44,6 +45,7 @@ class SbomAttaching:
     registry: Registry
     metrics: CommitMetrics
     clock: Clock
+    pushes: PushGate = FREE
     _asked: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def wake(self) -> None:
@@ -100,7 +102,8 @@ class SbomAttaching:
             return
         image = ImageReference.parse(generation.reference)
         document = await asyncio.to_thread(write_sbom, known.packages, complete=known.complete)
-        attached = await attach_sbom(self.registry, image, document, timeout=CALL_TIMEOUT, commit=sbom.generation)
+        async with self.pushes.together(timeout=HELD):
+            attached = await attach_sbom(self.registry, image, document, timeout=CALL_TIMEOUT, commit=sbom.generation)
         told = AttachedSbom(
             manifest=attached.manifest.digest,
             document=attached.document.digest,

@@ -92,6 +92,8 @@ class CommitTrigger(enum.Enum):
 class CommitPhase(enum.Enum):
     """What a commit does, in this order."""
 
+    HELD = "held"
+    """Nothing is done before the end of a hold on pushes."""
     REPLAY = "replay"
     """Of an upgrade: packages are installed again on the new base."""
     CAPTURE = "capture"

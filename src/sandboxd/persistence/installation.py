@@ -15,6 +15,7 @@ from sandboxd.monitor.sweep import GATEWAY_SILENCE
 from sandboxd.persistence.census import count_sandboxes
 from sandboxd.persistence.engine import Database
 from sandboxd.persistence.liveness import is_living
+from sandboxd.persistence.push_holds import PostgresPushHolds
 
 _REPLICAS: Final = f"""
     SELECT r.id, r.address, r.draining, r.start_time, {is_living("r.id")} AS living,
@@ -61,6 +62,7 @@ class PostgresInstallation(Installation):
             ],
             sandboxes=census.states,
             stuck=census.stuck,
+            push_hold=await PostgresPushHolds(self._database).present(),
         )
 
     @override

@@ -29,11 +29,14 @@ from sandboxd.manager.administration import (
 )
 from sandboxd.manager.sweep import Planned
 from sandboxd.model.ids import SandboxId
+from sandboxd.model.push_hold import PushHold
 from sandboxd.v1 import admin_pb2 as pb
 from sandboxd.v1 import admin_pb2_grpc, sandbox_pb2
 
 STATUS_TIMEOUT: Final = timedelta(seconds=5)
 """How long the database may take; then what this replica knows is all."""
+HOLD_TIMEOUT: Final = timedelta(hours=1)
+"""How long pushes in flight are waited for at most: an upgrade of a base may install for long."""
 SWEEP_TIMEOUT: Final = timedelta(minutes=2)
 LOOK_TIMEOUT: Final = timedelta(minutes=2)
 """For all places; what is not reached in it is told as it was seen last."""
@@ -83,6 +86,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 if number
             ],
             stuck_sandboxes=status.stuck,
+            push_hold=None if status.push_hold is None else _push_hold(status.push_hold),
         )
 
     @override
@@ -129,6 +133,20 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return pb.RemoveAbandonedResponse(abandoned=encode_abandoned(gone))
 
     @override
+    async def HoldPushes(self, request: pb.HoldPushesRequest, context: Context) -> pb.HoldPushesResponse:
+        """Keep everybody from writing to the registry."""
+        # A little less than the caller has, so that it hears what keeps it from it.
+        timeout = current_rpc().remaining(at_most=HOLD_TIMEOUT) * 0.9
+        span = request.span.ToTimedelta()
+        held = await self._admin.pushes.hold(request.holder, span=span, timeout=timeout)
+        return pb.HoldPushesResponse(push_hold=_push_hold(held))
+
+    @override
+    async def ReleasePushes(self, request: pb.ReleasePushesRequest, context: Context) -> pb.ReleasePushesResponse:
+        """Let everybody write to the registry again."""
+        return pb.ReleasePushesResponse(released=await self._admin.pushes.release(request.holder))
+
+    @override
     async def ResetCircuit(self, request: pb.ResetCircuitRequest, context: Context) -> pb.ResetCircuitResponse:
         """Close circuits."""
         return pb.ResetCircuitResponse(gateways=await self._admin.reset_circuits(request.gateway))
@@ -172,6 +190,16 @@ def _gateway(one: GatewayStatus) -> pb.Gateway:
         circuit=_CIRCUITS.get(one.circuit, pb.CIRCUIT_STATE_UNSPECIFIED),
         open_calls=one.open_calls,
         spooled_settlements=one.spooled,
+    )
+
+
+def _push_hold(hold: PushHold) -> pb.PushHold:
+    return pb.PushHold(
+        holder=hold.holder,
+        since_time=timestamp(hold.since_time),
+        until_time=timestamp(hold.until_time),
+        held=hold.held_time is not None,
+        overdue=not hold.running,
     )
 
 

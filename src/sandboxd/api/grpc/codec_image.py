@@ -49,6 +49,7 @@ TRIGGERS: Final = {
     CommitTrigger.RESTORE: pb.COMMIT_TRIGGER_RESTORE,
 }
 PHASES: Final = {
+    CommitPhase.HELD: pb.COMMIT_PHASE_HELD,
     CommitPhase.REPLAY: pb.COMMIT_PHASE_REPLAY,
     CommitPhase.CAPTURE: pb.COMMIT_PHASE_CAPTURE,
     CommitPhase.PUSH: pb.COMMIT_PHASE_PUSH,

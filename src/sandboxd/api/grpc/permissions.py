@@ -108,6 +108,8 @@ PERMISSIONS: Final[Mapping[str, Permission]] = {
     f"{_ADMIN}/DrainReplica": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_ADMIN}/UndrainReplica": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_ADMIN}/ResetCircuit": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/HoldPushes": changes(Scope.PLATFORM, PLATFORM_ONLY),
+    f"{_ADMIN}/ReleasePushes": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_ADMIN}/ListAbandoned": reads(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_ADMIN}/RemoveAbandoned": changes(Scope.PLATFORM, PLATFORM_ONLY),
     f"{_SANDBOXES}/Create": changes(Scope.OWN),

@@ -153,7 +153,10 @@ class OciRegistry(Registry):
     async def has_blob(self, repository: str, digest: str, *, timeout: timedelta) -> bool:
         async with within(timeout, f"blob {digest}"):
             answer = await self._ask(self._call("HEAD", repository, f"blobs/{digest}"), 200, 404)
-        return answer.status == 200
+            if answer.status == 404 or answer.headers.get("Content-Length") == "0":
+                return answer.status == 200
+            byte = self._call("GET", repository, f"blobs/{digest}", headers={"Range": "bytes=0-0"})
+            return await self._transport().gives(byte)
 
     @override
     async def mount(self, repository: str, digest: str, *, source: str, timeout: timedelta) -> bool:

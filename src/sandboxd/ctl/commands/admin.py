@@ -38,6 +38,14 @@ async def status(shell: Shell) -> Exit:
     shell.out.print(_gateways(found.gateways))
     states = ", ".join(f"{one.sandboxes} {_word(sandbox_pb2.SandboxState.Name(one.state))}" for one in found.sandboxes)
     shell.out.print(Text(f"Sandboxes: {states or 'none'}"))
+    if found.HasField("push_hold"):
+        hold = found.push_hold
+        how = "are held" if hold.held else "stop, to be held"
+        if hold.overdue:
+            how = "were held, and nobody has released them,"
+        shell.err.print(
+            Text(f"Pushes {how} by {clean_line(hold.holder)} until {when(hold.until_time)}.", style="yellow")
+        )
     if found.stuck_sandboxes:
         shell.err.print(Text(f"{found.stuck_sandboxes} are stuck on their way. See the log of serve.", style="yellow"))
     return Exit.OK

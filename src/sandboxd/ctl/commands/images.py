@@ -21,6 +21,7 @@ from sandboxd.model.image import number_of, tag_of
 from sandboxd.v1 import image_pb2 as pb
 
 _DOES = {
+    pb.COMMIT_PHASE_HELD: "waiting: pushes to the registry are held",
     pb.COMMIT_PHASE_REPLAY: "installing packages on the new base",
     pb.COMMIT_PHASE_CAPTURE: "capturing",
     pb.COMMIT_PHASE_PUSH: "pushing",

@@ -30,6 +30,7 @@ from sandboxd.persistence.tables.images import ImageGenerationRow, ImageSbomRow,
 from sandboxd.persistence.tables.lifecycle import DutyRow, SandboxLookRow
 from sandboxd.persistence.tables.packages import PackageChangeRow, SandboxPackagesRow
 from sandboxd.persistence.tables.pools import PoolMemberRow, PoolRow
+from sandboxd.persistence.tables.push_holds import ImagePushRow, PushHoldRow
 from sandboxd.persistence.tables.replicas import ReplicaRow
 from sandboxd.persistence.tables.resources import UsageIntervalRow
 from sandboxd.persistence.tables.sandboxes import IncarnationRow, OperationRow, RequestRow, SandboxRow
@@ -59,6 +60,7 @@ __all__ = [
     "FreelancerRow",
     "GatewayRow",
     "ImageGenerationRow",
+    "ImagePushRow",
     "ImageSbomRow",
     "ImageSightingRow",
     "ImageUploadRow",
@@ -68,6 +70,7 @@ __all__ = [
     "PoolMemberRow",
     "PoolRow",
     "PriceRow",
+    "PushHoldRow",
     "ReplicaRow",
     "RequestRow",
     "RestoreDrillRow",
