@@ -21,10 +21,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sandboxd.backends.restic.child import ResticSettings
+from sandboxd.backends.restic.clients import ResticRepositories
 from sandboxd.backends.restic.repository import ResticRepository
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
     BackupIncompleteError,
+    BackupPasswordLostError,
     BackupPasswordWrongError,
     BackupRepositoryBusyError,
     BackupStorageFullError,
@@ -32,6 +34,7 @@ from sandboxd.model.backup_errors import (
     BackupToolError,
 )
 from sandboxd.model.errors import DeadlineError
+from sandboxd.model.ids import ClientId
 from sandboxd.volumes.ports import BackupProgress, TreeSnapshot
 from tests.backup_trees import BACKUP_PASSWORD, PATIENCE, everything, ignore
 from tests.eventually import eventually
@@ -386,3 +389,26 @@ async def test_any_tree_comes_back_as_it_was_from_each_of_its_snapshots(
             into = Path(directory) / str(number)
             await repository.restore(snapshot.id, into, timeout=PATIENCE, progress=ignore)
             assert everything(into) == wanted
+
+
+async def test_a_clients_lost_password_is_told_and_no_other_one_takes_its_place(
+    there: ResticSettings, tmp_path: Path
+) -> None:
+    def repositories() -> ResticRepositories:
+        settings = replace(there, location=str(tmp_path / "all"), work=tmp_path / "clients")
+        return ResticRepositories(settings=settings, passwords=tmp_path / "passwords")
+
+    acme, file = ClientId("acme"), tmp_path / "passwords" / "acme"
+    with pytest.raises(BackupPasswordLostError):
+        await repositories().reopen(acme, timeout=PATIENCE)
+    await repositories().open(acme, timeout=PATIENCE)
+    copy = file.read_text()
+    file.unlink()
+
+    for again in (repositories().open, repositories().reopen):
+        with pytest.raises(BackupPasswordLostError, match="Put it back"):
+            await again(acme, timeout=PATIENCE)
+        assert not file.exists()
+
+    file.write_text(copy)
+    await repositories().reopen(acme, timeout=PATIENCE)

@@ -16,6 +16,7 @@ from sandboxd.backends.kubernetes.volume_backups import SETS_AT_ONCE, Kubernetes
 from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, Volume
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
+    BackupPasswordLostError,
     BackupPasswordWrongError,
     BackupSnapshotNotFoundError,
     BackupStorageFullError,
@@ -23,7 +24,7 @@ from sandboxd.model.backup_errors import (
 )
 from sandboxd.model.cluster import Mode, sandbox_resource
 from sandboxd.model.cluster_backup import ATTEMPTS, PROGRESS_EVENT
-from sandboxd.model.errors import DeadlineError, SandboxdError
+from sandboxd.model.errors import DeadlineError, ErrorKind, SandboxdError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
 from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesOf, VolumesProgress
@@ -119,7 +120,7 @@ async def test_with_restic_a_hard_tree_survives_lost_pods_and_lost_volumes_and_a
     assert PASSWORD not in cluster.objects
     data = cluster.directory / "storage" / "acme" / "data"
     assert [one for one in data.rglob("*") if one.is_file()] == []
-    with pytest.raises(BackupPasswordWrongError):
+    with pytest.raises(BackupPasswordLostError):
         await backups.restore(an_order(made, of), timeout=PATIENCE, progress=ignored)
 
 
@@ -364,3 +365,41 @@ async def test_progress_is_told_on_the_way_across_a_restart_of_the_operator_and_
 
     assert told()[-1] == ("workspace", 4)
     assert all(one.trees.bytes <= one.trees.total_bytes for one in seen)
+
+
+async def test_a_lost_password_is_told_and_no_other_one_takes_its_place_until_a_copy_is_put_back(
+    with_restic: BackupCluster,
+) -> None:
+    cluster, backups = with_restic, its_backups(with_restic)
+    of, places = await a_sandbox(cluster)
+    made = await taken(backups, a_set(), of)
+    copy = cluster.objects[PASSWORD]
+    await cluster.drop(*PASSWORD)
+    cluster.begun.clear()
+
+    with pytest.raises(BackupPasswordLostError, match="Put it back") as restored:
+        await backups.restore(an_order(made, of), timeout=PATIENCE, progress=ignored)
+    assert cluster.begun == []
+    with pytest.raises(BackupPasswordLostError, match="Put it back"):
+        await taken(backups, a_set(), of)
+
+    assert (restored.value.kind, restored.value.metadata["secret"]) == (ErrorKind.WRONG_STATE, PASSWORD[2])
+    assert PASSWORD not in cluster.objects
+    await cluster.put("secrets", copy)
+    (places[Volume.WORKSPACE] / "file").write_bytes(b"changed")
+    await backups.restore(an_order(made, of), timeout=PATIENCE, progress=ignored)
+    assert (places[Volume.WORKSPACE] / "file").read_bytes() == b"work"
+
+
+async def test_a_password_that_was_not_made_for_the_work_is_never_taken_back(
+    cluster: BackupCluster, backups: KubernetesVolumeBackups
+) -> None:
+    of, _ = await a_sandbox(cluster)
+    await taken(backups, a_set(), of)
+    (repository,) = cluster.repositories.values()
+    repository.trouble = BackupPasswordWrongError("It does not open.")
+
+    with pytest.raises(BackupPasswordWrongError):
+        await taken(backups, a_set(), of)
+
+    assert PASSWORD in cluster.objects

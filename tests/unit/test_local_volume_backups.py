@@ -63,6 +63,10 @@ class OneRepository(ClientRepositories):
         return self.repository
 
     @override
+    async def reopen(self, client: ClientId, *, timeout: timedelta) -> BackupRepository:
+        return await self.open(client, timeout=timeout)
+
+    @override
     async def find(self, client: ClientId, *, timeout: timedelta) -> BackupRepository | None:
         return self.repository
 

@@ -41,6 +41,12 @@ class BackupPasswordWrongError(SandboxdError):
     reason = "BACKUP_PASSWORD_WRONG"
 
 
+class BackupPasswordLostError(WrongStateError):
+    """What opens the client's repository of backups is gone. Only a copy of it helps: another one opens nothing."""
+
+    reason = "BACKUP_PASSWORD_LOST"
+
+
 class BackupDamagedError(SandboxdError):
     """The repository of backups lacks content, or has other content than it stored; what it tells is not used."""
 

@@ -235,6 +235,11 @@ class BackupWorkStatus:
         )
 
 
+def password_secret(namespace: str) -> str:
+    """Name of the Secret with the password of the repository of a namespace's client."""
+    return f"backup-password-{namespace}"
+
+
 def progress_as_mapping(progress: BackupSetProgress) -> dict[str, Any]:  # Any: JSON
     """Say how far it is, as a status and a line of a worker's log have it."""
     return {

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from sandboxd.model.backup import BackupMethod, Volume
+from sandboxd.model.backup_errors import BackupPasswordLostError
 from sandboxd.model.cluster import Mode, PlacedSpec
 from sandboxd.model.cluster_backup import (
     ATTEMPTS,
@@ -27,6 +28,7 @@ from sandboxd.model.cluster_backup import (
     BackupState,
     BackupWorkStatus,
     PlacedBackup,
+    password_secret,
 )
 from sandboxd.model.cluster_status import PlacedStatus, Reason
 from sandboxd.model.legible import legible
@@ -69,6 +71,8 @@ class BackupWorld:
     """Its policies and quotas are there: a pod before them would have a network."""
     nothing_there: bool = False
     """The client never had a repository, and the work makes none."""
+    password_lost: bool = False
+    """The work is on what a repository has, and the Secret with its password is not there."""
     refusals: Sequence[Refusal] = ()
 
     @property
@@ -115,6 +119,7 @@ def wants_attempt(world: BackupWorld, settings: PlanSettings, *, now: datetime) 
         and world.attempt < ATTEMPTS
         and world.namespace_ready
         and not world.nothing_there
+        and not world.password_lost
         and blocked(world, settings) is None
     )
 
@@ -169,6 +174,8 @@ def conclude_backup(world: BackupWorld, settings: PlanSettings, *, now: datetime
         return told(status, BackupState.FAILED, OUT_OF_TIME, f"Its time is over. {status.message}".rstrip())
     if world.nothing_there:
         return told(status, BackupState.DONE, Reason.AS_DESIRED.value)
+    if world.password_lost:
+        return password_lost(world, status)
     if (found := blocked(world, settings)) is not None:
         return told(status, *found)
     if world.refusals:
@@ -180,6 +187,16 @@ def conclude_backup(world: BackupWorld, settings: PlanSettings, *, now: datetime
         reason = status.reason if status.state is BackupState.WAITING else Reason.POD_DELETED.value
         return told(status, BackupState.WAITING, reason, status.message or "Its pod was deleted; another one follows.")
     return told(status, BackupState.WAITING, Reason.NOT_CREATED.value)
+
+
+def password_lost(world: BackupWorld, status: BackupWorkStatus) -> BackupWorkStatus:
+    """Say that nothing opens the client's repository."""
+    secret = password_secret(world.resource["metadata"]["namespace"])
+    text = (
+        f"The Secret {secret} of sandboxd's own namespace is gone, and nothing else opens the backups of this client. "
+        "Put it back there from a copy (kubectl apply), and try again. No other password was kept in its place."
+    )
+    return told(status, BackupState.FAILED, BackupPasswordLostError.reason, text)
 
 
 def blocked(world: BackupWorld, settings: PlanSettings) -> tuple[BackupState, str, str] | None:

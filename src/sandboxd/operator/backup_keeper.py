@@ -18,7 +18,8 @@ import structlog
 from sandboxd.kubeapi.errors import KubeConflictError, KubeNotFoundError
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.model.backup import BackupMethod, Volume
-from sandboxd.model.cluster import CLIENT_ANNOTATION, INSTANCE_LABEL, OPERATOR_MANAGER, claims_of, pod_of
+from sandboxd.model.backup_errors import BackupPasswordWrongError
+from sandboxd.model.cluster import CLIENT_ANNOTATION, GROUP, INSTANCE_LABEL, OPERATOR_MANAGER, claims_of, pod_of
 from sandboxd.model.cluster_backup import (
     ATTEMPTS,
     BACKUP_FINALIZER,
@@ -26,10 +27,11 @@ from sandboxd.model.cluster_backup import (
     BackupState,
     BackupWorkStatus,
     PlacedBackup,
+    password_secret,
 )
 from sandboxd.model.sources import Clock
 from sandboxd.operator.asked_work import AskedWork, until
-from sandboxd.operator.backing_up import BackupWorld, conclude_backup, plan_backup, wants_attempt
+from sandboxd.operator.backing_up import BackupWorld, conclude_backup, password_lost, plan_backup, wants_attempt
 from sandboxd.operator.backup_progress import BackupProgressReader
 from sandboxd.operator.backup_shape import BackupAccess, BackupMeans, pod_name
 from sandboxd.operator.builders import MANAGED_BY
@@ -44,7 +46,10 @@ from sandboxd.operator.writing import TIMEOUT, Writer
 PASSWORD_SECRET_TYPE: Final = "sandboxd.dev/backup-password"  # noqa: S105  a type of Secrets
 PASSWORD_BYTES: Final = 32
 """Of randomness: as much as the key that restic derives."""
-MAKES_REPOSITORY: Final = frozenset({BackupAction.TAKE, BackupAction.RESTORE, BackupAction.COMPARE})
+NEEDS_REPOSITORY: Final = frozenset({BackupAction.RESTORE, BackupAction.COMPARE})
+"""Work on what a repository has: no password is made for it."""
+MADE_FOR: Final = f"{GROUP}/made-for"
+"""Annotation of a password: the work whose pod makes the repository with it, or learns that there is another one."""
 
 log = structlog.get_logger(__name__)
 
@@ -95,8 +100,10 @@ class BackupKeeper:
         if world.work.method is BackupMethod.SNAPSHOTS:
             await self._reconcile_snapshots(key, world)
             return ()
-        access, nothing_there = await self._access(world, key)
-        world = replace(world, nothing_there=nothing_there)
+        access, absent = await self._access(world, key)
+        lost = absent and world.work.action in NEEDS_REPOSITORY
+        nothing_there = absent and not lost
+        world = replace(world, nothing_there=nothing_there, password_lost=lost)
         waves = plan_backup(world, self._settings, access, now=self._clock.now())
         refusals = await self._writer.carry_out(waves)
         seen = self._look(key)
@@ -105,7 +112,7 @@ class BackupKeeper:
             return refusals
         now = self._clock.now()
         self._later(key, until(seen.deadline if now < seen.deadline else seen.ends, now=now))
-        world = replace(seen, nothing_there=nothing_there, refusals=refusals)
+        world = replace(seen, nothing_there=nothing_there, password_lost=lost, refusals=refusals)
         concluded, look_again = await self._progress.read(key, world, conclude_backup(world, self._settings, now=now))
         if look_again is not None:
             self._later(key, look_again)
@@ -113,6 +120,8 @@ class BackupKeeper:
             return refusals
         if concluded.state is BackupState.DONE and world.work.action is BackupAction.DESTROY:
             await self._destroy_password(key.namespace)
+        if concluded.reason == BackupPasswordWrongError.reason and await self._take_back_password(key):
+            concluded = password_lost(world, concluded)
         await self._write(key, world, concluded)
         return refusals
 
@@ -176,11 +185,11 @@ class BackupKeeper:
         return {volume: claim for volume, claim in found.items() if claim is not None}
 
     async def _access(self, world: BackupWorld, key: WorkKey) -> tuple[BackupAccess | None, bool]:
-        """What opens the repository, where an attempt is to be made; and whether there is none to open."""
+        """What opens the repository, where an attempt is to be made; and whether there is no password at all."""
         means = self._settings.backups
         if means is None or not wants_attempt(world, self._settings, now=self._clock.now()):
             return None, False
-        password = await self._password(key.namespace, make=world.work.action in MAKES_REPOSITORY)
+        password = await self._password(key, make=world.work.action is BackupAction.TAKE)
         if password is None:
             return None, True
         return self._opened(means, key.namespace, password), False
@@ -190,8 +199,9 @@ class BackupKeeper:
         location = f"{means.location.rstrip('/')}/{annotations[CLIENT_ANNOTATION]}"
         return BackupAccess(location=location, password=password, credentials=means.credentials())
 
-    async def _password(self, namespace: str, *, make: bool) -> bytes | None:
-        path = Kind.SECRET.path(self._namespace, _password_name(namespace))
+    async def _password(self, key: WorkKey, *, make: bool) -> bytes | None:
+        namespace = key.namespace
+        path = Kind.SECRET.path(self._namespace, password_secret(namespace))
         try:
             found = await self._api.get(path, timeout=TIMEOUT)
         except KubeNotFoundError:
@@ -201,7 +211,7 @@ class BackupKeeper:
             try:
                 found = await self._api.create(
                     Kind.SECRET.within(self._namespace),
-                    self._new_password(namespace),
+                    self._new_password(key),
                     field_manager=OPERATOR_MANAGER,
                     timeout=TIMEOUT,
                 )
@@ -210,14 +220,36 @@ class BackupKeeper:
                 found = await self._api.get(path, timeout=TIMEOUT)
         return base64.b64decode(found["data"]["password"])
 
-    def _new_password(self, namespace: str) -> Json:
+    async def _take_back_password(self, key: WorkKey) -> bool:
+        """Remove the password that was made for a piece of work, where its repository turns out to have another one.
+
+        The Secret had been lost, and whoever puts it back finds its place free. False: it was not made for this work.
+        """
+        path = Kind.SECRET.path(self._namespace, password_secret(key.namespace))
+        try:
+            found = await self._api.get(path, timeout=TIMEOUT)
+            if (found["metadata"].get("annotations") or {}).get(MADE_FOR) != key.backup:
+                return False
+            self._leadership.check()
+            await self._api.delete(path, uid=found["metadata"]["uid"], timeout=TIMEOUT)
+        except KubeNotFoundError:
+            return False
+        log.warning("operator.backup_password_taken_back", namespace=key.namespace)
+        return True
+
+    def _new_password(self, key: WorkKey) -> Json:
         labels = {INSTANCE_LABEL: self._settings.instance, MANAGED_BY: OPERATOR_MANAGER}
         password = secrets.token_urlsafe(PASSWORD_BYTES).encode()
         return {
             "apiVersion": "v1",
             "kind": "Secret",
             "type": PASSWORD_SECRET_TYPE,
-            "metadata": {"name": _password_name(namespace), "namespace": self._namespace, "labels": labels},
+            "metadata": {
+                "name": password_secret(key.namespace),
+                "namespace": self._namespace,
+                "labels": labels,
+                "annotations": {MADE_FOR: key.backup},
+            },
             "data": {"password": base64.b64encode(password).decode()},
         }
 
@@ -225,10 +257,5 @@ class BackupKeeper:
         """The client is erased: what its storage may still keep by itself nobody reads any more."""
         self._leadership.check()
         with suppress(KubeNotFoundError):
-            await self._api.delete(Kind.SECRET.path(self._namespace, _password_name(namespace)), timeout=TIMEOUT)
+            await self._api.delete(Kind.SECRET.path(self._namespace, password_secret(namespace)), timeout=TIMEOUT)
         log.info("operator.backup_password_destroyed", namespace=namespace)
-
-
-def _password_name(namespace: str) -> str:
-    """Of the Secret with the password of the repository of a namespace's client."""
-    return f"backup-password-{namespace}"

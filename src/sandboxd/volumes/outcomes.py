@@ -10,6 +10,7 @@ from sandboxd.model.backup import SnapshotId, TreeComparison, Volume, VolumeSnap
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
     BackupIncompleteError,
+    BackupPasswordLostError,
     BackupPasswordWrongError,
     BackupRepositoryBusyError,
     BackupSnapshotNotFoundError,
@@ -27,6 +28,7 @@ Json = dict[str, Any]
 _TOLD: Final[Sequence[type[SandboxdError]]] = (
     BackupDamagedError,
     BackupIncompleteError,
+    BackupPasswordLostError,
     BackupPasswordWrongError,
     BackupRepositoryBusyError,
     BackupSnapshotNotFoundError,

@@ -259,6 +259,7 @@ class VolumeBackups(Protocol):
     goes on; `end` makes sure of it.
 
     Every method raises what the methods of `BackupRepository` raise, and:
+        BackupPasswordLostError: The client's repository is there, and what opens it is gone. No other takes its place.
         UnavailableError: Where the work runs cannot be reached now; the message says what to look at.
         DeadlineError: It has not ended within `timeout`; it may go on until `end`.
     """

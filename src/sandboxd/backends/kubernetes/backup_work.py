@@ -24,7 +24,7 @@ from sandboxd.kubeapi.errors import KubeConflictError, KubeError, KubeInvalidErr
 from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.kubeapi.reflector import Reflector
 from sandboxd.model.backup import BackupMethod, BackupSetId, BackupSetProgress, RestoreId, SnapshotId, Volume
-from sandboxd.model.backup_errors import BackupToolError
+from sandboxd.model.backup_errors import BackupPasswordLostError, BackupToolError
 from sandboxd.model.cluster import API_VERSION, SERVE_MANAGER, Mode, claims_of
 from sandboxd.model.cluster_backup import (
     BACKUP_LABEL,
@@ -38,6 +38,7 @@ from sandboxd.model.cluster_backup import (
     PlacedBackup,
     RestorePart,
     backup_resource,
+    password_secret,
 )
 from sandboxd.model.cluster_status import Reason
 from sandboxd.model.errors import DeadlineError, InvalidRequestError, SandboxdError
@@ -307,6 +308,8 @@ class BackupWork:
 
     def _failure(self, namespace: str, name: str, status: BackupWorkStatus) -> SandboxdError:
         if status.reason.isupper():
+            if status.reason == BackupPasswordLostError.reason:
+                return BackupPasswordLostError(status.message, secret=password_secret(namespace))
             return error_of(status.reason, status.message)
         return self._unavailable(namespace, name, status, "it came to no end")
 

@@ -52,6 +52,14 @@ class ClientRepositories(Protocol):
         """A client's repository; made, and what opens it, where it is not there. Raises as `prepare`."""
         ...
 
+    async def reopen(self, client: ClientId, *, timeout: timedelta) -> BackupRepository:
+        """A client's repository, which has something. Raises as `prepare`.
+
+        Raises:
+            BackupPasswordLostError: There is no password for it.
+        """
+        ...
+
     async def find(self, client: ClientId, *, timeout: timedelta) -> BackupRepository | None:
         """A client's repository, or None where it never had one. Raises as `prepare`."""
         ...
@@ -103,7 +111,7 @@ class LocalVolumeBackups(VolumeBackups):
         sandbox = order.into.sandbox
         async with within(timeout) as left:
             await self._refuse_running(sandbox)
-            repository = await self._repositories.open(order.into.client, timeout=left())
+            repository = await self._repositories.reopen(order.into.client, timeout=left())
             await asyncio.to_thread(self._layout.bring_back, sandbox)
             return await restore_trees(
                 repository, order, _trees(self._layout.sandbox(sandbox)), timeout=left(), progress=progress
@@ -116,7 +124,7 @@ class LocalVolumeBackups(VolumeBackups):
         sandbox = order.into.sandbox
         async with within(timeout) as left:
             await self._refuse_running(sandbox)
-            repository = await self._repositories.open(order.into.client, timeout=left())
+            repository = await self._repositories.reopen(order.into.client, timeout=left())
             await asyncio.to_thread(self._layout.bring_back, sandbox)
             await stage_trees(
                 repository, order, _trees(self._layout.sandbox(sandbox)), timeout=left(), progress=progress
@@ -144,7 +152,7 @@ class LocalVolumeBackups(VolumeBackups):
             if files is None:
                 raise VolumesNotFoundError(of.sandbox)
             await self._refuse_running(of.sandbox)
-            repository = await self._repositories.open(of.client, timeout=left())
+            repository = await self._repositories.reopen(of.client, timeout=left())
             return await compare_volumes(repository, snapshots, _trees(files), timeout=left(), progress=progress)
 
     @override

@@ -19,6 +19,7 @@ import structlog
 
 from sandboxd.backends.restic.child import ResticSettings
 from sandboxd.backends.restic.repository import ResticRepository
+from sandboxd.model.backup_errors import BackupPasswordLostError, BackupPasswordWrongError
 from sandboxd.model.ids import ClientId
 from sandboxd.volumes.trees import within
 
@@ -40,14 +41,34 @@ class ResticRepositories:
     _open: dict[ClientId, ResticRepository] = field(default_factory=dict, init=False)
 
     async def open(self, client: ClientId, *, timeout: timedelta) -> ResticRepository:
-        """Return a client's repository; made where it is not there."""
+        """Return a client's repository; made where it is not there.
+
+        Raises:
+            BackupPasswordLostError: It is there, and its password is not.
+        """
         if (known := self._open.get(client)) is not None:
             return known
-        await asyncio.to_thread(self._make_password, client)
+        made = await asyncio.to_thread(self._make_password, client)
         repository = self._repository(client)
-        await repository.prepare(timeout=timeout)
+        try:
+            await repository.prepare(timeout=timeout)
+        except BackupPasswordWrongError as error:
+            if not made:
+                raise
+            self._password(client).unlink(missing_ok=True)  # for the one that opens it, which somebody may have
+            raise self._lost(client) from error
         self._open[client] = repository
         return repository
+
+    async def reopen(self, client: ClientId, *, timeout: timedelta) -> ResticRepository:
+        """Return the repository of a client who has something in it.
+
+        Raises:
+            BackupPasswordLostError: There is no password.
+        """
+        if (found := await self.find(client, timeout=timeout)) is not None:
+            return found
+        raise self._lost(client)
 
     async def find(self, client: ClientId, *, timeout: timedelta) -> ResticRepository | None:
         """Return a client's repository, or None where it never had one."""
@@ -80,15 +101,22 @@ class ResticRepositories:
             )
         )
 
+    def _lost(self, client: ClientId) -> BackupPasswordLostError:
+        return BackupPasswordLostError(
+            f"The file {client} with the password of its backups is gone (SANDBOXD_BACKUPS_PASSWORDS_DIR), and nothing "
+            "else opens them. Put it back from a copy, and try again. No other password was kept in its place.",
+            client=client,
+        )
+
     def _password(self, client: ClientId) -> Path:
         return self.passwords / client
 
-    def _make_password(self, client: ClientId) -> None:
-        """Make it, durable and whole, if nobody has; another process may do the same."""
+    def _make_password(self, client: ClientId) -> bool:
+        """Make it, durable and whole, if nobody has; another process may do the same. True: this one made it."""
         self.passwords.mkdir(mode=0o700, parents=True, exist_ok=True)
         target = self._password(client)
         if target.exists():
-            return
+            return False
         draft = self.passwords / f".{client}-{secrets.token_hex(8)}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
@@ -99,7 +127,7 @@ class ResticRepositories:
             try:
                 os.link(draft, target)
             except FileExistsError:
-                return
+                return False
             directory = os.open(self.passwords, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(directory)
@@ -107,3 +135,4 @@ class ResticRepositories:
                 os.close(directory)
         finally:
             draft.unlink(missing_ok=True)
+        return True
