@@ -71,7 +71,8 @@ def test_serve_knows_the_place_and_has_no_key() -> None:
 def test_what_is_made_and_kept_is_said_to_serve_in_settings_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = {"everySeconds": 31_536_000, "afterTerminate": False, "atOnce": 5}
     keeps = {"keepLast": 0, "keepDaily": 10_000, "keepWeekly": 1, "immutableSeconds": 315_360_000}
-    environment = environments({"backups": {**BACKUPS, **policy, **keeps}})["serve"]
+    drills = {"drillEverySeconds": 0, "drillBytes": 1 << 50}
+    environment = environments({"backups": {**BACKUPS, **policy, **keeps, **drills}})["serve"]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
@@ -83,6 +84,7 @@ def test_what_is_made_and_kept_is_said_to_serve_in_settings_that_it_takes(monkey
         False,
         5,
     )
+    assert (settings.backups_drill_every_seconds, settings.backups_drill_bytes) == (0, 1 << 50)
     assert settings.backup_retention == BackupRetention(
         keep_last=0, keep_daily=10_000, keep_weekly=1, immutable_for=timedelta(days=3650)
     )
@@ -99,6 +101,10 @@ def test_by_itself_the_chart_says_what_the_settings_say(monkeypatch: pytest.Monk
             installed.backups_every_seconds,
             installed.backups_after_terminate,
             installed.backups_at_once,
+        )
+        assert (made.backups_drill_every_seconds, made.backups_drill_bytes) == (
+            installed.backups_drill_every_seconds,
+            installed.backups_drill_bytes,
         )
         assert (made.kubernetes_backup_cpu, made.kubernetes_backup_memory_request) == (
             installed.kubernetes_backup_cpu,
@@ -148,6 +154,10 @@ def test_without_a_place_nothing_is_said_of_backups() -> None:
         ({"bucket": "x"}, "bucket"),
         ({"keepDaily": 10_001}, "keepDaily"),
         ({"immutableSeconds": -1}, "immutableSeconds"),
+        ({"drillEverySeconds": -1}, "drillEverySeconds"),
+        ({"drillEverySeconds": 31_536_001}, "drillEverySeconds"),
+        ({"drillBytes": 0}, "drillBytes"),
+        ({"drillBytes": "10Gi"}, "drillBytes"),
         ({"everySeconds": "daily"}, "everySeconds"),
         ({"resources": {"limits": {"memory": "much"}}}, "memory"),
         ({"method": "tapes"}, "method"),

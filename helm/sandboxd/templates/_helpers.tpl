@@ -183,6 +183,10 @@ capabilities: {drop: [ALL]}
   value: {{ .keepWeekly | int64 | quote }}
 - name: SANDBOXD_BACKUPS_IMMUTABLE_SECONDS
   value: {{ .immutableSeconds | int64 | quote }}
+- name: SANDBOXD_BACKUPS_DRILL_EVERY_SECONDS
+  value: {{ .drillEverySeconds | int64 | quote }}
+- name: SANDBOXD_BACKUPS_DRILL_BYTES
+  value: {{ .drillBytes | int64 | quote }}
 {{- end }}{{ end }}
 {{- include "sandboxd.snapshotSettings" . }}
 {{- with .Values.keptImages }}{{ if .registry }}
