@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Mapping
@@ -39,6 +40,8 @@ class Told:
     status: int = 200
     body: Json = None
     headers: dict[str, str] = field(default_factory=dict)
+    empty: bool = False
+    """No body at all, where the description has one: Harbor has nothing to tell."""
 
 
 class HarborOperations:
@@ -60,6 +63,8 @@ class HarborOperations:
             "DeleteRobot": self._delete_robot,
             "createRetention": self._create_retention,
             "getRetention": self._get_retention,
+            "getGCSchedule": self._get_collection,
+            "createGCSchedule": self._create_collection,
         }
 
     def answer(self, name: str, request: web.Request, path: str, body: Json) -> Told:
@@ -194,6 +199,22 @@ class HarborOperations:
         policy = self._state.retentions[int(asked.parts[1])]
         self._need(asked, self._state.numbered(policy["scope"]["ref"]).name, "tag-retention", "read")
         return Told(body=policy)
+
+    def _get_collection(self, asked: Asked) -> Told:
+        self._need(asked, "", "garbage-collection", "read")
+        there = self._state.collection
+        if there is None:
+            return Told(empty=True)
+        kept = {name: there["parameters"].get(name) for name in ("delete_untagged", "workers")}  # and nothing else
+        shown = {"id": 1, "job_kind": there["schedule"]["cron"], "job_parameters": json.dumps(kept), "deleted": False}
+        return Told(body={**shown, "schedule": there["schedule"]})
+
+    def _create_collection(self, asked: Asked) -> Told:
+        self._need(asked, "", "garbage-collection", "create")
+        if asked.body["schedule"]["type"] != "Custom" or len(asked.body["schedule"]["cron"].split()) != 6:
+            raise RefusedError(400, "BAD_REQUEST")
+        self._state.collection = asked.body
+        return Told(status=201)
 
     def _need(self, asked: Asked, project: str, resource: str, action: str) -> None:
         if not asked.who.may(project, resource, action):

@@ -26,6 +26,10 @@ NEEDED: Final[frozenset[Right]] = frozenset(
     }
 )
 """What docs/images-kept.md asks of the account."""
+COLLECTING: Final[frozenset[Right]] = frozenset(
+    ("system", "garbage-collection", action) for action in ("read", "create")
+)
+"""What it needs beside that to schedule the garbage collection."""
 
 
 @dataclass(kw_only=True)
@@ -77,6 +81,8 @@ class RefusedError(Exception):
 class HarborState:
     """All of it."""
 
+    collection: Json = None
+    """The schedule of the garbage collection, as it was asked for."""
     version: str = "v2.16.0-c50c7ddd"
     quotas: bool = True
     """Whether projects have any."""

@@ -19,6 +19,7 @@ from sandboxd.model.sandbox import Tier
 _GB: Final = 10**9
 _GIB: Final = 1 << 30
 _REGISTRY: Final = r"^([A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?)?$"
+_CRON: Final = r"^$|^[0-9A-Za-z*/,?-]+( [0-9A-Za-z*/,?-]+){5}$"
 _PREFIX: Final = r"^([a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*)?$"
 
 
@@ -41,6 +42,9 @@ class ImageSettings(BaseSettings):
     """With Harbor: after how many days it removes by itself what has no tag, the leftovers of builds; 0 for never."""
     images_harbor_account_days: int = Field(default=90, ge=3, le=3650)
     """With Harbor: how long an account that pulls a client's images is good for. It is replaced before."""
+    images_harbor_gc_schedule: str = Field(default="", pattern=_CRON, max_length=100)
+    """With Harbor: when it collects its garbage, as its six fields of cron (`0 0 4 * * 0`: Sundays at 4), where it has
+    no schedule; another one is left alone and told. It is the whole Harbor's; empty leaves it to its administrator."""
     images_registry_plain: bool = False
     """Speak HTTP without TLS with it. With a password only on loopback."""
     images_registry_authority_file: Path | None = None

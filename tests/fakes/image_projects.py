@@ -20,6 +20,8 @@ class FakeImageProjects(ImageProjects):
         self.removed_repositories: list[str] = []
         self.errors: dict[ClientId, SandboxdError] = {}
         """What everything about a client fails with."""
+        self.scheduled = 0
+        self.collection_error: SandboxdError | None = None
 
     @override
     async def prepare(self, client: ClientId, *, timeout: timedelta) -> None:
@@ -32,6 +34,12 @@ class FakeImageProjects(ImageProjects):
         if client in self.there:
             self.there[client] += 1
         return client in self.there
+
+    @override
+    async def schedule_collection(self, *, timeout: timedelta) -> None:
+        if self.collection_error is not None:
+            raise self.collection_error
+        self.scheduled += 1
 
     @override
     async def remove_repository(self, client: ClientId, repository: str, *, timeout: timedelta) -> None:

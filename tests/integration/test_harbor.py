@@ -29,7 +29,7 @@ from sandboxd.model.image_names import belongs_to, user_project, user_repository
 from tests.fakes.manager import FakeClock
 from tests.fakes.pull_accounts import FakePullAccounts
 from tests.harbor import Harbor, a_harbor
-from tests.harbor_state import NEEDED, SYSTEM, Right, Robot
+from tests.harbor_state import COLLECTING, NEEDED, SYSTEM, Right, Robot
 
 pytestmark = pytest.mark.skipif(
     shutil.which("docker-registry") is None, reason="needs docker-registry (Debian: apt-get install docker-registry)"
@@ -341,3 +341,43 @@ async def test_every_client_has_a_project_whatever_it_is_called(world: World, cl
     assert belongs_to(repository, name)
     assert set(world.harbor.state.projects) == {"first", user_project(name)}
     assert await world.projects(rules).remove(name, timeout=SOON)
+
+
+async def test_the_garbage_collection_is_scheduled_where_it_is_not_and_another_schedule_is_left_alone(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.harbor.state.robots[0].rights |= COLLECTING
+    wishing = world.projects(replace(RULES, collect_cron="0 0 4 * * 0"))
+
+    await world.projects().schedule_collection(timeout=SOON)
+    unasked = world.harbor.state.collection
+    await wishing.schedule_collection(timeout=SOON)
+    made = world.harbor.state.collection
+    await wishing.schedule_collection(timeout=SOON)
+    silent = "images.collection_otherwise" not in capsys.readouterr().out
+    await world.projects(replace(RULES, collect_cron="0 0 5 * * 0")).schedule_collection(timeout=SOON)
+
+    assert unasked is None
+    assert made == {
+        "schedule": {"type": "Custom", "cron": "0 0 4 * * 0"},
+        "parameters": {"delete_untagged": True, "workers": 1},
+    }
+    assert silent
+    assert world.harbor.state.collection == made
+    assert "images.collection_otherwise" in capsys.readouterr().out
+    assert world.harbor.seen.count("POST /system/gc/schedule") == 1
+
+
+async def test_one_that_keeps_what_has_no_tag_is_another_schedule_too(world: World) -> None:
+    world.harbor.state.robots[0].rights |= COLLECTING
+    theirs = {"schedule": {"type": "Custom", "cron": "0 0 4 * * 0"}, "parameters": {"delete_untagged": False}}
+    world.harbor.state.collection = theirs
+
+    await world.projects(replace(RULES, collect_cron="0 0 4 * * 0")).schedule_collection(timeout=SOON)
+
+    assert world.harbor.state.collection == theirs
+
+
+async def test_without_the_right_it_is_told_which_one_is_needed(world: World) -> None:
+    with pytest.raises(UnavailableError, match="garbage-collection: read"):
+        await world.projects(replace(RULES, collect_cron="0 0 4 * * 0")).schedule_collection(timeout=SOON)

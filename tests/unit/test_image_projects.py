@@ -83,6 +83,22 @@ async def test_the_care_puts_every_project_right_once_and_makes_none(world: Proj
     assert figures.get_sample_value(PASSES, {"outcome": "done"}) == 1
 
 
+async def test_the_care_sees_to_the_collection_and_what_fails_there_keeps_no_project_waiting(
+    world: ProjectWorld,
+) -> None:
+    figures = CollectorRegistry()
+    care = ProjectCare(units=world.units, projects=world.projects, metrics=ImageCareMetrics(figures))
+    await commit(world)
+    world.projects.collection_error = UnavailableError("The account lacks a right.")
+
+    assert await care.run() == 1
+    assert figures.get_sample_value(PASSES, {"outcome": "failed"}) == 1
+
+    world.projects.collection_error = None
+    assert await care.run() == 1
+    assert (world.projects.scheduled, figures.get_sample_value(PASSES, {"outcome": "done"})) == (1, 1)
+
+
 async def test_an_erasure_takes_the_repository_and_that_of_a_client_the_project(world: ProjectWorld) -> None:
     await commit(world)
     erasing = ImageErasing(images=world.image_tools)

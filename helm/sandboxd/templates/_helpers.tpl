@@ -206,6 +206,8 @@ capabilities: {drop: [ALL]}
   value: {{ .harbor.untaggedDays | quote }}
 - name: SANDBOXD_IMAGES_HARBOR_ACCOUNT_DAYS
   value: {{ .harbor.accountDays | quote }}
+- name: SANDBOXD_IMAGES_HARBOR_GC_SCHEDULE
+  value: {{ .harbor.gcSchedule | quote }}
 {{- end }}
 - name: SANDBOXD_IMAGES_REPOSITORY_PREFIX
   value: {{ .repositoryPrefix | quote }}

@@ -81,6 +81,7 @@ def _harbor(
         quota_bytes=settings.images_harbor_project_bytes,
         untagged_days=settings.images_harbor_untagged_days,
         account_days=settings.images_harbor_account_days,
+        collect_cron=settings.images_harbor_gc_schedule,
     )
     projects = HarborProjects(api, rules=rules, accounts=_accounts(settings, cluster), clock=SystemClock())
 

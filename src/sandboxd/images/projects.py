@@ -54,6 +54,10 @@ class ImageProjects(Protocol):
         """Do the same where there is a project; False where there is none: none is made."""
         ...
 
+    async def schedule_collection(self, *, timeout: timedelta) -> None:
+        """See that the registry collects its garbage by schedule, where somebody wishes that; another one is left."""
+        ...
+
     async def remove_repository(self, client: ClientId, repository: str, *, timeout: timedelta) -> None:
         """Remove a repository, whatever is in it; one that is gone is no error."""
         ...

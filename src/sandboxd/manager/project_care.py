@@ -33,6 +33,11 @@ class ProjectCare:
         renewed = failed = 0
         last: ClientId | None = None
         after = None
+        try:
+            await self.projects.schedule_collection(timeout=PROJECT_TIMEOUT)
+        except SandboxdError as error:
+            failed += 1
+            log.warning("images.collection_not_scheduled", reason=error.reason, error=error.message)
         while True:
             async with self.units.begin() as work:
                 owners = await work.generations.owners(limit=PAGE, after=after)

@@ -16,6 +16,7 @@ import structlog
 from typing_extensions import override
 
 from sandboxd.backends.registry.harbor_api import HarborApi, Json
+from sandboxd.backends.registry.harbor_collection import HarborCollection
 from sandboxd.backends.registry.transport import within
 from sandboxd.images.projects import ImageProjects, PullAccount, PullAccounts
 from sandboxd.model.errors import UnavailableError
@@ -50,6 +51,8 @@ class HarborRules:
     """After which Harbor removes what has no tag; 0 for never."""
     account_days: int = 90
     """That an account to pull with is good for; it is replaced when a third of them is left."""
+    collect_cron: str = ""
+    """When Harbor collects its garbage, seconds first; empty leaves that to others."""
 
 
 class HarborProjects(ImageProjects):
@@ -85,6 +88,13 @@ class HarborProjects(ImageProjects):
                 return False
             await self._converge(client, name)
         return True
+
+    @override
+    async def schedule_collection(self, *, timeout: timedelta) -> None:
+        if self._rules.collect_cron:
+            async with _asking(timeout, "schedule of the garbage collection"):
+                await self._check()
+                await HarborCollection(self._api, cron=self._rules.collect_cron).converge()
 
     @override
     async def remove_repository(self, client: ClientId, repository: str, *, timeout: timedelta) -> None:
