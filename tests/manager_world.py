@@ -18,6 +18,7 @@ from sandboxd.manager.metrics import ManagerMetrics
 from sandboxd.manager.sandboxes import ManagerCore, SandboxManager
 from sandboxd.manager.tokens import ModelEndpointTarget
 from sandboxd.manager.tools import ManagerTools
+from sandboxd.model.backup import BackupMethod
 from sandboxd.model.backup_retention import BackupRetention
 from sandboxd.model.caller import Caller, Request, Role
 from sandboxd.model.ids import ClientId, RequestId, SandboxId
@@ -63,6 +64,7 @@ class ManagerWorld:
         keeps_root: bool = True,
         commits: bool = False,
         backups: bool = False,
+        backup_method: BackupMethod = BackupMethod.FILES,
         signing: bool = False,
         signatures: SignaturePolicy | None = None,
         retention: BackupRetention | None = None,
@@ -105,6 +107,7 @@ class ManagerWorld:
         self.release_after = release_after
         self.backend.on_erase = lambda sandbox: self.volumes.volumes.pop(sandbox, None)
         self.backups = backups
+        self.backup_method = backup_method
         self.core, self.manager = self.replica("first")
         self.use = self.core.use
 
@@ -137,6 +140,7 @@ class ManagerWorld:
     def backup_tools(self) -> BackupTools:
         return BackupTools(
             volumes=self.volumes,
+            method=self.backup_method,
             retention=self.retention,
             every=timedelta(days=1),
             kept=self.kept,

@@ -41,6 +41,8 @@ class SnapshotDriver:
     """Of its VolumeSnapshotClass."""
     trouble: str = ""
     """What it answers in place of a snapshot."""
+    slow: bool = False
+    """Cuts at once, and is not ready yet."""
     stuck: bool = False
     """Makes no volume of a snapshot."""
     answers: bool = True
@@ -61,6 +63,11 @@ class SnapshotDriver:
     def stored(self) -> set[str]:
         """Handles of the snapshots that the storage has."""
         return {one.name for one in (self.directory / "snapshots").glob("*")}
+
+    @property
+    def volumes(self) -> set[str]:
+        """Names of the volumes that the storage has."""
+        return {one.name for one in (self.directory / "volumes").glob("*")}
 
     @asynccontextmanager
     async def running(self, *, every: float = 0.02) -> AsyncIterator[SnapshotDriver]:
@@ -185,12 +192,12 @@ class SnapshotDriver:
                 _copy(self.place(claim["spec"]["volumeName"]), self.directory / "snapshots" / handle)
                 self.cut.append(metadata["name"])
                 await self.api.create(f"{SNAPSHOTS}/volumesnapshotcontents", self._content(content, snapshot, claim))
-            told = {"snapshotHandle": handle, "readyToUse": True, "restoreSize": 1 << 20}
+            told = {"snapshotHandle": handle, "readyToUse": not self.slow, "restoreSize": 1 << 20}
             await self.api.patch(f"{_path('volumesnapshotcontents', '', content)}/status", {"status": told})
             status = {
                 "boundVolumeSnapshotContentName": content,
                 "creationTime": now,
-                "readyToUse": True,
+                "readyToUse": not self.slow,
                 "restoreSize": "1Mi",
                 "error": None,
             }

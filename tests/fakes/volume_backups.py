@@ -75,6 +75,8 @@ class FakeVolumeBackups(VolumeBackups):
     """Work waits for it; open from the beginning."""
     frozen_gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Readings of even numbers, of sandboxes that stand still, wait for this one too; open from the beginning."""
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    """What is kept is cut at once, and whole when this is set; open from the beginning."""
     working: set[str] = field(default_factory=set)
     ended: list[str] = field(default_factory=list)
     pruned: list[ClientId] = field(default_factory=list)
@@ -84,6 +86,7 @@ class FakeVolumeBackups(VolumeBackups):
         self.gate.set()
         self.proving.set()
         self.frozen_gate.set()
+        self.ready.set()
 
     def given(self, sandbox: SandboxId, *, home: Files | None = None, workspace: Files | None = None) -> None:
         self.volumes[sandbox] = {Volume.HOME: dict(home or {}), Volume.WORKSPACE: dict(workspace or {})}
@@ -107,6 +110,10 @@ class FakeVolumeBackups(VolumeBackups):
             if of.sandbox not in self.volumes:
                 raise VolumesNotFoundError(of.sandbox)
             of_set = [self._keep(backup, of, volume, progress, reading) for volume in Volume]
+        if not self.ready.is_set():
+            nothing = BackupProgress(files=0, total_files=0, bytes=0, total_bytes=0)
+            progress(VolumesProgress(volume=Volume.HOME, trees=nothing, cut=True))
+            await self.ready.wait()
         return TakenVolumes(
             take_time=min(one.take_time for one in of_set),
             volumes=sorted((one.taken for one in of_set), key=lambda one: one.volume.value),

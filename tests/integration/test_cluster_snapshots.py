@@ -172,6 +172,27 @@ async def test_what_the_storage_says_is_told_and_it_is_tried_until_it_works(
     assert len((await taking).volumes) == 2
 
 
+async def test_that_both_are_cut_is_told_before_they_are_ready_and_no_others_take_their_place_then(
+    cluster: SnapshotCluster, backups: KubernetesVolumeBackups
+) -> None:
+    of = await a_sandbox(cluster)
+    cluster.driver.slow = True
+    for ready in (True, False):
+        backup, heard = a_set(), list[VolumesProgress]()
+        taking = asyncio.create_task(backups.take(backup, of, timeout=PATIENCE, progress=heard.append))
+        await eventually(lambda: any(one.cut for one in heard))  # noqa: B023
+        assert sorted(one for one in cluster.driver.cut if backup in one) == [f"{backup}-home", f"{backup}-workspace"]
+        assert not taking.done()
+        if ready:
+            cluster.driver.slow = False
+            assert len((await taking).volumes) == 2
+            cluster.driver.slow = True
+        else:
+            await cluster.delete(f"{SNAPSHOTS}/namespaces/{NAMESPACE}/volumesnapshots/{backup}-home")
+            with pytest.raises(PlacementError, match="removed after it was cut"):
+                await taking
+
+
 async def test_half_a_set_that_broke_off_is_taken_anew(
     cluster: SnapshotCluster, backups: KubernetesVolumeBackups
 ) -> None:
@@ -378,3 +399,26 @@ async def test_an_operator_that_dies_at_any_write_of_a_restore_is_followed_by_on
                 await eventually(lambda: set(volumes(cluster).values()) == {("Bound", "Delete", False)})  # noqa: B023
             assert read(cluster, of) == {"before"}, writes
     assert writes > 6, "claims, volumes, a pod, a status"
+
+
+async def test_an_operator_that_dies_at_any_write_of_a_set_is_followed_by_one_that_ends_it(tmp_path: Path) -> None:
+    writes, struck = 0, True
+    while struck:
+        writes += 1
+        cluster = SnapshotCluster(tmp_path / str(writes))
+        await cluster.furnish()
+        async with cluster.running():
+            backups, backup = its_backups(cluster, method=BackupMethod.SNAPSHOTS), a_set()
+            mortal = MortalApi(cluster, dies_at=writes, done=writes % 2 == 0)
+            async with a_backup_operator(cluster):
+                of = await a_sandbox(cluster)
+            taking = asyncio.create_task(taken(backups, backup, of))
+            async with a_backup_operator(cluster, api=mortal):
+                await eventually(lambda: mortal.struck or taking.done())  # noqa: B023
+            struck = mortal.struck
+            async with a_backup_operator(cluster):
+                made = await taking
+            assert {one.handle for one in made.volumes} <= cluster.driver.stored, writes
+            contents = cluster.all("volumesnapshotcontents")
+            assert {one["spec"]["deletionPolicy"] for one in contents} == {"Retain"}, writes
+    assert writes > 5, "two snapshots, two contents, a status"

@@ -7,10 +7,10 @@ work that runs, answers what has ended, and begins anew what broke off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -18,6 +18,7 @@ from sandboxd.manager.backup_metrics import BackupMetrics, BackupOutcome
 from sandboxd.manager.backup_tools import BackupTools, volumes_of
 from sandboxd.manager.changes import Changes
 from sandboxd.manager.cut_short import unless_cut_short
+from sandboxd.manager.cutting import Cutting
 from sandboxd.manager.frozen_backups import FrozenBackups, Reading
 from sandboxd.manager.leased_tasks import Lease, LeasedTasks
 from sandboxd.manager.own_deeds import UNRECORDED, OwnDeeds
@@ -50,7 +51,7 @@ from sandboxd.model.failpoints import failpoint
 from sandboxd.model.ids import SandboxId
 from sandboxd.model.sandbox import Sandbox, SandboxState
 from sandboxd.model.sources import Clock, IdSource
-from sandboxd.volumes.ports import TakenVolumes
+from sandboxd.volumes.ports import TakenVolumes, VolumesProgress
 
 REPORT_EVERY: Final = timedelta(seconds=1)
 """How often progress is written, and the wish for an end looked for."""
@@ -209,10 +210,9 @@ class BackingUp:
         taken, before = reading.taken, reading.sandbox
         failpoint("backup.after_take")
         async with self.units.begin() as work:
-            after = await work.sandboxes.get(backup.sandbox)
             found = await self._still(work, held)
             now = self.clock.now()
-            consistency = Consistency.QUIESCED if reading.still else _consistency(before, after, taken, backup)
+            consistency = Consistency.QUIESCED if reading.still else Consistency.CRASH_CONSISTENT
             described = replace(
                 found,
                 take_time=taken.take_time,
@@ -235,19 +235,24 @@ class BackingUp:
         wish = backup.freeze
         if wish is not None and self.frozen is not None and before.state is SandboxState.ACTIVE:
             return await self.frozen.take(backup, before, wish, progress=note.take)
-        taken = await self.tools.of(backup.method).take(
-            backup.id, volumes_of(before), timeout=self.tools.take_timeout, progress=note.take
-        )
-        if wish is not None and wish.required:
+        volumes = self.tools.of(backup.method)
+
+        def begin(told: Callable[[VolumesProgress], None]) -> Coroutine[Any, Any, TakenVolumes]:  # Any: asyncio's
+            return volumes.take(backup.id, volumes_of(before), timeout=self.tools.take_timeout, progress=told)
+
+        async with Cutting(begin, progress=note.take, name=f"backup-{backup.id}-taking") as taking:
+            await taking.cut()
             after = await self._look(backup.sandbox)
-            if _consistency(before, after, taken, backup) is not Consistency.QUIESCED:
-                raise BackupNotQuiescedError(
-                    f"Sandbox {before.id} was {before.state.value} and is {after.state.value}: it did not stand still "
-                    f"for backup {backup.id}. Try again.",
-                    sandbox=before.id,
-                    backup=backup.id,
-                )
-        return Reading(sandbox=before, taken=taken, still=False)
+            taken = await taking.taken()
+        still = _stood_still(before, after, taken, backup)
+        if wish is not None and wish.required and not still:
+            raise BackupNotQuiescedError(
+                f"Sandbox {before.id} was {before.state.value} and is {after.state.value}: it did not stand still "
+                f"for backup {backup.id}. Try again.",
+                sandbox=before.id,
+                backup=backup.id,
+            )
+        return Reading(sandbox=before, taken=taken, still=still)
 
     async def _look(self, sandbox: SandboxId) -> Sandbox:
         async with self.units.begin() as work:
@@ -324,13 +329,13 @@ class BackingUp:
         self.on_ended(backup)
 
 
-def _consistency(before: Sandbox, after: Sandbox, taken: TakenVolumes, backup: BackupSet) -> Consistency:
-    """QUIESCED where no process of it can have run from before the first file was read until now."""
+def _stood_still(before: Sandbox, after: Sandbox, taken: TakenVolumes, backup: BackupSet) -> bool:
+    """Tell whether no process of it can have run from before the first file was read until the look afterwards."""
     same = (before.state, before.state_time, before.incarnation) == (after.state, after.state_time, after.incarnation)
     # What an earlier attempt had taken is of its own time, about which these two looks say nothing.
     ours = backup.attempts == 1 or (before.state_time is not None and before.state_time <= taken.take_time)
     still = before.state in STILL or before.state is SandboxState.RESTORING  # whose life has not begun
-    return Consistency.QUIESCED if still and same and ours else Consistency.CRASH_CONSISTENT
+    return still and same and ours
 
 
 def _late(backup: BackupSet) -> DeadlineError:

@@ -1,23 +1,25 @@
-"""Takes the volumes of a running sandbox as they are at one moment: while it runs, and again while it stands still.
+"""Takes the volumes of a running sandbox as they are at one moment, for which it stands still.
 
-The first reading stores nearly everything and takes as long as it takes; the second finds what has changed since, so
-the freeze is short. Whatever happens, the sandbox goes on: here, or where somebody goes on with the set after a crash.
+Files are read twice: while it runs, which stores nearly everything and takes as long as it takes, and again while it
+stands still, which finds what has changed since. Snapshots are asked for while it stands still, and it goes on when
+both are cut. Whatever happens, it goes on: here, or where somebody goes on with the set after a crash.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
 from sandboxd.manager.backup_metrics import BackupMetrics
 from sandboxd.manager.backup_tools import BackupTools, volumes_of
+from sandboxd.manager.cutting import Cutting
 from sandboxd.manager.stillness import Stillness
-from sandboxd.model.backup import BackupFreeze, BackupSet
+from sandboxd.model.backup import BackupFreeze, BackupMethod, BackupSet
 from sandboxd.model.backup_errors import BackupNotQuiescedError
 from sandboxd.model.errors import (
     DatabaseUnavailableError,
@@ -61,7 +63,7 @@ class FrozenBackups:
     async def take(
         self, backup: BackupSet, sandbox: Sandbox, wish: BackupFreeze, *, progress: Callable[[VolumesProgress], None]
     ) -> Reading:
-        """Read the volumes of a sandbox that is ACTIVE, twice.
+        """Read the volumes of a sandbox that is ACTIVE: as files twice, by snapshots once.
 
         Raises:
             BackupNotQuiescedError: It could not be frozen, not for long enough, or was used, and that is required.
@@ -70,14 +72,23 @@ class FrozenBackups:
         volumes, first = self.tools.of(backup.method), 2 * backup.attempts - 1
         if backup.attempts > 1:
             await volumes.end(backup.id, timeout=END_TIMEOUT)  # it may be at a reading that counts no more
-        running = await volumes.take(
-            backup.id, volumes_of(sandbox), timeout=self.tools.take_timeout, progress=progress, reading=first
-        )
-        await volumes.end(backup.id, timeout=END_TIMEOUT)
+
+        async def while_it_runs() -> TakenVolumes:
+            return await volumes.take(
+                backup.id, volumes_of(sandbox), timeout=self.tools.take_timeout, progress=progress, reading=first
+            )
+
+        running = None
+        if backup.method is BackupMethod.FILES:
+            running = await while_it_runs()
+            await volumes.end(backup.id, timeout=END_TIMEOUT)
         failpoint("backup.before_freeze")
         why = ""
         try:
             frozen = await self.stillness.freeze(sandbox.id, reason=frozen_for(backup), wait=self.turn_patience)
+        except asyncio.CancelledError:
+            await asyncio.shield(self.let_go(backup))
+            raise
         except (DatabaseUnavailableError, StaleOwnerError):
             raise
         except OpenTurnsError:
@@ -85,12 +96,7 @@ class FrozenBackups:
         except SandboxdError as error:
             why = error.message
         else:
-            try:
-                reading = await self._read(backup, frozen, wish, reading=first + 1, progress=progress)
-            finally:
-                began = self.clock.monotonic()
-                await asyncio.shield(self.let_go(backup))
-                log.info("backup.thawed", backup=backup.id, seconds=round(self.clock.monotonic() - began, 3))
+            reading = await self._read(backup, frozen, wish, reading=first + 1, progress=progress)
             if isinstance(reading, Reading):
                 return reading
             why = reading
@@ -102,7 +108,7 @@ class FrozenBackups:
                 backup=backup.id,
             )
         log.info("backup.not_quiesced", sandbox=sandbox.id, backup=backup.id, why=why)
-        return Reading(sandbox=sandbox, taken=running, still=False)
+        return Reading(sandbox=sandbox, taken=running or await while_it_runs(), still=False)
 
     async def let_go(self, backup: BackupSet) -> None:
         """See that nothing is frozen for this set, by whomever it was. Raises as `Stillness.thaw`."""
@@ -117,22 +123,38 @@ class FrozenBackups:
         reading: int,
         progress: Callable[[VolumesProgress], None],
     ) -> Reading | str:
-        """Read what stands still; a text says why that came to nothing."""
-        failpoint("backup.after_freeze")
+        """Read what stands still, and let it go on as soon as that may be; a text says why it came to nothing."""
+        by_files = backup.method is BackupMethod.FILES
+        volumes = self.tools.of(backup.method)
+        timeout = max(wish.longest, self.tools.shortest) if by_files else self.tools.take_timeout
+
+        def begin(told: Callable[[VolumesProgress], None]) -> Coroutine[Any, Any, TakenVolumes]:  # Any: asyncio's
+            return volumes.take(backup.id, volumes_of(frozen), timeout=timeout, progress=told, reading=reading)
+
+        async with Cutting(begin, progress=progress, name=f"backup-{backup.id}-frozen") as taking:
+            if why := await self._while_still(backup, frozen, wish, taking):
+                return why
+            failpoint("backup.after_cut")
+            return Reading(sandbox=frozen, taken=await taking.taken(), still=True)
+
+    async def _while_still(self, backup: BackupSet, frozen: Sandbox, wish: BackupFreeze, taking: Cutting) -> str:
+        """Wait until it need not stand still any more, and let it go on; a text says why that came to nothing."""
         began = self.clock.monotonic()
-        late = f"The second reading did not end within {wish.longest.total_seconds():.0f} s."
         try:
+            failpoint("backup.after_freeze")
             async with asyncio.timeout(wish.longest.total_seconds()):
-                taken = await self.tools.of(backup.method).take(
-                    backup.id,
-                    volumes_of(frozen),
-                    timeout=max(wish.longest, self.tools.shortest),
-                    progress=progress,
-                    reading=reading,
-                )
-            still = await self.stillness.is_still(frozen)
+                await taking.cut()
+            return "" if await self.stillness.is_still(frozen) else "Somebody used it meanwhile."
         except (TimeoutError, DeadlineError):
-            return late
+            what = "The second reading did not end" if backup.method is BackupMethod.FILES else "Nothing was cut"
+            return f"{what} within {wish.longest.total_seconds():.0f} s."
         finally:
-            self.metrics.frozen(self.clock.monotonic() - began)
-        return Reading(sandbox=frozen, taken=taken, still=True) if still else "Somebody used it meanwhile."
+            ended = self.clock.monotonic()
+            self.metrics.frozen(ended - began)
+            await asyncio.shield(self.let_go(backup))
+            log.info(
+                "backup.thawed",
+                backup=backup.id,
+                frozen_seconds=round(ended - began, 3),
+                seconds=round(self.clock.monotonic() - ended, 3),
+            )

@@ -10,7 +10,7 @@ import base64
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from sandboxd.model.backup import BackupMethod, BackupSetId, BackupSetProgress, SnapshotId, Volume
@@ -207,10 +207,14 @@ class BackupWorkStatus:
     """What came of one that is DONE, JSON; of work on snapshots before its end what the operator has to remember."""
     progress: BackupSetProgress | None = None
     """How far it was when the operator looked last; None: nothing was told."""
+    cut_time: datetime | None = None
+    """Of `TAKE` by snapshots: when the storage had cut both; what is written later does not come into them."""
 
     def as_mapping(self) -> dict[str, Any]:  # Any: JSON
         """Return it as the resource has it."""
-        told = {} if self.progress is None else {"progress": progress_as_mapping(self.progress)}
+        told: dict[str, Any] = {} if self.progress is None else {"progress": progress_as_mapping(self.progress)}
+        if self.cut_time is not None:
+            told["cutTime"] = f"{self.cut_time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
         return {
             "state": self.state.value,
             "reason": self.reason,
@@ -232,6 +236,7 @@ class BackupWorkStatus:
             pod_uid=str(given.get("podUID", "")),
             result=str(given.get("result", "")),
             progress=progress_from_mapping(given["progress"]) if given.get("progress") else None,
+            cut_time=datetime.fromisoformat(given["cutTime"]) if given.get("cutTime") else None,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -59,6 +60,10 @@ class SnapshotKeeping:
         names = {snapshot_name(work.backup, volume, reading=work.reading) for volume in Volume}
         of_set = await self._store.snapshots(namespace, backup=work.backup)
         found = by_volume([one for one in of_set if one["metadata"]["name"] in names])
+        if status.cut_time is not None and len(found) != len(Volume):
+            # Whoever was told of the cut has let the sandbox go on: others would be of another moment.
+            text = "A VolumeSnapshot was removed after it was cut."
+            return told(status, BackupState.FAILED, Reason.SNAPSHOT_FAILED.value, text)
         if any(is_terminating(one) for one in found.values()):
             return told(status, BackupState.WAITING, Reason.WAITING.value, "Former snapshots of it are being removed.")
         if len(found) == 1:
@@ -68,7 +73,10 @@ class SnapshotKeeping:
             return told(status, BackupState.WAITING, Reason.WAITING.value, "One snapshot alone is taken anew.")
         if not found:
             return await self._begin(world, pod, namespace, now=now)
-        return await self._conclude(world, found, now=now)
+        cuts = [cut for one in found.values() if (cut := read_state(one).cut) is not None]
+        if len(cuts) == len(Volume):
+            status = replace(status, cut_time=max(cuts))
+        return await self._conclude(status, found, now=now)
 
     async def _begin(self, world: BackupWorld, pod: PodPhase, namespace: str, *, now: datetime) -> BackupWorkStatus:
         means = self._settings.snapshots
@@ -96,8 +104,10 @@ class SnapshotKeeping:
             await self._store.create(Kind.VOLUME_SNAPSHOT, namespace, body)
         return told(status, BackupState.RUNNING, Reason.STARTING.value, "The storage is asked.")
 
-    async def _conclude(self, world: BackupWorld, found: Mapping[Volume, Json], *, now: datetime) -> BackupWorkStatus:
-        status, contents = world.status, dict[Volume, Json]()
+    async def _conclude(
+        self, status: BackupWorkStatus, found: Mapping[Volume, Json], *, now: datetime
+    ) -> BackupWorkStatus:
+        contents = dict[Volume, Json]()
         for volume, snapshot in found.items():
             state = read_state(snapshot)
             if state.error and not state.ready:

@@ -44,6 +44,8 @@ class SnapshotState:
     """What the storage, or who asks it, said last."""
     seen: bool
     """Somebody has written a status: a snapshot controller runs."""
+    cut: datetime | None
+    """When the storage cut it: what is written later does not come into it, ready or not."""
     content: str
     """The VolumeSnapshotContent; empty where it has none yet."""
     size: int
@@ -96,6 +98,7 @@ def read_state(snapshot: Json) -> SnapshotState:
         ready=status.get("readyToUse") is True,
         error=str(error),
         seen=bool(status),
+        cut=datetime.fromisoformat(status["creationTime"]) if status.get("creationTime") else None,
         content=str(status.get("boundVolumeSnapshotContentName") or ""),
         size=int(parse_quantity(str(status.get("restoreSize") or "0"))),
     )

@@ -79,9 +79,8 @@ class BackupRepository(Protocol):
     attributes, modification times in nanoseconds, hard links, holes, names of any bytes. Not sockets, nothing of other
     file systems mounted in it, and nothing in its root whose name begins with `STAGING`.
 
-    Several snapshots and restores may run at once; `forget`, `verify` and `prune` want to be alone, and are refused
-    while others run. Everything is safe to repeat. Whoever is cancelled or killed in the middle leaves a repository
-    that works; the next snapshot takes up what was stored by then.
+    Several snapshots and restores may run at once; `forget`, `verify` and `prune` are refused while others run.
+    Everything is safe to repeat. Who is killed in the middle leaves a repository that works, with what was stored.
 
     Every method raises:
         BackupStorageUnavailableError: The storage does not answer, or there is no repository on it.
@@ -220,6 +219,8 @@ class VolumesProgress:
     volume: Volume
     """The one that is worked on."""
     trees: BackupProgress
+    cut: bool = False
+    """Says nothing but this: what is written from now on does not come into the set, which is not whole yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -250,8 +251,8 @@ class RestoreOrder:
 class VolumeBackups(Protocol):
     """Keeps sandboxes' volumes in a repository for each client, and brings them back.
 
-    The repository and what opens it are made with the client's first backup, and kept where no sandbox can reach
-    them. The work may run detached, in a Job of a cluster, or in a child of this very process.
+    The repository and what opens it are made with the client's first backup, out of every sandbox's reach. The work
+    may run detached, in a Job of a cluster, or in a child of this very process.
 
     **Everything is asked for by name and can be asked for again.** A caller that died, or a second replica, calls with
     the same id: work that runs is followed, work that has ended answers what it came to, work that broke off is begun
@@ -275,10 +276,9 @@ class VolumeBackups(Protocol):
     ) -> TakenVolumes:
         """Keep both volumes of a sandbox as they are, whether it runs, is stopped, or its files are kept.
 
-        Each snapshot has the source `<sandbox>/<volume>` and the tags `set=<backup>`, `volume=<volume>` and
-        `reading=<reading>`: what is in the repository answers a repeated call, and snapshots that belong to nothing can
-        be told by them. A set is of one moment: where only one of both was taken when it broke off, both are taken
-        anew. What other readings took counts for none, is compared with, and goes with the set.
+        Each snapshot has the source `<sandbox>/<volume>` and the tags `set`, `volume` and `reading`: what is in the
+        repository answers a repeated call. A set is of one moment: one of both alone is taken anew with the other. What
+        other readings took goes with the set. Where a storage cuts at once and is ready later, progress says when.
 
         Args:
             backup: Of the set.

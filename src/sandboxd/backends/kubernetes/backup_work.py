@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -294,6 +295,8 @@ class BackupWork:
                 if progress is not None and watch.status.progress not in (None, told):
                     told = watch.status.progress
                     progress(_told(told))
+                if progress is not None and watch.status.cut_time is not None:
+                    progress(replace(all_of(Volume.WORKSPACE, files=0, size=0), cut=True))
                 if watch.gone:
                     raise self._unavailable(namespace, name, watch.status, "it was removed")
                 if watch.over(self._clock.monotonic()):
@@ -385,9 +388,8 @@ def read(make: Callable[[Mapping[str, Any]], _Result], said: Mapping[str, Any]) 
 
 def all_of(volume: Volume, *, files: int, size: int) -> VolumesProgress:
     """Progress at the end."""
-    return VolumesProgress(
-        volume=volume, trees=BackupProgress(files=files, total_files=files, bytes=size, total_bytes=size)
-    )
+    trees = BackupProgress(files=files, total_files=files, bytes=size, total_bytes=size)
+    return VolumesProgress(volume=volume, trees=trees)
 
 
 def _told(said: BackupSetProgress) -> VolumesProgress:
