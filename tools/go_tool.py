@@ -31,15 +31,39 @@ def ensure_own_go_tool(source: Path) -> Path:
     Raises:
         ToolchainError: There is no Go, or the build failed.
     """
-    digest = hashlib.sha256()
+    return ensure_own_go_programs(source, (".",)) / source.name
+
+
+def ensure_own_go_programs(source: Path, packages: Sequence[str]) -> Path:
+    """Return the directory of programs of a module of ours, and of those that it pins; a change builds all anew.
+
+    Raises:
+        ToolchainError: There is no Go, or the build failed.
+    """
+    flags = ["-ldflags", "-s -w", *packages]
+    return _built(source.name, at=_digest(source, packages), flags=flags, cwd=source).parent
+
+
+def found_own_go_programs(source: Path, packages: Sequence[str]) -> Path | None:
+    """Return the same directory where it is built already."""
+    binary = _binary(source.name, at=_digest(source, packages))
+    return binary.parent if binary.is_file() else None
+
+
+def _digest(source: Path, packages: Sequence[str]) -> str:
+    digest = hashlib.sha256(repr(tuple(packages)).encode())
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
-    return _built(source.name, at=digest.hexdigest()[:16], flags=["-ldflags", "-s -w", "."], cwd=source)
+    return digest.hexdigest()[:16]
+
+
+def _binary(name: str, *, at: str) -> Path:
+    return cache_directory() / "tools" / f"{name}-{at}" / name
 
 
 def _built(name: str, *, at: str, flags: Sequence[str], cwd: Path | None = None) -> Path:
-    home = cache_directory() / "tools" / f"{name}-{at}"
-    binary = home / name
+    binary = _binary(name, at=at)
+    home = binary.parent
     if binary.is_file():
         return binary
     go = shutil.which("go")
@@ -56,7 +80,8 @@ def _built(name: str, *, at: str, flags: Sequence[str], cwd: Path | None = None)
             check=True,
         )
         home.mkdir(parents=True, exist_ok=True)
-        (fresh / name).replace(binary)
+        for made in sorted(fresh.iterdir(), key=lambda one: one.name == name):  # the one that is looked for last
+            made.replace(home / made.name)
     except subprocess.CalledProcessError as error:
         raise ToolchainError(f"{name} could not be built: {error.stderr.decode(errors='replace')}") from error
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from sandboxd.dev.node import ToolchainError
 
 MODULE = "github.com/kubernetes-csi/external-snapshotter/client/v8"
-VERSION = "v8.2.0"
+VERSION = "v8.6.0"
 KINDS = ("volumesnapshotclasses", "volumesnapshotcontents", "volumesnapshots")
 
 
