@@ -203,9 +203,9 @@ class FakeKube(KubeApi):
 
 def _selected(obj: Json, query: Mapping[str, str]) -> bool:
     labels = obj["metadata"].get("labels") or {}
-    wanted = [part.split("=") for part in query.get("labelSelector", "").split(",") if part]
+    wanted = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
     fields = [part.split("=") for part in query.get("fieldSelector", "").split(",") if part]
-    return all(labels.get(name) == value for name, value in wanted) and all(
+    return all(labels.get(name) == value if equal else name in labels for name, equal, value in wanted) and all(
         _field(obj, name) == value for name, value in fields
     )
 

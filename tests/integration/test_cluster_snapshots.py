@@ -11,8 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from sandboxd.backends.kubernetes.abandoned import ClusterObjects
+from sandboxd.backends.kubernetes.objects import Installation
 from sandboxd.backends.kubernetes.refusals import PlacementError
 from sandboxd.backends.kubernetes.volume_backups import KubernetesVolumeBackups
+from sandboxd.bootstrap.sources import SystemClock
+from sandboxd.model.abandoned import AbandonedReason
 from sandboxd.model.backup import BackupMethod, BackupSetId, RestoreId, SnapshotId, Volume
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
@@ -375,6 +379,13 @@ async def test_a_claim_of_somebody_else_is_left_alone_and_what_was_there_is_kept
 
     assert before <= set(volumes(cluster)), "nothing of it is lost"
     assert {(cluster.driver.place(name) / "file").read_text() for name in before} == {"now"}
+    (left,) = [name for name in before if volumes(cluster)[name] == ("Released", "Retain", False)]
+    installation = Installation(instance=INSTANCE, namespace_prefix="client-", template="default")
+    looked = await ClusterObjects(cluster, installation=installation, clock=SystemClock()).look(timeout=PATIENCE)
+    assert [(one.name, one.said) for one in looked if one.name in before] == [(left, AbandonedReason.RETAINED)]
+
+    await backups.destroy(ACME, timeout=PATIENCE)
+    await eventually(lambda: left not in volumes(cluster))
 
 
 async def test_an_operator_that_dies_at_any_write_of_a_restore_is_followed_by_one_that_ends_it(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from sandboxd.operator.snapshot_shape import (
     SET_LABEL,
     TAKE_TIME,
     annotation,
+    as_before,
     handle_noted,
     handle_of,
     read_state,
@@ -151,6 +152,9 @@ class SnapshotKeeping:
         work, status = world.work, world.status
         namespace = world.resource["metadata"]["namespace"]
         everything = work.action is BackupAction.DESTROY
+        if everything:
+            for volume in await self._store.left_over(namespace):
+                await self._store.patch(Kind.VOLUME, volume, as_before(volume))
         begins, sets = tuple(f"{one}-" for one in work.sets), frozenset(work.sets)
         snapshots = await self._store.snapshots(namespace)
         contents = await self._store.contents(namespace)

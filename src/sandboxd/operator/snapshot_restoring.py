@@ -35,6 +35,7 @@ from sandboxd.operator.snapshot_shape import (
     as_before,
     former_claim,
     is_out_of_the_way,
+    left_over,
     out_of_the_way,
     read_state,
     restored_claim,
@@ -106,7 +107,10 @@ class SnapshotRestoring:
             if not is_terminating(world.pod):
                 await self._store.delete(Kind.POD, world.pod)
             return False
-        kept = {one["spec"]["claimRef"]["name"]: one for one in await self._store.volumes(name)}
+        kept = dict[str, Json]()
+        for one in sorted(await self._store.volumes(name), key=lambda one: one["metadata"]["creationTimestamp"]):
+            if (first := kept.setdefault(one["spec"]["claimRef"]["name"], one)) is not one:
+                await self._leave(world, one, first["spec"]["claimRef"]["name"])  # of a claim that came in between
         done = True
         for volume, claim_name in self._names(world).items():
             claim = await self._store.get(Kind.CLAIM, namespace, claim_name)
@@ -137,12 +141,18 @@ class SnapshotRestoring:
                 await self._store.create(Kind.CLAIM, metadata["namespace"], body)
             return False
         if claim["spec"].get("volumeName") != kept["metadata"]["name"]:
-            log.warning("operator.volume_left_over", volume=kept["metadata"]["name"], claim=claim["metadata"]["name"])
-            return True  # somebody else was faster: what was there stays, without a claim
+            await self._leave(world, kept, claim["metadata"]["name"])  # somebody else was faster
+            return True
         if (claim.get("status") or {}).get("phase") != "Bound":
             return False
         await self._store.patch(Kind.VOLUME, kept, as_before(kept))
         return True
+
+    async def _leave(self, world: BackupWorld, volume: Json, claim: str) -> None:
+        """Keep a volume whose claim's name is taken, without a claim: what is abandoned tells of it."""
+        log.warning("operator.volume_left_over", volume=volume["metadata"]["name"], claim=claim)
+        body = left_over(volume, sandbox=world.work.sandbox, uid=world.resource["metadata"]["uid"])
+        await self._store.patch(Kind.VOLUME, volume, body)
 
     async def _forward(self, world: BackupWorld, pod: PodPhase) -> BackupWorkStatus:
         status, metadata = world.status, world.resource["metadata"]

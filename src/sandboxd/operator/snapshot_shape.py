@@ -31,6 +31,8 @@ HANDLE: Final = f"{GROUP}/handle"
 """On a VolumeSnapshot that a set relies on: driver and handle. Another snapshot of the same name has another one."""
 RESTORE: Final = f"{GROUP}/restore"
 """Annotation of a claim that came back of a snapshot, and label of a volume that gave way to it: by which work."""
+LEFT_OVER: Final = f"{GROUP}/left-over"
+"""Label of a volume that could not be put back, as somebody else's claim has its name: of which sandbox it was."""
 RECLAIM: Final = f"{GROUP}/reclaim-policy"
 """On a volume that waits for the end of a restore: its own policy."""
 
@@ -180,8 +182,21 @@ def out_of_the_way(found: Json, *, work: str) -> Json:
 def as_before(found: Json) -> Json:
     """What gives such a volume its own policy again: without a claim it goes, where that is its policy."""
     return {
-        "metadata": {"labels": {RESTORE: None}, "annotations": {RECLAIM: None}},
+        "metadata": {"labels": {RESTORE: None, LEFT_OVER: None}, "annotations": {RECLAIM: None}},
         "spec": {"persistentVolumeReclaimPolicy": annotation(found, RECLAIM) or "Retain"},
+    }
+
+
+def left_over(found: Json, *, sandbox: str, uid: str) -> Json:
+    """What keeps such a volume where its claim's name is taken: without a claim, and found as such.
+
+    One that was reserved for the name again would be "Available", and go to whoever has it next: a uid that is no
+    claim's makes it "Released".
+    """
+    claim = found["spec"]["claimRef"]
+    return {
+        "metadata": {"labels": {RESTORE: None, LEFT_OVER: sandbox}},
+        "spec": {"claimRef": {"uid": claim.get("uid") or uid}},
     }
 
 

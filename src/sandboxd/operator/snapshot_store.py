@@ -16,7 +16,7 @@ from sandboxd.model.cluster import INSTANCE_LABEL, OPERATOR_MANAGER
 from sandboxd.operator.kinds import Kind
 from sandboxd.operator.leader import Leadership
 from sandboxd.operator.observed import is_ours
-from sandboxd.operator.snapshot_shape import RESTORE, SET_LABEL, SNAPSHOT_API, VOLUME_LABEL
+from sandboxd.operator.snapshot_shape import LEFT_OVER, RESTORE, SET_LABEL, SNAPSHOT_API, VOLUME_LABEL
 from sandboxd.operator.writing import TIMEOUT
 
 PAGE: Final = "500"
@@ -65,6 +65,11 @@ class SnapshotStore:
     async def volumes(self, work: str) -> Sequence[Json]:
         """Volumes that a restore has taken out of the way."""
         return await self._list(Kind.VOLUME.everywhere(), f"{RESTORE}={work}")
+
+    async def left_over(self, namespace: str) -> Sequence[Json]:
+        """Volumes of a namespace that no restore could put back."""
+        found = await self._list(Kind.VOLUME.everywhere(), LEFT_OVER)
+        return [one for one in found if one["spec"]["claimRef"]["namespace"] == namespace]
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """One object, or None."""
