@@ -263,7 +263,9 @@ async def test_another_reading_of_a_set_is_of_what_there_is_then_and_goes_with_t
     if not world.whole_volumes_only:
         assert {one.volume: one.files for one in second.volumes} == {Volume.HOME: 1, Volume.WORKSPACE: len(WORK)}
     gone = await world.backups.forget(of.client, [backup], prune=False, timeout=PATIENCE)
-    assert {*gone.snapshots} == {one.snapshot for taken in (first, second) for one in taken.volumes}
+    both = {one.snapshot for taken in (first, second) for one in taken.volumes}
+    # Snapshots that were overtaken are removed by themselves, sooner or later.
+    assert both >= {*gone.snapshots} >= ({one.snapshot for one in second.volumes} if world.whole_volumes_only else both)
 
 
 async def test_kept_volumes_of_a_removed_sandbox_are_taken_and_brought_back_into_their_place(

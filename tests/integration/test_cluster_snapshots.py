@@ -197,6 +197,20 @@ async def test_that_both_are_cut_is_told_before_they_are_ready_and_no_others_tak
                 await taking
 
 
+async def test_what_other_readings_of_a_set_have_cut_is_in_the_storage_no_more(
+    cluster: SnapshotCluster, backups: KubernetesVolumeBackups
+) -> None:
+    of, backup, made = await a_sandbox(cluster), a_set(), None
+    other = await taken(backups, a_set(), of)
+    for reading in (2, 4):
+        made = await backups.take(backup, of, timeout=PATIENCE, progress=ignored, reading=reading)
+        await backups.end(backup, timeout=PATIENCE)
+
+    assert made is not None
+    handles = {one.handle for one in (*made.volumes, *other.volumes)}
+    await eventually(lambda: cluster.driver.stored == handles)
+
+
 async def test_half_a_set_that_broke_off_is_taken_anew(
     cluster: SnapshotCluster, backups: KubernetesVolumeBackups
 ) -> None:

@@ -77,7 +77,10 @@ class SnapshotKeeping:
         cuts = [cut for one in found.values() if (cut := read_state(one).cut) is not None]
         if len(cuts) == len(Volume):
             status = replace(status, cut_time=max(cuts))
-        return await self._conclude(status, found, now=now)
+        concluded = await self._conclude(status, found, now=now)
+        if concluded.state is BackupState.DONE:
+            await self._drop([one for one in of_set if one["metadata"]["name"] not in names])
+        return concluded
 
     async def _begin(self, world: BackupWorld, pod: PodPhase, namespace: str, *, now: datetime) -> BackupWorkStatus:
         means = self._settings.snapshots
@@ -146,6 +149,15 @@ class SnapshotKeeping:
         if handle_noted(snapshot) != handle_of(content):
             noted = {"metadata": {"annotations": {HANDLE: handle_of(content)}}}
             await self._store.patch(Kind.VOLUME_SNAPSHOT, snapshot, noted)
+
+    async def _drop(self, overtaken: Sequence[Json]) -> None:
+        """Remove what other readings of a set have cut: nobody asks for it any more, and it would be paid for."""
+        for one in overtaken:
+            content = await self._store.get(Kind.SNAPSHOT_CONTENT, "", read_state(one).content or "-")
+            if content is not None and content["spec"].get("deletionPolicy") != "Delete":
+                await self._store.patch(Kind.SNAPSHOT_CONTENT, content, {"spec": {"deletionPolicy": "Delete"}})
+            if not is_terminating(one):
+                await self._store.delete(Kind.VOLUME_SNAPSHOT, one)
 
     async def remove(self, world: BackupWorld) -> BackupWorkStatus:
         """Remove the snapshots of sets, or all of a client's; DONE when a fresh listing has none of them."""
