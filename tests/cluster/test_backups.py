@@ -76,6 +76,15 @@ open('notes', 'w').write('of the freelancer')
 os.chown('notes', 1000, 1000)
 """
 """What is hard to keep, made by root of the sandbox."""
+BULK_BYTES: Final = 200 << 20
+BULK: Final = f"""
+import os
+letters = bytes(65 + (byte & 3) for byte in range(256))
+with open('/workspace/bulk', 'wb') as file:
+    for _ in range({BULK_BYTES >> 20}):
+        file.write(os.urandom(1 << 20).translate(letters))
+"""
+"""A file of which a quarter goes over the slow line: two bits of each byte are of chance."""
 LOOK: Final = """
 import hashlib, json, os, stat
 said, links = {}, {}
@@ -269,12 +278,16 @@ async def world(backing_installation: tuple[ClusterInstallation, Storage]) -> As
         following.cancel()
 
 
-async def backed_up(client: Client, sandbox: sandbox_pb2.Sandbox) -> backup_pb2.Backup:
+async def backed_up(
+    client: Client, sandbox: sandbox_pb2.Sandbox, told: list[backup_pb2.BackupProgress] | None = None
+) -> backup_pb2.Backup:
     """Back a sandbox up, and wait until that is done."""
     backup = await client.backups.begin(sandbox.name)
     async with asyncio.timeout(PATIENCE.total_seconds()):
         async for seen in client.backups.follow(backup.name):
             backup = seen
+            if told is not None and seen.HasField("progress"):
+                told.append(seen.progress)
     assert backup.status == backup_pb2.BACKUP_STATUS_COMPLETE, backup
     return backup
 
@@ -322,7 +335,13 @@ async def test_a_pod_that_is_killed_in_the_middle_is_followed_by_another_which_r
     await world.backups.verify(spec.client, content=True, timeout=PATIENCE)
 
 
-async def test_a_terminated_sandbox_whose_volumes_are_lost_is_restored_by_rpc(
+def in_order(told: list[backup_pb2.BackupProgress]) -> bool:
+    """Whether progress never goes back, and no part exceeds its whole."""
+    far = [(one.kind, one.bytes, one.files) for one in told]
+    return far == sorted(far) and all(one.bytes <= one.total_bytes and one.files <= one.total_files for one in told)
+
+
+async def test_a_terminated_sandbox_whose_volumes_are_lost_is_restored_by_rpc_followed_and_cancelled(
     backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
 ) -> None:
     installation, _ = backing_installation
@@ -335,12 +354,46 @@ async def test_a_terminated_sandbox_whose_volumes_are_lost_is_restored_by_rpc(
         async with stack.client() as client:
             sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
             stack.inside(sandbox, "sh", "-c", "echo mine > /workspace/file; echo notes > /home/gemini/notes")
+            stack.inside(sandbox, "python3", "-c", BULK)
             await client.terminate(sandbox.name)
-            await backed_up(client, sandbox)
+            told, views = list[backup_pb2.BackupProgress](), list[backup_pb2.WatchRestoreResponse]()
+
+            await backed_up(client, sandbox, told)
+
+            inside = {one.bytes for one in told if one.kind == backup_pb2.BACKUP_VOLUME_KIND_WORKSPACE}
+            assert [size for size in inside if 0 < size < BULK_BYTES], told
+            assert in_order(told), told
+
+            async def begun() -> asyncio.Task[sandbox_pb2.Sandbox]:
+                """A restore that is at work."""
+                made = asyncio.create_task(client.restore(sandbox.name, timeout=PATIENCE.total_seconds()))
+
+                async def restoring() -> bool:
+                    return (await client.get(sandbox.name)).state == sandbox_pb2.SANDBOX_STATE_RESTORING
+
+                await eventually(restoring, within=30, every=0.1)
+                return made
+
+            cancelled = await begun()
+            assert "TERMINATED as before" in await client.backups.cancel_restore(sandbox.name)
+            with pytest.raises(ApiError, match="was cancelled"):
+                await cancelled
+            assert (await client.get(sandbox.name)).state == sandbox_pb2.SANDBOX_STATE_TERMINATED
+            left = json.loads(stack.kubectl("get", "sandboxbackups,pods", "-o", "json"))["items"]
+            assert [name for one in left if "rst-" in (name := one["metadata"]["name"])] == []
+            assert "restore.not_discarded" not in stack.log("serve")
+
             stack.kubectl("delete", "pvc", *claims_of(sandbox_id(sandbox)).values(), "--wait=true")
+            restoring = await begun()
+            async for view in client.backups.follow_restore(sandbox.name):
+                views.append(view)
+            restored = await restoring
 
-            restored = await client.restore(sandbox.name, timeout=PATIENCE.total_seconds())
-
+            steps = [view.step for view in views]
+            assert (steps == sorted(steps), steps[-1]) == (True, backup_pb2.RESTORE_STEP_ENDED), views
+            back = [view.progress for view in views if view.step == backup_pb2.RESTORE_STEP_VOLUMES]
+            assert back, views
+            assert in_order(back), views
             assert restored.state == sandbox_pb2.SANDBOX_STATE_ACTIVE
             words = stack.inside(restored, "cat", "/workspace/file", "/home/gemini/notes")
             assert words.split() == ["mine", "notes"]

@@ -145,12 +145,8 @@ class BackupWork:
         async with self._asking(order.id):
             claims = await self._objects.claims(order.into.sandbox, timeout=REQUEST_TIMEOUT)
         if claims:
-            try:
-                await self.restore(order, part=RestorePart.DISCARD, timeout=timeout)
-            finally:
-                await self._remove(
-                    self._objects.namespace(order.into.client), f"{BACKUP_PREFIX}{order.id}{PARTS[RestorePart.DISCARD]}"
-                )
+            await self.restore(order, part=RestorePart.DISCARD, timeout=timeout)
+        await self.end(order.id, timeout=timeout)
 
     async def compare(
         self,
