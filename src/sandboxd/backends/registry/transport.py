@@ -180,12 +180,24 @@ class Transport:
 
         docker-registry with a cache says so of what its garbage collection has removed beside it, until it is started
         again (https://github.com/distribution/distribution/issues/3743); who uploads it anyway has it back.
+
+        Raises:
+            UnavailableError: It does not answer.
         """
+        opened = False
         try:
-            async with self.open(call) as answer:
-                return answer.status in {200, 206} and bool(await answer.content.read(1))
+            async with AsyncExitStack() as stack:
+                answer = await self.opened(stack, call)
+                opened = True
+                if answer.status in {200, 206}:
+                    return bool(await answer.content.read(1))
         except UnavailableError:
+            if not opened:
+                raise
+            return False  # it broke off: there is nothing to give
+        if answer.status == 404:
             return False
+        raise self.failure(call, Answer(status=answer.status, headers=answer.headers, url=answer.url))
 
     def failure(self, call: Call, answer: Answer) -> SandboxdError:
         """Put an answer that was not expected into our words."""
