@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
+import asyncpg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -31,8 +32,9 @@ from sandboxd.model.cluster import KEPT_LABEL, claims_of, pod_of
 from sandboxd.model.drill import DrillId, drill_sandbox
 from sandboxd.model.ids import IncarnationId, SandboxId
 from sandboxd.model.sandbox import Tier
+from sandboxd.persistence.engine import plain_url
 from sandboxd.settings import Settings
-from sandboxd.v1 import backup_pb2, client_pb2, client_pb2_grpc, sandbox_pb2
+from sandboxd.v1 import admin_pb2, backup_pb2, client_pb2, client_pb2_grpc, sandbox_pb2
 from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesOf, VolumesProgress
 from sandboxd.volumes.volume_errors import VolumesInUseError
 from tests.cluster.stack import NAMESPACE_CLIENT, a_cluster_stack, sandbox_id
@@ -475,6 +477,54 @@ async def test_volumes_of_a_terminated_pod_go_once_their_backup_was_read_and_com
 
             assert stack.inside(back, "cat", "/workspace/file", "/home/gemini/notes").split() == ["mine", "notes"]
             assert not back.HasField("volumes_release")
+
+
+async def test_what_a_failed_backup_left_in_the_repository_is_told_with_its_cost_and_goes_after_grace(
+    backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
+) -> None:
+    installation, _ = backing_installation
+    async with a_cluster_stack(installation, postgres_url, start=False) as stack:
+        stack.environment |= {
+            "SANDBOXD_BACKUPS_LOCATION": installation.extra["SANDBOXD_BACKUPS_LOCATION"],
+            "SANDBOXD_BACKUPS_LOOK_SECONDS": "0",
+            "SANDBOXD_ABANDONED_LOOK_SECONDS": "1",
+            "SANDBOXD_ABANDONED_SURVEY_SECONDS": "1",
+            "SANDBOXD_ABANDONED_GRACE_SECONDS": "20",
+            "SANDBOXD_ABANDONED_PRICES": "backups=1000000,*=1",
+        }
+        await asyncio.gather(stack.start("gateway"), stack.start("serve"))
+        async with stack.client() as client, stack.client(role="platform") as platform:
+            sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
+            made = list[backup_pb2.Backup]()
+            for _ in range(2):
+                stack.inside(sandbox, "sh", "-c", "head -c 100000 /dev/urandom > /workspace/file")
+                made.append(await backed_up(client, sandbox))
+            kept, failed = made
+            name = failed.name.rpartition("/")[2]
+            connection = await asyncpg.connect(plain_url(stack.database_url))
+            await connection.execute("UPDATE backup_sets SET status = 'failed' WHERE id = $1", name)
+            await connection.close()
+
+            async def told() -> list[admin_pb2.Abandoned]:
+                looked = await platform.admin.abandoned()
+                return [one for one in looked.abandoned if name in one.name]
+
+            (found,) = await eventually(told, within=60, every=1)
+            assert (found.kind, found.reason) == (
+                admin_pb2.ABANDONED_KIND_SNAPSHOT,
+                admin_pb2.ABANDONED_REASON_SET_ENDED,
+            )
+            assert found.size_bytes > 0
+            assert found.cost_micros > 0
+            await stack.reports("abandoned.removed", name)
+
+            async def quiet() -> bool:
+                return not await told()
+
+            await eventually(quiet, within=60, every=1)
+            await client.pause(sandbox.name)
+            back = await client.restore(sandbox.name, backup=kept.name, timeout=PATIENCE.total_seconds())
+            assert back.state == sandbox_pb2.SANDBOX_STATE_ACTIVE
 
 
 # The last one: what it erases is the client of all others, whose id is never given again.

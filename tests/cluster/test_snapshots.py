@@ -276,10 +276,17 @@ async def test_a_running_sandbox_is_snapshotted_and_comes_back_into_its_claims(
     await backups.end(order.id, timeout=PATIENCE)
 
     await backups.verify(spec.client, content=False, timeout=PATIENCE)
+    assert (await backups.strays(spec.client, [backup], timeout=PATIENCE)).sizes == {}
+    world.kubectl("delete", "volumesnapshots", "--all")  # somebody's mistake: the contents stay, and are found
+    left = await backups.strays(spec.client, [], timeout=PATIENCE)
+    assert set(left.sizes) == {backup}
+    assert left.sizes[backup] > 0
+    assert {one.handle for one in taken.volumes} == world.storage.stored
     proof = await backups.forget(spec.client, [backup], prune=True, timeout=PATIENCE)
 
     assert set(proof.snapshots) == {one.snapshot for one in taken.volumes}
     assert world.storage.stored == set()
+    assert (await backups.strays(spec.client, [], timeout=PATIENCE)).sizes == {}
     assert world.kubectl("get", "volumesnapshots", "-o", "name") == ""
 
 

@@ -102,6 +102,21 @@ async def test_claims_volumes_namespaces_and_work_of_ours_are_told_and_others_ar
     assert [name for kind, name in found if kind is K.WORK] == ["client-acme/backup-old"]
 
 
+async def test_a_volume_that_gave_way_to_a_restore_is_told_with_its_sandbox_and_not_removed(
+    cluster: BackupCluster,
+) -> None:
+    spec = {"claimRef": {"namespace": "client-acme", "name": f"home-{ONE}"}, "capacity": {"storage": "2Gi"}}
+    meta = {"name": "pv-left", "uid": "u", "labels": {"sandboxd.dev/restore": "backup-rst-1"}}
+    await cluster.put("persistentvolumes", {"metadata": meta, "spec": spec, "status": {"phase": "Released"}})
+    place = its_place(cluster)
+
+    left = (await seen(place))[K.LEFTOVER, "pv-left"]
+
+    assert (left.sandbox, left.said, left.size_bytes) == (ONE, AbandonedReason.RETAINED, 2 << 30)
+    with pytest.raises(ConflictError):
+        await place.remove(left, timeout=SOON)
+
+
 async def test_a_claim_goes_unless_its_sandbox_is_in_its_place(cluster: BackupCluster) -> None:
     place = its_place(cluster)
     claims = [one for one in await place.look(timeout=SOON) if one.kind is K.VOLUME]

@@ -32,6 +32,7 @@ from sandboxd.model.backup_errors import (
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId, FreelancerId, SandboxId
 from sandboxd.model.sandbox import TIER_RESOURCES, Tier
+from sandboxd.volumes.listing import StrayListing
 from sandboxd.volumes.ports import STAGING, RestoreOrder, TakenVolumes, VolumeBackups, VolumesOf, VolumesProgress
 from sandboxd.volumes.volume_errors import VolumesNotFoundError
 from tests.backup_operator import a_backing_cluster, a_snapshotting_cluster, its_backups
@@ -449,6 +450,28 @@ async def test_forgotten_sets_are_gone_and_others_are_not(world: VolumesWorld) -
         await restored(world, an_order(of_gone, of))
     await restored(world, an_order(of_stays, of))
     await world.backups.verify(ACME, content=True, timeout=PATIENCE)
+
+
+async def test_what_a_client_has_of_sets_that_nobody_names_is_told_with_its_bytes(world: VolumesWorld) -> None:
+    of, known, stray = a_sandbox(), a_name(), a_name()
+    others = a_sandbox(OTHER)
+    for one in (of, others):
+        await world.given(one, {Volume.HOME: HOME, Volume.WORKSPACE: WORK})
+    await taken(world, known, of)
+    await taken(world, stray, of)
+    await taken(world, a_name(), others)
+    listing = world.backups
+    assert isinstance(listing, StrayListing)
+
+    found = await listing.strays(ACME, [known], timeout=PATIENCE)
+    nothing = await listing.strays(ACME, [known, stray], timeout=PATIENCE)
+    await world.backups.forget(ACME, [stray], prune=True, timeout=PATIENCE)
+    after = await listing.strays(ACME, [known], timeout=PATIENCE)
+    nobodys = await listing.strays(ClientId("nobody"), [], timeout=PATIENCE)
+
+    assert (set(found.sizes), found.more) == ({stray}, 0)
+    assert found.sizes[stray] >= 0
+    assert [one.sizes for one in (nothing, after, nobodys)] == [{}, {}, {}]
 
 
 async def test_a_set_is_proven_by_reading_it_and_another_tree_or_none_is_not(world: VolumesWorld) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, TreeCompar
 from sandboxd.model.backup_errors import BackupDamagedError, BackupSnapshotNotFoundError
 from sandboxd.model.errors import InvalidRequestError, SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.volumes.listing import StrayListing, StraySets
 from sandboxd.volumes.ports import (
     STAGING,
     BackupProgress,
@@ -27,6 +29,7 @@ from sandboxd.volumes.ports import (
     VolumesOf,
     VolumesProgress,
 )
+from sandboxd.volumes.trees import stray_sets
 from sandboxd.volumes.volume_errors import VolumesInUseError, VolumesNotFoundError
 
 Files = dict[bytes, bytes]
@@ -44,7 +47,7 @@ class KeptFiles:
 
 
 @dataclass(kw_only=True)
-class FakeVolumeBackups(VolumeBackups):
+class FakeVolumeBackups(VolumeBackups, StrayListing):
     """A volume is its files by path; its directories are those that files lie in."""
 
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -249,6 +252,15 @@ class FakeVolumeBackups(VolumeBackups):
         if prune:
             self.pruned.append(client)
         return ForgottenSnapshots(snapshots=gone, left=sum(one.client == client for one in self.kept.values()))
+
+    @override
+    async def strays(self, client: ClientId, known: Sequence[BackupSetId], *, timeout: timedelta) -> StraySets:
+        self._meet_trouble()
+        sizes = defaultdict[str, int](int)
+        for one in self.kept.values():
+            if one.client == client:
+                sizes[one.backup] += one.taken.added_bytes
+        return stray_sets(sizes, known)
 
     @override
     async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:

@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 from sandboxd.manager.abandoned import AbandonedCare, NotAbandonedError, NotRemovableError
 from sandboxd.manager.abandoned_looking import OTHERS, AbandonedLooking
 from sandboxd.manager.abandoned_metrics import AbandonedMetrics
+from sandboxd.manager.abandoned_places import RepositoriesOfBackups
 from sandboxd.model.abandoned import AbandonedKind, AbandonedPolicy, AbandonedReason, Thing
-from sandboxd.model.backup import BackupSetId, ReleasedVolumes
+from sandboxd.model.backup import BackupMethod, BackupSetId, BackupSetStatus, ReleasedVolumes, SnapshotId
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
@@ -230,6 +231,30 @@ async def test_snapshots_are_needed_as_long_as_their_set_may_be_restored(world: 
     ]
 
     assert await world.reasons() == {"acme/bak-none": R.NO_ROW}
+
+
+async def test_each_clients_backups_are_a_place_and_what_no_backup_is_of_goes_as_its_row_says(world: World) -> None:
+    manager = world.manager
+    sandbox = await manager.given_active()
+    manager.volumes.given(sandbox.id, home={b"a": b"1"})
+    needed, failed = [await manager.manager.backups.create(a_request(), sandbox.id, timeout=SOON) for _ in range(2)]
+    row = manager.units.rows.backup_sets[failed.id]
+    manager.units.rows.backup_sets[failed.id] = replace(row, status=BackupSetStatus.FAILED)
+    kept = next(one for one in manager.volumes.kept.values() if one.backup == needed.id)
+    manager.volumes.kept[SnapshotId("other")] = replace(kept, backup=BackupSetId("bak-none"))
+    places = RepositoriesOfBackups(
+        units=manager.units, backups={BackupMethod.FILES: manager.volumes}, every=timedelta(days=1)
+    )
+    world.care.looking.changing = [places]
+
+    assert await world.reasons() == {f"acme/{failed.id}": R.SET_ENDED, "acme/bak-none": R.NO_ROW}
+    await world.passed(7.1)
+    left = {one.backup for one in manager.volumes.kept.values()}
+    await world.care.remove(K.SNAPSHOT, "acme/bak-none", timeout=LONG)
+
+    assert left == {needed.id, "bak-none"}
+    assert {one.backup for one in manager.volumes.kept.values()} == {needed.id}
+    assert await world.reasons() == {}
 
 
 def a_generation(number: int, status: GenerationStatus, *, at: datetime) -> Generation:

@@ -41,6 +41,7 @@ from sandboxd.volumes.outcomes import (
     forgotten_as_mapping,
     proved_as_mapping,
     restored_as_mapping,
+    strays_as_mapping,
     taken_as_mapping,
 )
 from sandboxd.volumes.ports import BackupRepository, RestoreOrder, VolumesOf, VolumesProgress
@@ -51,6 +52,7 @@ from sandboxd.volumes.trees import (
     prove_trees,
     restore_trees,
     stage_trees,
+    survey_sets,
     take_trees,
     within,
 )
@@ -165,6 +167,8 @@ async def _do(
         await discard_trees(places.volumes)
         return {}
     async with within(timeout) as left:
+        if work.action is BackupAction.SURVEY:  # it makes none: two at once who do leave a repository that nobody opens
+            return strays_as_mapping(await survey_sets(repository, work.sets, timeout=left()))
         await repository.prepare(timeout=left())
         match work.action:
             case BackupAction.TAKE:

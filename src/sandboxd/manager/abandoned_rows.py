@@ -18,7 +18,8 @@ from sandboxd.model.image import GenerationId
 from sandboxd.model.sandbox import SandboxState
 
 _R = AbandonedReason
-_ENDED: Final = frozenset({BackupSetStatus.DELETED, BackupSetStatus.FAILED})
+SETS_OVER: Final = frozenset({BackupSetStatus.DELETED, BackupSetStatus.FAILED})
+"""Nothing is restored from these."""
 
 
 async def reason_of(work: UnitOfWork, thing: Thing) -> AbandonedReason | None:
@@ -73,7 +74,7 @@ async def _of_set(work: UnitOfWork, name: BackupSetId) -> AbandonedReason | None
         found = await work.backup_sets.get(name)
     except BackupSetNotFoundError:
         return _R.NO_ROW
-    return _R.SET_ENDED if found.status in _ENDED else None
+    return _R.SET_ENDED if found.status in SETS_OVER else None
 
 
 async def _of_commit(work: UnitOfWork, name: GenerationId) -> AbandonedReason | None:

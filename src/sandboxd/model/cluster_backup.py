@@ -21,6 +21,8 @@ BACKUPS: Final = "sandboxbackups"
 """Plural of `SandboxBackup`, namespaced."""
 BACKUP_LABEL: Final = f"{GROUP}/backup"
 """On the pods of a `SandboxBackup`, with its name. Such a pod is no sandbox: it reaches the backups' storage alone."""
+RESTORE_LABEL: Final = f"{GROUP}/restore"
+"""On a volume that gave way to a restore by snapshots, with the work's name; and annotation of the claim that came."""
 BACKUP_FINALIZER: Final = f"{GROUP}/volumes"
 """On a `SandboxBackup` that puts claims in the place of others: it stays until they are whole, these or those."""
 BACKUP_PREFIX: Final = "backup-"
@@ -29,6 +31,8 @@ BACKUP_SECRET_TYPE: Final = "sandboxd.dev/backup"  # noqa: S105  a type of Secre
 BACKUP_CONTAINER: Final = "backup"
 VERDICT_STATUS: Final = 10
 """Exit status of a worker whose message says why the work cannot be done; any other but 0 says nothing."""
+SETS_NAMED: Final = 1000
+"""Of sets that one piece of work names."""
 ATTEMPTS: Final = 5
 """Pods that are made of one piece of work, where each was lost."""
 KEPT: Final = timedelta(hours=1)
@@ -52,6 +56,7 @@ class BackupAction(enum.Enum):
     FORGET = "Forget"
     VERIFY = "Verify"
     DESTROY = "Destroy"
+    SURVEY = "Survey"
 
 
 class RestorePart(enum.Enum):
@@ -114,7 +119,7 @@ class PlacedBackup:
     sizes: Mapping[Volume, str] = field(default_factory=dict)
     """Of `RESTORE`: quantities of volumes that are made where they are not there."""
     sets: Sequence[BackupSetId] = ()
-    """Of `FORGET`."""
+    """Of `FORGET`; of `SURVEY` those that are known, at most `SETS_NAMED`: of them nothing is said."""
     prune: bool = False
     """Of `FORGET`."""
     content: bool = False
@@ -154,6 +159,8 @@ class PlacedBackup:
                 }
             case BackupAction.FORGET:
                 made |= {"sets": [*self.sets], "prune": self.prune}
+            case BackupAction.SURVEY:
+                made |= {"sets": [*self.sets]}
             case BackupAction.VERIFY:
                 made |= {"content": self.content}
                 if self.snapshots:

@@ -108,6 +108,8 @@ class SnapshotKeeper:
                 return await self._keeping.remove(world)
             case BackupAction.VERIFY:
                 return await self._keeping.verify(world)
+            case BackupAction.SURVEY:
+                return await self._keeping.survey(world)
             case BackupAction.COMPARE:  # which `serve` does not ask for
                 why = "Snapshots are read with a restore alone."
                 return told(status, BackupState.FAILED, BackupUnreadError.reason, why)

@@ -8,6 +8,7 @@ somebody deletes by mistake leaves the storage's snapshot where it is.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -37,8 +38,9 @@ from sandboxd.operator.snapshot_shape import (
     volume_snapshot,
 )
 from sandboxd.operator.snapshot_store import SnapshotStore, by_volume
-from sandboxd.volumes.outcomes import taken_as_mapping
+from sandboxd.volumes.outcomes import strays_as_mapping, taken_as_mapping
 from sandboxd.volumes.ports import TakenVolumes
+from sandboxd.volumes.trees import stray_sets
 
 UNSEEN: Final = timedelta(seconds=60)
 """A VolumeSnapshot without a status for so long is nobody's business: no snapshot controller runs."""
@@ -205,6 +207,23 @@ class SnapshotKeeping:
             if (trouble := damage(snapshot, contents.get(read_state(snapshot).content))) is not None:
                 return told(world.status, BackupState.FAILED, BackupDamagedError.reason, trouble)
         return told(world.status, BackupState.DONE, Reason.AS_DESIRED.value, result="{}")
+
+    async def survey(self, world: BackupWorld) -> BackupWorkStatus:
+        """Say of which sets there are snapshots or contents, but for those that are known."""
+        namespace = world.resource["metadata"]["namespace"]
+        of_snapshot = dict[str, tuple[str, int]]()
+        for one in await self._store.snapshots(namespace):
+            of_snapshot[one["metadata"]["name"]] = (one["metadata"]["labels"][SET_LABEL], read_state(one).size)
+        for one in await self._store.contents(namespace):
+            if self._is_kept(one):
+                known = of_snapshot.get(_of(one), ("", 0))[1]
+                size = int((one.get("status") or {}).get("restoreSize") or 0)
+                of_snapshot[_of(one)] = (one["metadata"]["labels"][SET_LABEL], max(known, size))
+        sizes = defaultdict[str, int](int)
+        for backup, size in of_snapshot.values():
+            sizes[backup] += size
+        text = json.dumps(strays_as_mapping(stray_sets(sizes, world.work.sets)), separators=(",", ":"))
+        return told(world.status, BackupState.DONE, Reason.AS_DESIRED.value, result=text)
 
     def _is_kept(self, content: Json) -> bool:
         labels = content["metadata"].get("labels") or {}

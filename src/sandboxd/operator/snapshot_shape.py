@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sandboxd.model.backup import BackupSetId, SnapshotId, Volume, VolumeSnapshot
 from sandboxd.model.cluster import GROUP, INSTANCE_LABEL, KEPT_LABEL, OPERATOR_MANAGER, SANDBOX_LABEL, claims_of
-from sandboxd.model.cluster_backup import PlacedBackup
+from sandboxd.model.cluster_backup import RESTORE_LABEL, PlacedBackup
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.operator.builders import MANAGED_BY, Json, claim_spec, labels_of
 from sandboxd.operator.template import Template
@@ -29,7 +29,7 @@ CLASS: Final = f"{GROUP}/storage-class"
 """On a VolumeSnapshot: the class of the volume; another one's driver could not restore it."""
 HANDLE: Final = f"{GROUP}/handle"
 """On a VolumeSnapshot that a set relies on: driver and handle. Another snapshot of the same name has another one."""
-RESTORE: Final = f"{GROUP}/restore"
+RESTORE: Final = RESTORE_LABEL
 """Annotation of a claim that came back of a snapshot, and label of a volume that gave way to it: by which work."""
 LEFT_OVER: Final = f"{GROUP}/left-over"
 """Label of a volume that could not be put back, as somebody else's claim has its name: of which sandbox it was."""

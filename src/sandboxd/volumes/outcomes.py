@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sandboxd.model.backup import SnapshotId, TreeComparison, Volume, VolumeSnapshot
+from sandboxd.model.backup import BackupSetId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import (
     BackupDamagedError,
     BackupIncompleteError,
@@ -20,6 +20,7 @@ from sandboxd.model.backup_errors import (
     BackupToolError,
 )
 from sandboxd.model.errors import DeadlineError, InvalidRequestError, SandboxdError
+from sandboxd.volumes.listing import StraySets
 from sandboxd.volumes.placing import RestorePathBlockedError
 from sandboxd.volumes.ports import ForgottenSnapshots, RestoredTree, TakenVolumes
 
@@ -142,6 +143,20 @@ def forgotten_from_mapping(given: Mapping[str, Any]) -> ForgottenSnapshots:
     if not given:
         return ForgottenSnapshots(snapshots=(), left=0)
     return ForgottenSnapshots(snapshots=tuple(SnapshotId(one) for one in given["snapshots"]), left=int(given["left"]))
+
+
+def strays_as_mapping(strays: StraySets) -> Json:
+    """Sets that nobody named."""
+    return {"sets": dict(strays.sizes), "more": strays.more}
+
+
+def strays_from_mapping(given: Mapping[str, Any]) -> StraySets:
+    """Read it; of a repository that never was there is nothing to read. Raises KeyError, TypeError or ValueError."""
+    if not given:
+        return StraySets(sizes={})
+    return StraySets(
+        sizes={BackupSetId(name): int(size) for name, size in given["sets"].items()}, more=int(given["more"])
+    )
 
 
 def error_as_mapping(error: SandboxdError) -> Json:

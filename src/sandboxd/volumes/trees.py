@@ -7,15 +7,19 @@ freelancer's: no link of it is followed, and nothing outside of its root is touc
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 from sandboxd.model.backup import BackupSetId, SnapshotId, TreeComparison, Volume, VolumeSnapshot
 from sandboxd.model.backup_errors import BackupDamagedError
 from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import SandboxId
+from sandboxd.volumes.listing import STRAYS, StraySets
 from sandboxd.volumes.paths import check_path
 from sandboxd.volumes.placing import clear_staging, put_paths, put_whole
 from sandboxd.volumes.ports import (
@@ -30,6 +34,9 @@ from sandboxd.volumes.ports import (
     VolumesProgress,
 )
 from sandboxd.volumes.staging import find_staged, mark_staged, staged_as, unmark_staged
+
+_SET: Final = re.compile(r"bak-[0-9a-z]{1,26}")
+"""What has another name is not ours."""
 
 
 async def take_trees(
@@ -202,6 +209,22 @@ async def forget_sets(
         if prune:
             await repository.prune(timeout=left())
     return gone
+
+
+def stray_sets(sizes: Mapping[str, int], known: Sequence[BackupSetId]) -> StraySets:
+    """Leave out what is known, and what has no name of ours; see `StrayListing.strays`."""
+    named = frozenset(known)
+    found = sorted(one for one in sizes if one not in named and _SET.fullmatch(one))
+    told = {BackupSetId(one): sizes[one] for one in found[:STRAYS]}
+    return StraySets(sizes=told, more=len(found) - len(told))
+
+
+async def survey_sets(repository: BackupRepository, known: Sequence[BackupSetId], *, timeout: timedelta) -> StraySets:
+    """Look what a repository has of others; see `StrayListing.strays`."""
+    sizes = defaultdict[str, int](int)
+    for one in await repository.list(timeout=timeout):
+        sizes[one.tags.get("set", "")] += one.added_bytes
+    return stray_sets(sizes, known)
 
 
 async def prove_trees(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Final
@@ -17,12 +18,13 @@ from sandboxd.kubeapi.ports import Json, KubeApi
 from sandboxd.manager.abandoned_ports import AbandonedPlace
 from sandboxd.model.abandoned import AbandonedKind, AbandonedReason, Thing
 from sandboxd.model.cluster import API_VERSION, CLIENT_ANNOTATION, INSTANCE_LABEL, SANDBOX_LABEL
-from sandboxd.model.cluster_backup import BACKUPS, KEPT
+from sandboxd.model.cluster_backup import BACKUPS, KEPT, RESTORE_LABEL
 from sandboxd.model.errors import ConflictError, DeadlineError
 from sandboxd.model.ids import ClientId, SandboxId
 from sandboxd.model.quantity import parse_quantity
 from sandboxd.model.sources import Clock
 
+_SANDBOX: Final = re.compile(r"sbx-[0-9a-z]{1,26}$")
 LATE: Final = timedelta(hours=1)
 """How long after its time the operator may take to remove work."""
 
@@ -123,9 +125,13 @@ def _claim(claim: Json) -> Thing:
 
 def _volume(volume: Json) -> Thing:
     meta, spec = volume["metadata"], volume["spec"]
+    sandbox = _SANDBOX.search(str((spec.get("claimRef") or {}).get("name", "")))
+    left = RESTORE_LABEL in (meta.get("labels") or {})
     # Without its claim nobody but its storage knows how its content goes: deleting the object would leave that there.
     return Thing(
-        kind=AbandonedKind.VOLUME,
+        # What gave way to a restore is that restore's as long as it works.
+        kind=AbandonedKind.LEFTOVER if left else AbandonedKind.VOLUME,
+        sandbox=SandboxId(sandbox[0]) if left and sandbox is not None else None,
         name=str(meta["name"]),
         identity=str(meta.get("uid", "")),
         size_bytes=int(parse_quantity(str(spec["capacity"]["storage"]))) if "capacity" in spec else None,

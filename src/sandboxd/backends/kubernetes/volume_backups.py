@@ -24,15 +24,17 @@ from sandboxd.model.backup import (
     VolumeSnapshot,
 )
 from sandboxd.model.backup_errors import BackupPathsUnsupportedError, BackupSnapshotNotFoundError, BackupUnreadError
-from sandboxd.model.cluster_backup import BackupAction, RestorePart
+from sandboxd.model.cluster_backup import SETS_NAMED, BackupAction, RestorePart
 from sandboxd.model.errors import InvalidRequestError
 from sandboxd.model.ids import ClientId
 from sandboxd.model.sources import Clock
+from sandboxd.volumes.listing import StrayListing, StraySets
 from sandboxd.volumes.outcomes import (
     compared_from_mapping,
     forgotten_from_mapping,
     proved_from_mapping,
     restored_from_mapping,
+    strays_from_mapping,
     taken_from_mapping,
 )
 from sandboxd.volumes.ports import (
@@ -52,7 +54,7 @@ PATH_BYTES: Final = 300_000
 """Of all paths of a restore: they are in one object of the API, which has about a megabyte."""
 
 
-class KubernetesVolumeBackups(VolumeBackups):
+class KubernetesVolumeBackups(VolumeBackups, StrayListing):
     """Asks the operator.
 
     By snapshots a client's "repository" is what VolumeSnapshots of backups its namespace has. There is nothing to
@@ -143,6 +145,11 @@ class KubernetesVolumeBackups(VolumeBackups):
     async def verify(self, client: ClientId, *, content: bool, timeout: timedelta) -> None:
         work = self._work.ordered(BackupAction.VERIFY, timeout=timeout, content=content)
         await self._work.do_once(client, work, timeout=timeout)
+
+    @override
+    async def strays(self, client: ClientId, known: Sequence[BackupSetId], *, timeout: timedelta) -> StraySets:
+        work = self._work.ordered(BackupAction.SURVEY, timeout=timeout, sets=tuple(known[:SETS_NAMED]))
+        return read(strays_from_mapping, await self._work.do_once(client, work, timeout=timeout))
 
     @override
     async def compare(

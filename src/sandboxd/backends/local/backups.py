@@ -20,13 +20,13 @@ from sandboxd.model.backup import BackupSetId, RestoreId, SnapshotId, TreeCompar
 from sandboxd.model.backup_errors import BackupIncompleteError, BackupSnapshotNotFoundError
 from sandboxd.model.errors import SandboxdError
 from sandboxd.model.ids import ClientId, SandboxId
+from sandboxd.volumes.listing import StrayListing, StraySets
 from sandboxd.volumes.ports import (
     BackupRepository,
     ForgottenSnapshots,
     RestoredTree,
     RestoreOrder,
     TakenVolumes,
-    TreeSnapshot,
     VolumeBackups,
     VolumesOf,
     VolumesProgress,
@@ -39,6 +39,7 @@ from sandboxd.volumes.trees import (
     prove_trees,
     restore_trees,
     stage_trees,
+    survey_sets,
     take_trees,
     within,
 )
@@ -69,7 +70,7 @@ class ClientRepositories(Protocol):
         ...
 
 
-class LocalVolumeBackups(VolumeBackups):
+class LocalVolumeBackups(VolumeBackups, StrayListing):
     """Knows where the volumes are."""
 
     def __init__(self, *, data: Path, repositories: ClientRepositories) -> None:
@@ -180,11 +181,13 @@ class LocalVolumeBackups(VolumeBackups):
                 raise BackupSnapshotNotFoundError("The client has no repository of backups.", client=client)
             compare_trees(volumes, await prove_trees(repository, [one.snapshot for one in volumes], timeout=left()))
 
-    async def snapshots(self, client: ClientId, *, timeout: timedelta) -> Sequence[TreeSnapshot]:
-        """Every snapshot in a client's repository: the port `SnapshotListing`."""
+    @override
+    async def strays(self, client: ClientId, known: Sequence[BackupSetId], *, timeout: timedelta) -> StraySets:
         async with within(timeout) as left:
             repository = await self._repositories.find(client, timeout=left())
-            return [] if repository is None else await repository.list(timeout=left())
+            if repository is None:
+                return StraySets(sizes={})
+            return await survey_sets(repository, known, timeout=left())
 
     @override
     async def end(self, name: BackupSetId | RestoreId, *, timeout: timedelta) -> None:

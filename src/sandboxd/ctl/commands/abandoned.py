@@ -79,11 +79,14 @@ def _goes(one: pb.Abandoned) -> str:
         return "by sweep images"
     if one.kind == pb.ABANDONED_KIND_UPLOAD and not one.removable:
         return "by the registry"
+    if one.removable and one.reason not in (pb.ABANDONED_REASON_NO_ROW, pb.ABANDONED_REASON_RETAINED):
+        return "when seen again"  # the place was not reached this time
     return "by --remove" if one.removable else "by you"
 
 
 def _sum(found: pb.ListAbandonedResponse) -> str:
-    shown = f"{found.total} things, {amount(sum(one.size_bytes for one in found.abandoned))}"
+    things = "thing" if found.total == 1 else "things"
+    shown = f"{found.total} {things}, {amount(sum(one.size_bytes for one in found.abandoned))}"
     if any(one.HasField("cost_micros") for one in found.abandoned):
         shown += f", {sum(one.cost_micros for one in found.abandoned) / 1e6:,.2f} a month"
     return shown
