@@ -489,17 +489,14 @@ async def test_what_a_failed_backup_left_in_the_repository_is_told_with_its_cost
             "SANDBOXD_BACKUPS_LOOK_SECONDS": "0",
             "SANDBOXD_ABANDONED_LOOK_SECONDS": "1",
             "SANDBOXD_ABANDONED_SURVEY_SECONDS": "1",
-            "SANDBOXD_ABANDONED_GRACE_SECONDS": "20",
+            "SANDBOXD_ABANDONED_GRACE_SECONDS": "8",
             "SANDBOXD_ABANDONED_PRICES": "backups=1000000,*=1",
         }
         await asyncio.gather(stack.start("gateway"), stack.start("serve"))
         async with stack.client() as client, stack.client(role="platform") as platform:
             sandbox = await client.create(model="gemini-2.5-flash", approval_mode="yolo")
-            made = list[backup_pb2.Backup]()
-            for _ in range(2):
-                stack.inside(sandbox, "sh", "-c", "head -c 100000 /dev/urandom > /workspace/file")
-                made.append(await backed_up(client, sandbox))
-            kept, failed = made
+            stack.inside(sandbox, "sh", "-c", "head -c 100000 /dev/urandom > /workspace/file")
+            failed = await backed_up(client, sandbox)
             name = failed.name.rpartition("/")[2]
             connection = await asyncpg.connect(plain_url(stack.database_url))
             await connection.execute("UPDATE backup_sets SET status = 'failed' WHERE id = $1", name)
@@ -522,9 +519,6 @@ async def test_what_a_failed_backup_left_in_the_repository_is_told_with_its_cost
                 return not await told()
 
             await eventually(quiet, within=60, every=1)
-            await client.pause(sandbox.name)
-            back = await client.restore(sandbox.name, backup=kept.name, timeout=PATIENCE.total_seconds())
-            assert back.state == sandbox_pb2.SANDBOX_STATE_ACTIVE
 
 
 # The last one: what it erases is the client of all others, whose id is never given again.
