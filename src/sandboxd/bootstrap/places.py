@@ -244,4 +244,6 @@ async def end_agents(settings: Settings) -> None:
     finally:
         if running is not None:
             running.cancel()
+            # Before the connection is closed: who follows the cluster would ask once more, and fail for all to read.
+            await asyncio.gather(running, return_exceptions=True)
         await placement.close()
