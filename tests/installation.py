@@ -1,6 +1,8 @@
 """An installation of sandboxd on the tests' cluster: template, namespace, and its operator as a process of the node.
 
-One for a whole module of tests: each test makes sandboxes of its own. Images are built, where they have changed.
+One for all tests that take it as it is: each makes sandboxes of a client of its own, and a template of its own where it
+wants another. Tests that change it, or end its operator, have one for their module. Images are built, where they have
+changed.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -131,8 +134,14 @@ class ClusterInstallation:
             "SANDBOXD_GATEWAY_AUTHORITY_FILE": certificate,
         }
 
+    def forget(self, *namespaces: str, template: str = "") -> None:
+        """Take clients' namespaces away with all that is in them, as a test leaves it behind, and its template."""
+        self.kubectl("delete", "namespaces", *namespaces, "--ignore-not-found", "--wait=false")
+        if template:
+            self.kubectl("delete", "sbxt", template, "--ignore-not-found", "--wait=false")
+
     def forget_sandboxes(self) -> None:
-        """Take away every sandbox with its files, as a test leaves them behind."""
+        """Take away every sandbox of every client with its files."""
         mine = f"--selector={INSTANCE_LABEL}={self.instance}"
         namespaces = self.kubectl("get", "namespaces", mine, "-o", "name").split()
         for namespace in (name.removeprefix("namespace/") for name in namespaces):
@@ -156,11 +165,7 @@ class ClusterInstallation:
                 stdout=log,
                 stderr=log,
             )
-        deadline = time.monotonic() + READY_SECONDS
-        while not _answers(f"http://{address}/readyz"):
-            assert self.operator.poll() is None, (self.home / "operator.log").read_text()[-3000:]
-            assert time.monotonic() < deadline, (self.home / "operator.log").read_text()[-3000:]
-            time.sleep(0.05)
+        await_ready(self.operator, f"http://{address}/readyz", self.home / "operator.log")
 
     def stop_operator(self) -> None:
         """End it."""
@@ -222,16 +227,31 @@ def pod_images(cluster: Cluster) -> Mapping[str, str]:
     return built_images(cluster)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster_installation(
     cluster: Cluster, pod_images: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ClusterInstallation]:
-    """An installation with an operator that runs."""
+    """An installation with an operator that runs; no test changes it or takes its operator away."""
+    with an_installation(cluster, pod_images, tmp_path_factory) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def own_installation(
+    cluster: Cluster, pod_images: Mapping[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ClusterInstallation]:
+    """One for this module alone, for tests that do something to it."""
+    with an_installation(cluster, pod_images, tmp_path_factory) as made:
+        yield made
+
+
+@contextmanager
+def an_installation(
+    cluster: Cluster, images: Mapping[str, str], places: pytest.TempPathFactory
+) -> Iterator[ClusterInstallation]:
+    """An installation whose operator runs."""
     made = ClusterInstallation(
-        cluster=cluster,
-        instance=f"t-{secrets.token_hex(4)}",
-        home=tmp_path_factory.mktemp("installation"),
-        images=pod_images,
+        cluster=cluster, instance=f"t-{secrets.token_hex(4)}", home=places.mktemp("installation"), images=images
     )
     try:
         made.prepare()
@@ -240,6 +260,15 @@ def cluster_installation(
     finally:
         made.clean()
         made.stop_operator()
+
+
+def await_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until a role says that it is ready."""
+    deadline = time.monotonic() + READY_SECONDS
+    while not _answers(url):
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        time.sleep(0.05)
 
 
 def _answers(url: str) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -22,10 +25,13 @@ from sandboxd.v1 import sandbox_pb2 as pb
 from tests.e2e.stack import Stack
 from tests.eventually import eventually
 from tests.fake_gemini import FakeGemini
-from tests.installation import ClusterInstallation
+from tests.installation import ClusterInstallation, await_ready
+from tests.postgres import PostgresServer
 
-NAMESPACE_CLIENT = "dev"
-"""The stack's token is this client's."""
+
+def a_client() -> str:
+    """A client that no other test has."""
+    return f"dev-{secrets.token_hex(3)}"
 
 
 @dataclass(kw_only=True)
@@ -33,12 +39,21 @@ class ClusterStack(Stack):
     """What a test drives."""
 
     installation: ClusterInstallation
-    failpoints_first: str = field(default="")
+    client_id: str = field(default_factory=a_client)
+    """One of its own for each stack: an installation is many tests', and what one leaves is no other's."""
+    more_clients: list[str] = field(default_factory=list)
+    """Whose namespaces go with the stack, too."""
+    template: str = ""
+    """Of its own; empty where it takes the installation's."""
 
     @property
     def namespace(self) -> str:
         """Where the client's sandboxes are."""
-        return f"{self.installation.instance}-{NAMESPACE_CLIENT}"
+        return self.namespace_of(self.client_id)
+
+    def namespace_of(self, client: str) -> str:
+        """Where a client's sandboxes are."""
+        return f"{self.installation.instance}-{client}"
 
     def kubectl(self, *arguments: str, stdin: str = "", check: bool = True) -> str:
         """In the client's namespace."""
@@ -66,12 +81,18 @@ class ClusterStack(Stack):
         """As somebody does by hand."""
         self.kubectl("delete", "pod", pod_of(sandbox_id(sandbox)), "--wait=false")
 
+    def apply_template(self, **changes: object) -> None:
+        """Write the stack's own template."""
+        assert self.template, "the installation's is other tests', too"
+        self.installation.apply_template(self.template, **changes)
+
     @override
     async def stop(self) -> None:
         for role in ("serve", "gateway"):
             if role in self.processes:
                 await self.kill(role)
-        await asyncio.to_thread(self.installation.forget_sandboxes)
+        namespaces = [self.namespace, *map(self.namespace_of, self.more_clients)]
+        await asyncio.to_thread(self.installation.forget, *namespaces, template=self.template)
 
     async def reports(self, *words: str) -> None:
         """Wait until `serve` says this of what rows and cluster do not have in common; it looks when it is asked to."""
@@ -96,11 +117,58 @@ def sandbox_id(sandbox: pb.Sandbox) -> Any:
     return sandbox.name.rpartition("/")[2]
 
 
+@contextmanager
+def a_shared_stack(installation: ClusterInstallation, server: PostgresServer) -> Iterator[ClusterStack]:
+    """A stack that is up for many tests, and no event loop's: each takes `one_tests` part of it and ends no role."""
+    database = asyncio.run(server.clone())
+    with FakeGemini(key=None) as model:
+        made = ClusterStack(
+            installation=installation,
+            home=installation.home,
+            database_url=server.url(database),
+            model=model,
+            settings=cluster_settings(installation),
+        )
+        running = dict[str, subprocess.Popen[bytes]]()
+        try:
+            for role in ("gateway", "serve"):
+                with (made.home / f"{role}.log").open("ab") as log:
+                    command = [sys.executable, "-m", "sandboxd", role]
+                    running[role] = subprocess.Popen(
+                        command, env=made.environment | made.settings, stdout=log, stderr=log
+                    )
+            for role, port in (("gateway", "gateway_web"), ("serve", "web")):
+                await_ready(running[role], f"http://127.0.0.1:{made.ports[port]}/readyz", made.home / f"{role}.log")
+            yield made
+        finally:
+            for process in running.values():
+                process.kill()
+                process.wait()
+    asyncio.run(server.drop(database))
+
+
+@asynccontextmanager
+async def one_tests(shared: ClusterStack) -> AsyncIterator[ClusterStack]:
+    """A client of its own at a stack that is up."""
+    mine = replace(shared, client_id=a_client(), more_clients=[], processes={})
+    try:
+        yield mine
+    finally:
+        await mine.stop()
+
+
 @asynccontextmanager
 async def a_cluster_stack(
-    installation: ClusterInstallation, database_url: str, *, failpoints: str = "", start: bool = True
+    installation: ClusterInstallation,
+    database_url: str,
+    *,
+    failpoints: str = "",
+    start: bool = True,
+    own_template: bool = False,
 ) -> AsyncIterator[ClusterStack]:
-    """A stack that is up."""
+    """A stack that is up. Of one installation one gateway runs at a time."""
+    for role in ("serve", "gateway"):
+        (installation.home / f"{role}.log").unlink(missing_ok=True)  # what an earlier one said
     with FakeGemini(key=None) as model:
         made = ClusterStack(
             installation=installation,
@@ -109,7 +177,12 @@ async def a_cluster_stack(
             model=model,
             settings=cluster_settings(installation),
         )
+        if own_template:
+            made.template = f"{installation.instance}-{made.client_id}"
+            made.settings["SANDBOXD_KUBERNETES_TEMPLATE"] = made.template
         try:
+            if own_template:
+                await asyncio.to_thread(made.apply_template)
             if start:
                 await asyncio.gather(made.start("gateway"), made.start("serve", failpoints=failpoints))
             yield made
@@ -124,13 +197,14 @@ async def a_keeping_stack(
     *,
     prefix: str = "",
     settings: Mapping[str, str] = MappingProxyType({}),
+    own_template: bool = False,
 ) -> AsyncIterator[ClusterStack]:
     """A stack that is up and keeps images in the cluster's registry, signed, in repositories below the prefix."""
     address = installation.cluster.registry
     key = installation.home / "image-signing.pem"
     if not key.exists():
         key.write_text(private_pem(ec.generate_private_key(ec.SECP256R1())))
-    async with a_cluster_stack(installation, database_url, start=False) as made:
+    async with a_cluster_stack(installation, database_url, start=False, own_template=own_template) as made:
         made.environment |= {
             "SANDBOXD_IMAGES_REGISTRY": f"localhost:{address.rpartition(':')[2]}",
             "SANDBOXD_IMAGES_REGISTRY_ADDRESS": address,
@@ -142,8 +216,7 @@ async def a_keeping_stack(
             "SANDBOXD_IMAGES_CACHE_DIR": str(cache_directory() / "bases"),
         }
         made.settings |= settings
-        await made.start("gateway")
-        await made.start("serve")
+        await asyncio.gather(made.start("gateway"), made.start("serve"))
         yield made
 
 

@@ -37,7 +37,7 @@ from sandboxd.settings import Settings
 from sandboxd.v1 import admin_pb2, backup_pb2, client_pb2, client_pb2_grpc, sandbox_pb2
 from sandboxd.volumes.ports import RestoreOrder, TakenVolumes, VolumesOf, VolumesProgress
 from sandboxd.volumes.volume_errors import VolumesInUseError
-from tests.cluster.stack import NAMESPACE_CLIENT, a_cluster_stack, sandbox_id
+from tests.cluster.stack import a_cluster_stack, sandbox_id
 from tests.contract.test_running_images import a_spec, an_incarnation
 from tests.eventually import eventually
 from tests.installation import ClusterInstallation, built_images, free_port
@@ -521,7 +521,6 @@ async def test_what_a_failed_backup_left_in_the_repository_is_told_with_its_cost
             await eventually(quiet, within=60, every=1)
 
 
-# The last one: what it erases is the client of all others, whose id is never given again.
 async def test_policy_backs_up_keeps_lets_go_and_erases_and_a_running_pod_stands_still_for_who_asks(
     backing_installation: tuple[ClusterInstallation, Storage], postgres_url: str
 ) -> None:
@@ -533,11 +532,11 @@ async def test_policy_backs_up_keeps_lets_go_and_erases_and_a_running_pod_stands
             "SANDBOXD_BACKUPS_EVERY_SECONDS": "1",
         }
         issuer = DevIssuer.open(Settings(data_dir=stack.home))
-        stack.token = issuer.mint(client=NAMESPACE_CLIENT, subject="dev", role="platform", seconds=3600)
+        stack.token = issuer.mint(client=stack.client_id, subject="dev", role="platform", seconds=3600)
         await asyncio.gather(stack.start("gateway"), stack.start("serve"))
         async with stack.client() as client:
             clients = client_pb2_grpc.ClientServiceStub(client.connection.channel)
-            owner = f"clients/{NAMESPACE_CLIENT}"
+            owner = f"clients/{stack.client_id}"
 
             async def wish(**kept: int | Duration) -> None:
                 policy = client_pb2.ClientPolicy(backup_retention=backup_pb2.BackupRetention(**kept))  # type: ignore[arg-type]  # numbers and a span
@@ -588,7 +587,7 @@ async def test_policy_backs_up_keeps_lets_go_and_erases_and_a_running_pod_stands
 
             request = client_pb2.DeleteClientRequest(request_id=secrets.token_hex(8), name=owner)
             await client.connection.call(clients.DeleteClient, request, timeout=PATIENCE.total_seconds())
-            listing = f"http://{storage.address}/backups?prefix=all/{NAMESPACE_CLIENT}/snapshots"
+            listing = f"http://{storage.address}/backups?prefix=all/{stack.client_id}/snapshots"
             assert "<Key>" not in await asyncio.to_thread(read, listing)
             secret = f"backup-password-{stack.namespace}"
             assert installation.kubectl("get", "secret", "-A", "-o", "name").count(secret) == 0

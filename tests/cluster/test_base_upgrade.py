@@ -37,9 +37,9 @@ SEEN = "kept; python3 -c 'import tiny; print(tiny.WORD)'; ls /opt/index 2>/dev/n
 
 @pytest.fixture
 async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    async with a_keeping_stack(cluster_installation, postgres_url, prefix=f"moved-{uuid.uuid4().hex[:8]}") as made:
+    prefix = f"moved-{uuid.uuid4().hex[:8]}"
+    async with a_keeping_stack(cluster_installation, postgres_url, prefix=prefix, own_template=True) as made:
         yield made
-    cluster_installation.apply_template()
 
 
 def a_wheel() -> bytes:
@@ -113,7 +113,7 @@ async def test_packages_are_made_again_on_a_new_base_which_is_started_from_and_l
             stack.installation.images["sandbox"],
             an_index(package, a_wheel()),
         )
-        stack.installation.apply_template(image=base)
+        stack.apply_template(image=base)
         with pytest.raises(ApiError) as running:
             await client.images.begin_upgrade(sandbox.name, skip=False)
         assert running.value.reason == "SANDBOX_NOT_RESTING"

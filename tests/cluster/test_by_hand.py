@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
 from sandboxd.ctl.client import Client
 from sandboxd.v1 import sandbox_pb2, stream_pb2
-from tests.cluster.stack import ClusterStack, a_cluster_stack, sandbox_id
+from tests.cluster.stack import ClusterStack, sandbox_id
 from tests.e2e.stack import Transcript
 from tests.eventually import eventually
-from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(240)
 
 ANOTHER = "inc-01jd0000000000000000000000"
-
-
-@pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    async with a_cluster_stack(cluster_installation, postgres_url) as made:
-        yield made
 
 
 def write(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox, **spec: str) -> None:

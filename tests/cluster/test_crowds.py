@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Final
@@ -37,8 +38,10 @@ async def stack(cluster_installation: ClusterInstallation, postgres_url: str) ->
 async def test_a_hundred_creates_in_room_for_three_are_refused_with_advice_and_another_client_is_served(
     stack: ClusterStack,
 ) -> None:
+    other = f"calm-{secrets.token_hex(3)}"
+    stack.more_clients.append(other)
     token = DevIssuer.open(Settings(data_dir=stack.home)).mint(
-        client="calm", subject="dev", role="client_admin", seconds=3600
+        client=other, subject="dev", role="client_admin", seconds=3600
     )
     address = f"127.0.0.1:{stack.ports['grpc']}"
     async with stack.client() as client, connect(address, token=token, retry=PATIENT) as calm:

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from sandboxd.v1 import sandbox_pb2, stream_pb2
-from tests.cluster.stack import ClusterStack, a_cluster_stack, sandbox_id
+from tests.cluster.stack import ClusterStack, sandbox_id
 from tests.e2e.stack import Transcript
 from tests.eventually import eventually
-from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    async with a_cluster_stack(cluster_installation, postgres_url) as made:
-        yield made
 
 
 async def test_a_session_in_a_pod_writes_a_file_that_outlives_pause_and_resume_and_goes_on(stack: ClusterStack) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Final
 
 import pytest
 
 from sandboxd.v1 import sandbox_pb2, stream_pb2
-from tests.cluster.stack import ClusterStack, a_cluster_stack, sandbox_id
+from tests.cluster.stack import ClusterStack, sandbox_id
 from tests.e2e.stack import Transcript
 from tests.eventually import eventually
-from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -25,12 +23,6 @@ for number in range(400):
 time.sleep(120)
 """
 """Each of them is smaller than the agent: the kernel takes whoever has the highest score."""
-
-
-@pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    async with a_cluster_stack(cluster_installation, postgres_url) as made:
-        yield made
 
 
 async def test_a_process_that_takes_all_memory_is_killed_and_agent_and_session_go_on(stack: ClusterStack) -> None:
@@ -71,7 +63,12 @@ async def test_a_container_that_the_kernel_kills_ends_the_incarnation_and_files_
                 assert "OutOfMemory" in events, stack.resource(sandbox)["status"]
                 return True
 
+            async def lost() -> bool:
+                return (await client.get(sandbox.name)).state_reason != ""
+
             await eventually(told, within=60, every=0.5)
+            # Until the service has seen it, a prompt is the ended life's, whose turns end as interrupted.
+            await eventually(lost, within=60, every=0.2, what="the loss is seen")
             after = await seen.turn("fake:say(text=and after)")
         found = await client.get(sandbox.name)
 

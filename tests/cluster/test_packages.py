@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from sandboxd.ctl.client import Client
 from sandboxd.v1 import package_pb2 as pb
 from sandboxd.v1 import sandbox_pb2
-from tests.cluster.stack import ClusterStack, a_cluster_stack, sandbox_id
+from tests.cluster.stack import ClusterStack, sandbox_id
 from tests.e2e.stack import Transcript
 from tests.e2e.test_packages import sandboxctl
 from tests.eventually import eventually
-from tests.installation import ClusterInstallation
 
 pytestmark = pytest.mark.timeout(300)
 INSTALL = r"""set -e
@@ -33,12 +30,6 @@ echo installed
 """
 UNSAVED = {("dpkg", "hello-test"), ("program", "by-hand")}
 CHANGED = {*UNSAVED, ("npm", "tool")}
-
-
-@pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    async with a_cluster_stack(cluster_installation, postgres_url) as made:
-        yield made
 
 
 def named(change: pb.PackageChange) -> tuple[str, str]:

@@ -25,13 +25,13 @@ MODEL = "gemini-2.5-flash"
 
 
 @pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
+async def stack(own_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
     """Not started: each test names its template first."""
-    if not cluster_installation.prepull:
-        cluster_installation.prepull = True
-        await asyncio.to_thread(cluster_installation.stop_operator)
-        await asyncio.to_thread(cluster_installation.start_operator)
-    async with a_cluster_stack(cluster_installation, postgres_url, start=False) as made:
+    if not own_installation.prepull:
+        own_installation.prepull = True
+        await asyncio.to_thread(own_installation.stop_operator)
+        await asyncio.to_thread(own_installation.start_operator)
+    async with a_cluster_stack(own_installation, postgres_url, start=False) as made:
         yield made
 
 

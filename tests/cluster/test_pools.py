@@ -41,7 +41,7 @@ async def running(
 ) -> AsyncIterator[ClusterStack]:
     """One for all tests of this file: each begins without a pool and without a member."""
     database = await postgres_server.clone()
-    async with a_cluster_stack(cluster_installation, postgres_server.url(database)) as made:
+    async with a_cluster_stack(cluster_installation, postgres_server.url(database), own_template=True) as made:
         yield made
     await postgres_server.drop(database)
 
@@ -137,7 +137,8 @@ async def test_a_create_takes_a_member_with_its_pod_and_volumes_and_its_freelanc
             claims[member] = volumes(stack, member)
             assert [phase for phase, _ in claims[member]] == ["Bound", "Bound"]
 
-        assert shown(stack)["spec"] | {"client": "dev", "tier": "basic", "target": 2, "max": 3} == shown(stack)["spec"]
+        spec = shown(stack)["spec"]
+        assert spec | {"client": stack.client_id, "tier": "basic", "target": 2, "max": 3} == spec
         await eventually(lambda: told(stack) == (2, 2, 0, 0, "Full"), within=30, every=0.2)
 
         answer = await create(client)
@@ -249,7 +250,7 @@ async def test_a_changed_template_replaces_what_waits_one_by_one_and_nothing_tha
         await full(client)
         old, pod = set(members(stack)), stack.pod(sandbox)["metadata"]["uid"]
 
-        stack.installation.apply_template(hibernated={"cpu": "7m"})
+        stack.apply_template(hibernated={"cpu": "7m"})
         try:
             least = 2
 
@@ -261,7 +262,7 @@ async def test_a_changed_template_replaces_what_waits_one_by_one_and_nothing_tha
 
             await eventually(replaced, within=90, every=0.1)
         finally:
-            stack.installation.apply_template()
+            stack.apply_template()
         assert least >= 1, "there was always one to take"
         events = stack.kubectl("get", "events", "--field-selector=involvedObject.kind=SandboxPool", "-o", "name")
         assert events, "that members were replaced is told"

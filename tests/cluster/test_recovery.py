@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 
 import pytest
@@ -14,10 +14,11 @@ from sandboxd.ctl.backoff import RetryPolicy
 from sandboxd.ctl.errors import ApiError
 from sandboxd.model.cluster import API_VERSION, pod_of
 from sandboxd.v1 import sandbox_pb2, stream_pb2
-from tests.cluster.stack import ClusterStack, a_cluster_stack, sandbox_id
+from tests.cluster.stack import ClusterStack, a_cluster_stack, a_shared_stack, one_tests, sandbox_id
 from tests.e2e.stack import Transcript
 from tests.eventually import eventually
 from tests.installation import ClusterInstallation
+from tests.postgres import PostgresServer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,10 +28,17 @@ ONCE = RetryPolicy(budget=timedelta(0))
 ACTIVE = sandbox_pb2.SANDBOX_STATE_ACTIVE
 
 
-@pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
-    async with a_cluster_stack(cluster_installation, postgres_url) as made:
+@pytest.fixture(scope="module")
+def running(own_installation: ClusterInstallation, postgres_server: PostgresServer) -> Iterator[ClusterStack]:
+    """In an installation of this module's: its operator goes and comes."""
+    with a_shared_stack(own_installation, postgres_server) as made:
         yield made
+
+
+@pytest.fixture
+async def stack(running: ClusterStack) -> AsyncIterator[ClusterStack]:
+    async with one_tests(running) as mine:
+        yield mine
 
 
 async def given_a_file(stack: ClusterStack, sandbox: sandbox_pb2.Sandbox) -> None:
@@ -115,7 +123,7 @@ async def test_a_deleted_namespace_is_told_as_missing_files_and_the_row_stays(st
 
         stack.installation.kubectl("delete", "namespace", stack.namespace, "--wait=true")
 
-        await stack.reports('"kind": "files_missing"')
+        await stack.reports('"kind": "files_missing"', sandbox_id(sandbox))
         found = await client.get(sandbox.name)
     assert found.state == ACTIVE, "nothing that is known of it is thrown away"
 
@@ -138,27 +146,33 @@ async def test_a_sandbox_that_no_row_knows_is_reported_and_left_alone(stack: Clu
     assert stack.get("sandboxes.sandboxd.dev", stray)["metadata"].get("deletionTimestamp") is None
 
 
-@pytest.mark.parametrize(
-    ("template", "words"),
-    [
-        ({"image": "localhost:5000/sandboxd/nothing@sha256:" + "0" * 64}, "image cannot be pulled"),
-        ({"nodeSelector": {"sandboxd.test/none": "here"}}, "No node has room"),
-        ({"storageClassName": "no-such-class"}, "volumes are not bound"),
-    ],
-    ids=["image", "node", "volume"],
-)
 async def test_what_keeps_a_sandbox_from_starting_is_told_with_what_to_look_at(
-    cluster_installation: ClusterInstallation, postgres_url: str, template: dict[str, object], words: str
+    cluster_installation: ClusterInstallation, postgres_server: PostgresServer
 ) -> None:
-    name = f"{cluster_installation.instance}-broken"
-    cluster_installation.apply_template(name, **template)
-    async with a_cluster_stack(cluster_installation, postgres_url, start=False) as stack:
-        stack.settings["SANDBOXD_KUBERNETES_TEMPLATE"] = name
+    """All at once: each is waited for as long as it may still come about."""
+    no_image = "localhost:5000/sandboxd/nothing@sha256:" + "0" * 64
+    async with asyncio.TaskGroup() as tasks:
+        for template, words in (
+            ({"image": no_image}, "image cannot be pulled"),
+            ({"nodeSelector": {"sandboxd.test/none": "here"}}, "No node has room"),
+            ({"storageClassName": "no-such-class"}, "volumes are not bound"),
+        ):
+            tasks.create_task(is_refused(cluster_installation, postgres_server, words, **template))
+
+
+async def is_refused(
+    installation: ClusterInstallation, server: PostgresServer, words: str, /, **template: object
+) -> None:
+    """A service whose template is wrong says so, to who asks and in the row."""
+    database = await server.clone()
+    async with a_cluster_stack(installation, server.url(database), start=False, own_template=True) as stack:
+        stack.apply_template(**template)
         await stack.start("serve")
         async with stack.client(retry=ONCE) as client:
             with pytest.raises(ApiError) as refused:
                 await client.create(model="gemini-2.5-flash")
             (sandbox,) = [one async for one in client.sandboxes()]
+    await server.drop(database)
 
     assert words in str(refused.value)
     assert sandbox.state == sandbox_pb2.SANDBOX_STATE_FAILED

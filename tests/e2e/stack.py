@@ -50,6 +50,8 @@ class Stack:
     """Only the gateway gets it."""
     settings: dict[str, str] = field(default_factory=dict)
     """More variables for both roles."""
+    client_id: str = "dev"
+    """Whose administrator the token names."""
     processes: dict[str, asyncio.subprocess.Process] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,7 +95,8 @@ class Stack:
         process = self.processes[role]
 
         async def answers() -> bool:
-            assert process.returncode is None, f"{role} ended: {self.log(role)}"
+            if process.returncode is not None:
+                raise RuntimeError(f"{role} ended with {process.returncode}: {self.log(role)}")
             with contextlib.suppress(aiohttp.ClientError):
                 async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
                     return answer.status == 200
@@ -158,7 +161,7 @@ class Stack:
     def mint(self, role: str) -> str:
         """A token of the stack's client in this role."""
         issuer = DevIssuer.open(Settings(data_dir=self.home))
-        return issuer.mint(client="dev", subject="dev", role=role, seconds=3600)
+        return issuer.mint(client=self.client_id, subject="dev", role=role, seconds=3600)
 
     @asynccontextmanager
     async def client(self, *, retry: RetryPolicy = PATIENT, role: str = "") -> AsyncIterator[Client]:

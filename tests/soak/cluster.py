@@ -102,7 +102,8 @@ class Cluster:
 
         async def ready() -> bool:
             assert role.process is not None
-            assert role.process.returncode is None, f"{role.name} ended: {self.log(role)}"
+            if role.process.returncode is not None:
+                raise RuntimeError(f"{role.name} ended with {role.process.returncode}: {self.log(role)}")
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 async with session.get(f"http://{local}:{role.web_port}/readyz") as answer:
                     return answer.status == 200

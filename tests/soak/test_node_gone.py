@@ -38,14 +38,14 @@ PATIENT: Final = 100.0
 
 
 @pytest.fixture
-def places(cluster_installation: ClusterInstallation) -> Places:
-    if cluster_installation.cluster.places is None:
+def places(own_installation: ClusterInstallation) -> Places:
+    if own_installation.cluster.places is None:
         pytest.skip("only the development cluster's kubelet may be ended")
-    return cluster_installation.cluster.places
+    return own_installation.cluster.places
 
 
 @pytest.fixture
-async def stack(cluster_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
+async def stack(own_installation: ClusterInstallation, postgres_url: str) -> AsyncIterator[ClusterStack]:
     tolerations = [
         {
             "key": f"node.kubernetes.io/{taint}",
@@ -55,8 +55,8 @@ async def stack(cluster_installation: ClusterInstallation, postgres_url: str) ->
         }
         for taint in ("unreachable", "not-ready")
     ]
-    cluster_installation.apply_template(tolerations=tolerations)
-    async with a_cluster_stack(cluster_installation, postgres_url) as made:
+    own_installation.apply_template(tolerations=tolerations)
+    async with a_cluster_stack(own_installation, postgres_url) as made:
         yield made
 
 
