@@ -10,7 +10,7 @@ import pytest
 from sandboxd.dev.node import ToolchainError
 from tests.backup_trees import BACKUP_PASSWORD
 from tests.installation import cluster_installation, own_installation, pod_images  # noqa: F401  fixtures
-from tests.kube import cluster, instance  # noqa: F401  fixtures
+from tests.kube import _a_share_of_the_nodes, cluster, instance, whole_nodes  # noqa: F401  fixtures
 from tests.postgres import database, postgres_server, postgres_url  # noqa: F401  fixtures
 from tools.grpcurl import ensure_grpcurl
 from tools.restic import ensure_restic, found_restic

@@ -7,13 +7,15 @@ of one test alone, whose objects are gone afterwards.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import suppress
+import tempfile
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,6 +150,32 @@ def define_resources(cluster: Cluster) -> None:
     made = [*apply, "--force-conflicts", "-f", str(CRDS)]
     done = subprocess.run(made, capture_output=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
+
+
+@contextmanager
+def _the_nodes(how: int) -> Iterator[None]:
+    """Hold the lock on the nodes' room, among all runs of this machine; who waits for all of it is not overtaken."""
+    places = [Path(tempfile.gettempdir(), f"sandboxd-tests-{os.getuid()}.{name}") for name in ("gate", "nodes")]
+    with places[0].open("w") as gate, places[1].open("w") as nodes:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(nodes, how)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _a_share_of_the_nodes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """CI has two runs on one cluster: none of its tests runs beside one that takes the whole room."""
+    if "cluster" not in request.fixturenames:
+        yield
+        return
+    with _the_nodes(fcntl.LOCK_EX if "whole_nodes" in request.fixturenames else fcntl.LOCK_SH):
+        yield
+
+
+@pytest.fixture
+def whole_nodes() -> None:
+    """For a test that fills the nodes: no other test of the cluster runs beside it."""
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.cluster.operator_stage import Json, Stage, a_stage
 from tests.eventually import eventually
 from tests.kube import Cluster
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.skipif(find_helm() is None, reason=NO_HELM)]
+pytestmark = [pytest.mark.timeout(400), pytest.mark.skipif(find_helm() is None, reason=NO_HELM)]
 
 HELD = "4G"
 """Of memory by each placeholder: few of them fill a node."""
@@ -56,6 +56,7 @@ def placed(pods: Sequence[Json]) -> Iterator[Json]:
     return (pod for pod in pods if pod["spec"].get("nodeName") and "deletionTimestamp" not in pod["metadata"])
 
 
+@pytest.mark.usefixtures("whole_nodes")
 async def test_a_sandbox_takes_the_place_of_placeholders_when_the_nodes_are_full(stage: Stage) -> None:
     cluster, system = stage.cluster, f"{stage.instance}-system"
     request = parse_quantity(scale_bytes(LIMIT, DEFAULT_MEMORY_FACTOR))
