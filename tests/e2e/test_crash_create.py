@@ -88,7 +88,7 @@ async def test_every_call_comes_to_one_result_although_the_service_is_killed_at_
 
 @pytest.mark.timeout(120)
 async def test_a_killed_agent_is_noticed_and_its_sandbox_can_be_paused_and_resumed(service: Service) -> None:
-    await service.start()
+    await service.start(settings={"SANDBOXD_SWEEP_SECONDS": "0.5"})
     await service.wait_ready()
     async with service.client() as client:
         created = await client.create()

@@ -304,8 +304,9 @@ async def test_who_waits_for_a_turn_has_a_deadline_and_begins_nothing(tmp_path: 
 
 
 @pytest.mark.timeout(300)
-async def test_memory_stays_flat_with_as_many_entries_as_there_may_be(order: LayerOrder) -> None:
-    count, directories = 299_000, 999
+async def test_memory_stays_flat_with_a_hundred_thousand_entries(order: LayerOrder) -> None:
+    """A third of what there may be, within half of what may be used: the same for an entry, in a third of the time."""
+    count, directories = 99_900, 999
     peak = addresses = 0
 
     def frames() -> Iterable[CaptureFrame]:
@@ -328,7 +329,7 @@ async def test_memory_stays_flat_with_as_many_entries_as_there_may_be(order: Lay
     layer = await writing
     assert addresses < ADDRESS_BYTES // 2, "of what it may take there is as much again"
     assert layer.entries == directories + count // directories * directories
-    assert peak < 80 << 20
+    assert peak < 40 << 20
 
 
 async def test_one_entry_too_many_is_refused(order: LayerOrder) -> None:
