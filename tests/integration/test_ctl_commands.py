@@ -546,7 +546,7 @@ def test_an_operator_holds_pushes_and_releases_them(platform: FakePlatform, tmp_
     assert (tmp_path / "held").exists()
     assert "Pushes are held by gc" in shown
     assert "Pushes go on" in released.out
-    assert again.objects == [{}]
+    assert again.objects == [{"released": False}]
     assert ctl("admin", "hold-pushes", "gc", "--for", "soon").code == 2
 
 
