@@ -487,7 +487,7 @@ async def test_what_a_failed_backup_left_in_the_repository_is_told_with_its_cost
         stack.environment |= {
             "SANDBOXD_BACKUPS_LOCATION": installation.extra["SANDBOXD_BACKUPS_LOCATION"],
             "SANDBOXD_BACKUPS_LOOK_SECONDS": "0",
-            "SANDBOXD_ABANDONED_LOOK_SECONDS": "1",
+            "SANDBOXD_ABANDONED_LOOK_SECONDS": "5",  # of a gap between looks twice as much counts at most
             "SANDBOXD_ABANDONED_SURVEY_SECONDS": "1",
             "SANDBOXD_ABANDONED_GRACE_SECONDS": "8",
             "SANDBOXD_ABANDONED_PRICES": "backups=1000000,*=1",
