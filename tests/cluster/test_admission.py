@@ -33,10 +33,14 @@ async def stage(cluster: Cluster, instance: str, tmp_path: Path) -> Any:
     stage = await a_stage(cluster, instance, tmp_path)
     objects = [
         one
-        for one in render(values={**TRIAL, "instance": instance}, release=instance, namespace=f"{instance}-system")
+        for one in render(
+            values={**TRIAL, "instance": instance, "namespacePrefix": f"{instance}-"},
+            release=instance,
+            namespace=f"{instance}-system",
+        )
         if one["kind"].startswith("ValidatingAdmission")
     ]
-    assert len(objects) == 12
+    assert len(objects) == 14
     await cluster.apply(objects)
     yield stage
     await cluster.kubectl("delete", POLICIES, f"--selector=sandboxd.dev/instance={instance}")
@@ -168,6 +172,24 @@ async def test_work_on_backups_is_asked_for_by_serve_alone_and_the_operator_alon
     with pytest.raises(KubectlError, match="does not change"):
         await stage.kubectl("patch", "sbxbackup", "backup-ours", "--type=merge", longer, *account(stage, "serve"))
     await stage.kubectl("delete", "sbxbackup", "backup-ours", *account(stage, "operator"))
+
+
+async def test_serve_deletes_namespaces_of_its_clients_alone(stage: Stage) -> None:
+    other = f"{stage.instance}-system"
+    await stage.cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}}])
+    try:
+
+        async def tried() -> bool:
+            try:
+                await stage.cluster.kubectl("delete", "ns", other, "--dry-run=server", *account(stage, "serve"))
+            except KubectlError as error:
+                return "namespaces of its clients alone" in str(error)
+            return False
+
+        await eventually(tried, within=30, every=0.3, what="refused: a namespace of somebody else")
+        await stage.cluster.kubectl("delete", "ns", stage.namespace, "--dry-run=server", *account(stage, "serve"))
+    finally:
+        await stage.cluster.kubectl("delete", "ns", other, "--wait=false")
 
 
 async def test_a_pod_without_a_user_namespace_is_refused_in_a_client_s_namespace_and_told_of(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -98,8 +99,28 @@ async def test_claims_volumes_namespaces_and_work_of_ours_are_told_and_others_ar
     assert (found[K.VOLUME, "pv-0"].said, found[K.VOLUME, "pv-0"].removable) == (AbandonedReason.RETAINED, False)
     assert found[K.VOLUME, "pv-0"].size_bytes == 2 << 30
     assert {one.sandbox for (kind, name), one in found.items() if kind is K.VOLUME and "/" in name} == {ONE}
-    assert found[K.NAMESPACE, "client-acme"].client == "acme"
+    assert (found[K.NAMESPACE, "client-acme"].client, found[K.NAMESPACE, "client-acme"].removable) == ("acme", False)
     assert [name for kind, name in found if kind is K.WORK] == ["client-acme/backup-old"]
+
+
+async def test_a_namespace_goes_when_nothing_is_in_it_whoever_made_that(cluster: BackupCluster) -> None:
+    place = its_place(cluster)
+    full = (await seen(place))[K.NAMESPACE, "client-acme"]
+    await cluster.take_away(ClientId("acme"), ONE)
+    empty = (await seen(place))[K.NAMESPACE, "client-acme"]
+    pod = {"metadata": {"name": "somebody's", "namespace": "client-acme", "uid": "p"}}
+    await cluster.put("pods", pod)
+
+    with pytest.raises(ConflictError, match="not empty: pods somebody's"):
+        await place.remove(empty, timeout=SOON)
+    await cluster.drop("pods", "client-acme", "somebody's")
+    await place.remove(replace(empty, identity="another"), timeout=SOON)
+    kept = [one["metadata"]["name"] for one in cluster.all("namespaces")]
+    for _ in range(2):
+        await place.remove(empty, timeout=SOON)
+
+    assert (full.removable, empty.removable, empty.size_bytes) == (False, True, 0)
+    assert (kept, [one["metadata"]["name"] for one in cluster.all("namespaces")]) == (["client-acme", "own"], ["own"])
 
 
 async def test_a_volume_that_gave_way_to_a_restore_is_told_with_its_sandbox_and_not_removed(

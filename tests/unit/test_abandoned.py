@@ -14,6 +14,7 @@ from sandboxd.manager.abandoned_metrics import AbandonedMetrics
 from sandboxd.manager.abandoned_places import RepositoriesOfBackups
 from sandboxd.model.abandoned import AbandonedKind, AbandonedPolicy, AbandonedReason, Thing
 from sandboxd.model.backup import BackupMethod, BackupSetId, BackupSetStatus, ReleasedVolumes, SnapshotId
+from sandboxd.model.client import AccountState, Client
 from sandboxd.model.errors import UnavailableError
 from sandboxd.model.ids import ClientId, FreelancerId, IncarnationId, SandboxId
 from sandboxd.model.image import CommitTrigger, Generation, GenerationId, GenerationStatus
@@ -111,6 +112,29 @@ async def test_what_a_row_gives_up_goes_after_grace_and_what_no_row_knows_of_doe
 
     assert world.place.removed == [f"ns/home-{released.id}"]
     assert [one.name for one in world.place.things] == ["ns/home-sbx-unknown"]
+
+
+async def test_the_empty_namespace_of_a_deleted_client_goes_after_grace_and_another_does_not(world: World) -> None:
+    now = world.manager.clock.now()
+    deleted, active = AccountState.DELETED, AccountState.ACTIVE
+    for name, state in (("gone", deleted), ("full", deleted), ("there", active)):
+        client = Client(id=ClientId(name), state=state, create_time=now, update_time=now)
+        world.manager.units.rows.clients[client.id] = client
+    names = {"gone": True, "there": True, "unknown": True, "full": False}
+    world.place.things = [
+        Thing(kind=K.NAMESPACE, name=f"client-{name}", client=ClientId(name), removable=empty)
+        for name, empty in names.items()
+    ]
+
+    reasons = await world.reasons()
+    await world.passed(7.1)
+
+    assert reasons == {
+        "client-gone": R.CLIENT_DELETED,
+        "client-full": R.CLIENT_DELETED,
+        "client-unknown": R.NO_ROW,
+    }
+    assert world.place.removed == ["client-gone"]
 
 
 async def test_a_clock_that_jumps_ends_no_grace_and_one_look_is_never_enough(world: World) -> None:

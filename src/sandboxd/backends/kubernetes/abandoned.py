@@ -27,6 +27,14 @@ from sandboxd.model.sources import Clock
 _SANDBOX: Final = re.compile(r"sbx-[0-9a-z]{1,26}$")
 LATE: Final = timedelta(hours=1)
 """How long after its time the operator may take to remove work."""
+_CONTENTS: Final = (
+    ("/api/v1", "persistentvolumeclaims"),
+    ("/api/v1", "pods"),
+    ("/apis/apps/v1", "statefulsets"),
+    (f"/apis/{API_VERSION}", "sandboxes"),
+    (f"/apis/{API_VERSION}", BACKUPS),
+)
+"""What keeps a namespace: each kind that `serve` may list, and that holds or makes something."""
 
 
 class ClusterObjects(AbandonedPlace):
@@ -50,11 +58,12 @@ class ClusterObjects(AbandonedPlace):
                 namespaces = await self._list("/api/v1/namespaces")
                 volumes = (await self._api.get("/api/v1/persistentvolumes")).get("items") or ()
                 works = await self._list(f"/apis/{API_VERSION}/{BACKUPS}")
+                sandboxes = await self._list(f"/apis/{API_VERSION}/sandboxes")
         except KubeError as error:
             raise translated(error, "What the cluster has cannot be listed", sandbox="") from error
         except TimeoutError as error:
             raise DeadlineError("The cluster did not tell in time what it has.") from error
-        used = {str(claim["metadata"]["namespace"]) for claim in claims}
+        used = {str(one["metadata"]["namespace"]) for one in (*claims, *sandboxes)}
         return [
             *(_claim(claim) for claim in claims if SANDBOX_LABEL in (claim["metadata"].get("labels") or {})),
             *(_volume(one) for one in volumes if self._outlived(one)),
@@ -83,9 +92,20 @@ class ClusterObjects(AbandonedPlace):
                 path = f"/api/v1/namespaces/{segment(namespace)}/persistentvolumeclaims/{segment(name)}"
             case AbandonedKind.WORK:
                 path = f"/apis/{API_VERSION}/namespaces/{segment(namespace)}/{BACKUPS}/{segment(name)}"
+            case AbandonedKind.NAMESPACE:
+                await self._require_empty(thing.name)
+                path = f"/api/v1/namespaces/{segment(thing.name)}"
             case _:
                 raise ConflictError(f"{thing.name} is not removed here.")
         await self._api.delete(path, uid=thing.identity, propagation="Background")
+
+    async def _require_empty(self, namespace: str) -> None:
+        """Raise ConflictError where anything is in a namespace that somebody may miss, whoever made it."""
+        for group, kind in _CONTENTS:
+            path = f"{group}/namespaces/{segment(namespace)}/{kind}"
+            if found := (await self._api.get(path, query={"limit": "1"})).get("items"):
+                name = found[0]["metadata"]["name"]
+                raise ConflictError(f"Namespace {namespace} is not empty: {kind} {name} is there.")
 
     async def _placed(self, thing: Thing) -> bool:
         path = f"/apis/{API_VERSION}/sandboxes"
@@ -145,14 +165,13 @@ def _namespace(namespace: Json, *, empty: bool) -> Thing:
     meta = namespace["metadata"]
     client = (meta.get("annotations") or {}).get(CLIENT_ANNOTATION)
     size = 0 if empty else None
-    # Never removed here: whatever somebody has put into it would go along.
     return Thing(
         kind=AbandonedKind.NAMESPACE,
         name=str(meta["name"]),
         identity=str(meta.get("uid", "")),
         size_bytes=size,
         client=ClientId(client) if client else None,
-        removable=False,
+        removable=empty,
     )
 
 
