@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ DEEP = 2_100
 """Levels: more than Python calls itself, and a longer path than the kernel takes."""
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 """cap_net_bind_service=ep, as the kernel keeps it."""
+ACCESS_LIST = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", tag, may, who)
+    for tag, may, who in (
+        (0x01, 6, 0xFFFFFFFF),  # user::rw-
+        (0x02, 4, 1234),  # user:1234:r--
+        (0x04, 4, 0xFFFFFFFF),  # group::r--
+        (0x08, 5, 4321),  # group:4321:r-x
+        (0x10, 5, 0xFFFFFFFF),  # mask::r-x
+        (0x20, 0, 0xFFFFFFFF),  # other::---
+    )
+)
+"""An access list as setfacl makes it."""
 
 
 def ignore(progress: BackupProgress) -> None:
@@ -80,6 +93,10 @@ def a_hard_tree(root: Path) -> None:
     os.setxattr(program, "user.x", b"\0\xff")
     os.setxattr(root / "d", "user.of-a-directory", b"1")
     os.setxattr(root, "user.of-the-root", b"")
+    (root / "shared").mkdir()
+    (root / "shared/notes").touch()
+    os.setxattr(root / "shared/notes", "system.posix_acl_access", ACCESS_LIST)
+    os.setxattr(root / "shared", "system.posix_acl_default", ACCESS_LIST)
     if os.geteuid() == 0:
         os.lchown(root / "nowhere", 1, 2)
         os.chown(root / "d/e", 100_000, 4_000_000_000)

@@ -7,6 +7,11 @@ data=/data/pgdata
 if [ "${1:-}" = ready ]; then
   exec "$bin/pg_isready" -q -h 127.0.0.1 -p 5432
 fi
+if [ ! -w /data ]; then
+  echo "The volume is not for user $(id -u): storage that ignores fsGroup needs database.bundled.volumePermissions." >&2
+  echo "Where this pod was never ready, helm upgrade does not get that far: uninstall, and install again." >&2
+  exit 1
+fi
 if [ ! -s "$data/PG_VERSION" ]; then
   # Made aside and renamed: a half-made cluster is never taken for a whole one.
   rm -rf "$data" "$data.new"

@@ -19,6 +19,7 @@ from typing import IO, Final
 from sandboxd.model.backup import TreeComparison
 from sandboxd.model.backup_errors import BackupToolError
 from sandboxd.model.errors import InvalidRequestError
+from sandboxd.volumes.access_lists import ARCHIVED, access_list_text
 from sandboxd.volumes.ports import STAGING, BackupProgress
 
 SHOWN: Final = 10
@@ -125,9 +126,9 @@ class TreeComparing:
         _, _, below = member.name.rstrip("/").partition("/")
         path = os.fsencode(below)
         wanted = {
-            name.removeprefix(XATTR): value.encode("utf-8", "surrogateescape")
-            for name, value in member.pax_headers.items()
-            if name.startswith(XATTR)
+            name: _as_text(name, value.encode("utf-8", "surrogateescape"))
+            for key, value in member.pax_headers.items()
+            if (name := ARCHIVED.get(key, key.removeprefix(XATTR))) != key
         }
         link = os.fsencode(member.linkname) if member.issym() else b""
         content = archive.extractfile(member) if member.isreg() else None
@@ -205,7 +206,7 @@ class TreeComparing:
         place = self._place(path)
         try:
             names = os.listxattr(place, follow_symlinks=False)
-            return {name: os.getxattr(place, name, follow_symlinks=False) for name in names}
+            return {name: _as_text(name, os.getxattr(place, name, follow_symlinks=False)) for name in names}
         except OSError as error:
             if error.errno in {errno.ENOTSUP, errno.EPERM, errno.ENOENT}:
                 return {}
@@ -243,6 +244,11 @@ class TreeComparing:
         if len(self._differences) < SHOWN:
             shown = path.decode("utf-8", "backslashreplace") or "."
             self._differences.append(f"{shown} {what}"[-LONGEST:])
+
+
+def _as_text(name: str, value: bytes) -> bytes:
+    """Put access lists in words, as some archives have them; all else is as it is."""
+    return (access_list_text(value) if name in ARCHIVED.values() else None) or value
 
 
 def _read(place: int, size: int) -> bytes:

@@ -30,6 +30,8 @@ _LINE_BYTES: Final = 1 << 20
 OUTPUT_BYTES: Final = 64 << 20
 """Of an answer that is kept whole: a listing of some 80,000 snapshots."""
 _KEPT_COMPLAINTS: Final = 50
+_RETRIES: Final = "retrying after"
+"""What it says each time a storage did not answer, or answered with an error."""
 _CHUNK: Final = 1 << 16
 _GRACE_SECONDS: Final = 10.0
 """How long an interrupted restic may take to remove its lock; seen: below 1."""
@@ -139,7 +141,11 @@ class ResticChild:
                 start_new_session=True,
             )
         except OSError as error:
-            raise BackupToolError("restic, which keeps the backups, cannot be started on this machine.") from error
+            log.warning("backup.tool_not_started", program=s.program, error=str(error))
+            raise BackupToolError(
+                "restic, which keeps the backups, cannot be started on this machine: it must be installed, or named by"
+                " SANDBOXD_BACKUPS_RESTIC."
+            ) from error
 
     def _environment(self) -> dict[str, str]:
         s = self._settings
@@ -183,6 +189,8 @@ async def _read_complaints(process: Process, ended: Ended, on_message: Callable[
     pipe = process.stderr
     assert pipe is not None
     async for message in _messages(pipe):
+        if _RETRIES in _text(message) and not any(_RETRIES in _text(one) for one in ended.complaints):
+            log.warning("backup.storage_retried", complaint=_text(message)[-500:])  # once: it goes on for long
         ended.complaints.append(message)
         del ended.complaints[:-_KEPT_COMPLAINTS]
         if on_message is not None:
@@ -219,7 +227,7 @@ def _text(message: Message) -> str:
 
 def _too_slow(ended: Ended, timeout: timedelta) -> DeadlineError | BackupStorageUnavailableError:
     # restic tries again for a quarter of an hour where a storage does not answer, and says so each time.
-    if "retrying after" in ended.text():
+    if _RETRIES in ended.text():
         log.warning("backup.storage_away", complaint=ended.text()[-500:])
         return BackupStorageUnavailableError(
             "The storage of the backups does not answer. Try again later.", retry_after=timedelta(minutes=1)
