@@ -12,16 +12,15 @@ from google.protobuf.message import Message
 from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_backup import backup_id, backup_of, decode_freeze, encode_backup, encode_restore_view
 from sandboxd.api.grpc.codec_backup_policy import encode_backup_policy
 from sandboxd.api.grpc.codec_drill import encode_drill
 from sandboxd.api.grpc.names import sandbox_id
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.manager.backups import Backups
 from sandboxd.model.backup_retention import Keeping
-from sandboxd.model.caller import Request
 from sandboxd.model.ids import RequestId
 from sandboxd.model.legible import legible
 from sandboxd.v1 import backup_pb2 as pb
@@ -53,7 +52,7 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     async def CreateBackup(self, request: pb.CreateBackupRequest, context: Context) -> pb.CreateBackupResponse:
         """Back a sandbox up."""
         made = await self._backups.create(
-            _request(request),
+            request_of(request, request.request_id),
             sandbox_id(request.sandbox),
             freeze=decode_freeze(request),
             wait=not request.start_only,
@@ -104,7 +103,9 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     async def CancelRestore(self, request: pb.CancelRestoreRequest, context: Context) -> pb.CancelRestoreResponse:
         """End a restore."""
         ended = await self._backups.restores.cancel(
-            _request(request), sandbox_id(request.sandbox), timeout=current_rpc().remaining(at_most=MAX_CANCEL)
+            request_of(request, request.request_id),
+            sandbox_id(request.sandbox),
+            timeout=current_rpc().remaining(at_most=MAX_CANCEL),
         )
         return pb.CancelRestoreResponse(state_reason=legible(ended.state_reason, limit=2000))
 
@@ -112,7 +113,7 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     async def CancelBackup(self, request: pb.CancelBackupRequest, context: Context) -> pb.CancelBackupResponse:
         """End a backup."""
         ended = await self._backups.cancel(
-            _request(request),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             backup_id(request.name),
             timeout=current_rpc().remaining(at_most=MAX_CANCEL),
@@ -123,7 +124,7 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
     async def DeleteBackup(self, request: pb.DeleteBackupRequest, context: Context) -> pb.DeleteBackupResponse:
         """Delete a backup."""
         gone = await self._backups.delete(
-            _request(request),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             backup_id(request.name),
             give_up=request.give_up,
@@ -165,17 +166,6 @@ class BackupServicer(backup_pb2_grpc.BackupServiceServicer):
                         await write(context, encode(one), within=self._write_within)
                 for other in others:
                     other.cancel()
-
-
-def _request(
-    message: pb.CreateBackupRequest | pb.CancelBackupRequest | pb.DeleteBackupRequest | pb.CancelRestoreRequest,
-) -> Request:
-    rpc = current_rpc()
-    return Request(
-        caller=rpc.caller,
-        request_id=RequestId(message.request_id),
-        body_hash=hash_request(message, method=rpc.method),
-    )
 
 
 def _policy(keeping: Keeping | None) -> pb.BackupPolicy | None:

@@ -7,20 +7,18 @@ from typing import Any
 import grpc.aio
 from typing_extensions import override
 
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_budget import decode_budget, encode_budget
 from sandboxd.api.grpc.names import sandbox_id
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import current_rpc
 from sandboxd.manager.budgets import Budgets
 from sandboxd.model.budget import BudgetId
-from sandboxd.model.caller import Request
-from sandboxd.model.ids import FreelancerId, RequestId
+from sandboxd.model.ids import FreelancerId
 from sandboxd.v1 import budget_pb2 as pb
 from sandboxd.v1 import budget_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """Any: servicers here never touch the context's own request and response types."""
-_Mutation = pb.SetBudgetRequest | pb.DeleteBudgetRequest | pb.RebuildBudgetsRequest
 
 
 class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
@@ -33,7 +31,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     async def SetBudget(self, request: pb.SetBudgetRequest, context: Context) -> pb.SetBudgetResponse:
         """Make a budget or change one."""
         answer = await self._budgets.set(
-            _request(request),
+            request_of(request, request.request_id),
             decode_budget(request.budget),
             encode=lambda status: pb.SetBudgetResponse(budget=encode_budget(status)).SerializeToString(),
         )
@@ -63,7 +61,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     async def DeleteBudget(self, request: pb.DeleteBudgetRequest, context: Context) -> pb.DeleteBudgetResponse:
         """Remove a budget."""
         answer = await self._budgets.delete(
-            _request(request),
+            request_of(request, request.request_id),
             _budget_id(request.name),
             encode=lambda _: pb.DeleteBudgetResponse().SerializeToString(),
         )
@@ -73,19 +71,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     async def RebuildBudgets(self, request: pb.RebuildBudgetsRequest, context: Context) -> pb.RebuildBudgetsResponse:
         """Count the client's budgets anew."""
         answer = await self._budgets.rebuild(
-            _request(request),
+            request_of(request, request.request_id),
             encode=lambda found: pb.RebuildBudgetsResponse(budgets=found[0], corrected=found[1]).SerializeToString(),
         )
         return pb.RebuildBudgetsResponse.FromString(answer)
-
-
-def _request(message: _Mutation) -> Request:
-    rpc = current_rpc()
-    return Request(
-        caller=rpc.caller,
-        request_id=RequestId(message.request_id),
-        body_hash=hash_request(message, method=rpc.method),
-    )
 
 
 def _budget_id(name: str) -> BudgetId:

@@ -11,7 +11,6 @@ import grpc.aio
 from google.protobuf.message import Message
 from typing_extensions import override
 
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_client import (
     decode_client_edit,
     decode_freelancer_edit,
@@ -23,13 +22,13 @@ from sandboxd.api.grpc.codec_client import (
     encode_freelancer,
 )
 from sandboxd.api.grpc.names import client_id, erasure_id, freelancer_id
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import current_rpc
 from sandboxd.api.grpc.validation import refusal
 from sandboxd.manager.tenancy import Tenancy
-from sandboxd.model.caller import Request
 from sandboxd.model.client import Client, Freelancer
 from sandboxd.model.errors import FieldViolation
-from sandboxd.model.ids import ClientId, FreelancerId, RequestId
+from sandboxd.model.ids import ClientId, FreelancerId
 from sandboxd.v1 import client_pb2 as pb
 from sandboxd.v1 import client_pb2_grpc
 
@@ -56,7 +55,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     async def CreateClient(self, request: pb.CreateClientRequest, context: Context) -> pb.CreateClientResponse:
         """Make a client."""
         answer = await self._clients.create(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             ClientId(request.client_id),
             display_name=request.client.display_name,
             policy=decode_policy(request.client.policy),
@@ -85,7 +84,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
         """Change a client."""
         _require_name(request.client.name, _CLIENT, field="client.name", form="clients/{client}")
         answer = await self._clients.update(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.client.name),
             decode_client_edit(request),
             etag=request.client.etag,
@@ -97,7 +96,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     async def SuspendClient(self, request: pb.SuspendClientRequest, context: Context) -> pb.SuspendClientResponse:
         """Suspend a client."""
         answer = await self._clients.suspend(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.name),
             reason=request.reason,
             etag=request.etag,
@@ -109,7 +108,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     async def ReinstateClient(self, request: pb.ReinstateClientRequest, context: Context) -> pb.ReinstateClientResponse:
         """Bring a suspended client back."""
         answer = await self._clients.reinstate(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.name),
             etag=request.etag,
             encode=_encoder(lambda client: pb.ReinstateClientResponse(client=encode_client(client))),
@@ -123,7 +122,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
         """Make a freelancer."""
         wished = request.freelancer
         answer = await self._freelancers.create(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.parent),
             FreelancerId(request.freelancer_id),
             display_name=wished.display_name,
@@ -160,7 +159,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
         name = request.freelancer.name
         _require_name(name, _FREELANCER, field="freelancer.name", form="clients/{client}/freelancers/{freelancer}")
         answer = await self._freelancers.update(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(name),
             freelancer_id(name),
             decode_freelancer_edit(request),
@@ -175,7 +174,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     ) -> pb.SuspendFreelancerResponse:
         """Suspend a freelancer."""
         answer = await self._freelancers.suspend(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.name),
             freelancer_id(request.name),
             reason=request.reason,
@@ -190,7 +189,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     ) -> pb.ReinstateFreelancerResponse:
         """Bring a suspended freelancer back."""
         answer = await self._freelancers.reinstate(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.name),
             freelancer_id(request.name),
             etag=request.etag,
@@ -202,7 +201,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     async def DeleteClient(self, request: pb.DeleteClientRequest, context: Context) -> pb.DeleteClientResponse:
         """Erase a client."""
         client, erasure = await self._erasures.delete_client(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.name),
             etag=request.etag,
             timeout=current_rpc().remaining(at_most=MAX_WORK),
@@ -215,7 +214,7 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
     ) -> pb.DeleteFreelancerResponse:
         """Erase a freelancer."""
         freelancer, erasure = await self._erasures.delete_freelancer(
-            _request(request, request.request_id),
+            request_of(request, request.request_id),
             client_id(request.name),
             freelancer_id(request.name),
             etag=request.etag,
@@ -241,13 +240,6 @@ class ClientServicer(client_pb2_grpc.ClientServiceServicer):
         return pb.ListErasuresResponse(
             erasures=[encode_erasure(one) for one in page.items], next_page_token=page.next_token
         )
-
-
-def _request(message: Message, request_id: str) -> Request:
-    rpc = current_rpc()
-    return Request(
-        caller=rpc.caller, request_id=RequestId(request_id), body_hash=hash_request(message, method=rpc.method)
-    )
 
 
 def _encoder(respond: Callable[[Shown], Message]) -> Callable[[Shown], bytes]:

@@ -11,15 +11,13 @@ import grpc.aio
 from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_image import encode_image, encode_plan, encode_sbom, image_number
 from sandboxd.api.grpc.names import sandbox_id
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.manager.image_views import ShownImage
 from sandboxd.manager.images import Images
-from sandboxd.model.caller import Request
-from sandboxd.model.ids import RequestId
 from sandboxd.model.replay import ReplayPolicy
 from sandboxd.v1 import image_pb2 as pb
 from sandboxd.v1 import image_pb2_grpc
@@ -88,7 +86,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
     async def CancelCommit(self, request: pb.CancelCommitRequest, context: Context) -> pb.CancelCommitResponse:
         """End a commit."""
         shown = await self._images.cancel(
-            _request(request),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             image_number(request.name),
             timeout=current_rpc().remaining(at_most=MAX_CANCEL),
@@ -98,7 +96,9 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
     @override
     async def RollbackImage(self, request: pb.RollbackImageRequest, context: Context) -> pb.RollbackImageResponse:
         """Go back to an older image."""
-        shown = await self._images.rollback(_request(request), sandbox_id(request.name), image_number(request.name))
+        shown = await self._images.rollback(
+            request_of(request, request.request_id), sandbox_id(request.name), image_number(request.name)
+        )
         return pb.RollbackImageResponse(image=encode_image(shown))
 
     @override
@@ -119,7 +119,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         """Make what is installed again on the present base."""
         skip = request.policy == pb.REPLAY_POLICY_SKIP
         shown = await self._images.upgrade(
-            _request(request),
+            request_of(request, request.request_id),
             sandbox_id(request.sandbox),
             ReplayPolicy.SKIP if skip else ReplayPolicy.FAIL,
             wait=not request.start_only,
@@ -142,12 +142,3 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         async with closed_at_end(changes):
             async for shown in changes:
                 await write(context, pb.WatchCommitResponse(image=encode_image(shown)), within=self._write_within)
-
-
-def _request(message: pb.CancelCommitRequest | pb.RollbackImageRequest | pb.UpgradeImageRequest) -> Request:
-    rpc = current_rpc()
-    return Request(
-        caller=rpc.caller,
-        request_id=RequestId(message.request_id),
-        body_hash=hash_request(message, method=rpc.method),
-    )

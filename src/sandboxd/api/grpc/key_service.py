@@ -9,14 +9,13 @@ from typing import Any, Final
 import grpc.aio
 from typing_extensions import override
 
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.names import client_id, timestamp
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import current_rpc
 from sandboxd.manager.key_ports import KeyHashes
 from sandboxd.manager.keys import Keys
 from sandboxd.model.api_key import ApiKey, ApiKeyState
 from sandboxd.model.caller import Request
-from sandboxd.model.ids import RequestId
 from sandboxd.v1 import key_pb2 as pb
 from sandboxd.v1 import key_pb2_grpc
 
@@ -65,16 +64,11 @@ class KeyServicer(key_pb2_grpc.KeyServiceServicer):
 
     def _request(self, message: pb.SetKeyRequest | pb.RotateKeyRequest | pb.RevokeKeyRequest) -> Request:
         """Hash the request with a keyed hash in the key's place: who reads the row can try no key against it."""
-        rpc = current_rpc()
         plain = type(message)()
         plain.CopyFrom(message)  # type: ignore[arg-type]  # of its own type
         if isinstance(plain, pb.SetKeyRequest | pb.RotateKeyRequest):
             plain.key = self._hashes.digest(plain.key).hex()
-        return Request(
-            caller=rpc.caller,
-            request_id=RequestId(message.request_id),
-            body_hash=hash_request(plain, method=rpc.method),
-        )
+        return request_of(plain, message.request_id)
 
 
 def encode_key(key: ApiKey) -> pb.ApiKey:

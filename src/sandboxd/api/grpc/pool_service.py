@@ -9,14 +9,12 @@ import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 from typing_extensions import override
 
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_sandbox import TIERS
 from sandboxd.api.grpc.names import timestamp
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import current_rpc
 from sandboxd.manager.pools import Pools, PoolWish
-from sandboxd.model.caller import Request
 from sandboxd.model.errors import FieldViolation, InvalidRequestError
-from sandboxd.model.ids import RequestId
 from sandboxd.model.pool import PoolId, PoolStatus
 from sandboxd.model.sandbox import Tier
 from sandboxd.v1 import pool_pb2 as pb
@@ -24,9 +22,8 @@ from sandboxd.v1 import pool_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 """Any: servicers here never touch the context's own request and response types."""
-_Mutation = pb.CreatePoolRequest | pb.UpdatePoolRequest | pb.DeletePoolRequest
-_FIELDS: Final = ("min", "target", "max", "idle_timeout", "max_age")
 _TIERS_BACK: Final = {number: tier for tier, number in TIERS.items()}
+_FIELDS: Final = ("min", "target", "max", "idle_timeout", "max_age")
 
 
 class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
@@ -40,7 +37,7 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
         """Make a pool."""
         wished = request.pool
         answer = await self._pools.create(
-            _request(request),
+            request_of(request, request.request_id),
             _TIERS_BACK.get(wished.tier, Tier.BASIC),
             PoolWish(
                 min=wished.min,
@@ -75,7 +72,7 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
                 violations=[FieldViolation(field="update_mask", description=text)],
             )
         answer = await self._pools.update(
-            _request(request),
+            request_of(request, request.request_id),
             _pool_id(wished.name),
             PoolWish(
                 min=wished.min if "min" in paths else None,
@@ -93,7 +90,7 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def DeletePool(self, request: pb.DeletePoolRequest, context: Context) -> pb.DeletePoolResponse:
         """Delete a pool."""
         answer = await self._pools.delete(
-            _request(request),
+            request_of(request, request.request_id),
             _pool_id(request.name),
             encode=lambda _: pb.DeletePoolResponse().SerializeToString(),
         )
@@ -126,15 +123,6 @@ def encode_pool(status: PoolStatus) -> pb.Pool:
         update_time=timestamp(pool.update_time),
         use_time=timestamp(pool.use_time),
         etag=str(pool.version),
-    )
-
-
-def _request(message: _Mutation) -> Request:
-    rpc = current_rpc()
-    return Request(
-        caller=rpc.caller,
-        request_id=RequestId(message.request_id),
-        body_hash=hash_request(message, method=rpc.method),
     )
 
 

@@ -8,12 +8,9 @@ from typing import Any
 import grpc.aio
 from typing_extensions import override
 
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.names import timestamp
-from sandboxd.api.grpc.rpc import current_rpc
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.manager.pricing import PriceWish, Pricing
-from sandboxd.model.caller import Request
-from sandboxd.model.ids import RequestId
 from sandboxd.model.pricing import Price, Rates
 from sandboxd.v1 import price_pb2 as pb
 from sandboxd.v1 import price_pb2_grpc
@@ -32,7 +29,7 @@ class PriceServicer(price_pb2_grpc.PriceServiceServicer):
     async def AddPrice(self, request: pb.AddPriceRequest, context: Context) -> pb.AddPriceResponse:
         """Add a price."""
         answer = await self._pricing.add(
-            _request(request),
+            request_of(request, request.request_id),
             _decode(request.price),
             encode=lambda price: pb.AddPriceResponse(price=encode_price(price)).SerializeToString(),
         )
@@ -42,7 +39,7 @@ class PriceServicer(price_pb2_grpc.PriceServiceServicer):
     async def EndPrice(self, request: pb.EndPriceRequest, context: Context) -> pb.EndPriceResponse:
         """Let a price end."""
         answer = await self._pricing.end(
-            _request(request),
+            request_of(request, request.request_id),
             request.name.removeprefix("prices/"),
             at=request.end_time.ToDatetime(tzinfo=UTC) if request.HasField("end_time") else None,
             encode=lambda price: pb.EndPriceResponse(price=encode_price(price)).SerializeToString(),
@@ -92,13 +89,4 @@ def _decode(message: pb.Price) -> PriceWish:
         ),
         valid_from=message.valid_from.ToDatetime(tzinfo=UTC) if message.HasField("valid_from") else None,
         valid_until=message.valid_until.ToDatetime(tzinfo=UTC) if message.HasField("valid_until") else None,
-    )
-
-
-def _request(message: pb.AddPriceRequest | pb.EndPriceRequest) -> Request:
-    rpc = current_rpc()
-    return Request(
-        caller=rpc.caller,
-        request_id=RequestId(message.request_id),
-        body_hash=hash_request(message, method=rpc.method),
     )

@@ -8,11 +8,9 @@ from datetime import timedelta
 from typing import Any, Final
 
 import grpc.aio
-from google.protobuf.message import Message
 from typing_extensions import override
 
 from sandboxd.api.grpc.admission import Drain, StreamSlots
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_backup import KINDS, backup_of, encode_final_backup
 from sandboxd.api.grpc.codec_image import encode_image
 from sandboxd.api.grpc.codec_sandbox import (
@@ -26,14 +24,13 @@ from sandboxd.api.grpc.codec_sandbox import (
 from sandboxd.api.grpc.codec_startup import encode_startup
 from sandboxd.api.grpc.names import sandbox_id
 from sandboxd.api.grpc.ports import SandboxManager
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import Rpc, closed_at_end, current_rpc, write
 from sandboxd.api.grpc.stay import Stay
 from sandboxd.api.grpc.stream_call import StreamCalls
 from sandboxd.manager.images import Images
 from sandboxd.manager.reading import SandboxChange
 from sandboxd.model.backup import Volume
-from sandboxd.model.caller import Request
-from sandboxd.model.ids import RequestId
 from sandboxd.model.sandbox import Sandbox
 from sandboxd.v1 import sandbox_pb2 as pb
 from sandboxd.v1 import sandbox_pb2_grpc
@@ -72,7 +69,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """Make a sandbox."""
         rpc = current_rpc()
         sandbox = await self._manager.create(
-            _request(rpc, request, request.request_id), decode_wish(request), timeout=_budget(rpc)
+            request_of(request, request.request_id), decode_wish(request), timeout=_budget(rpc)
         )
         startup = encode_startup(self._manager.startup(sandbox))
         return pb.CreateResponse(sandbox=await self._shown(sandbox), startup=startup)
@@ -114,7 +111,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """Change a sandbox."""
         rpc = current_rpc()
         sandbox = await self._manager.update(
-            _request(rpc, request, request.request_id),
+            request_of(request, request.request_id),
             sandbox_id(request.sandbox.name),
             decode_edit(request),
             etag=request.sandbox.etag,
@@ -127,7 +124,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """Release a sandbox's compute."""
         rpc = current_rpc()
         sandbox = await self._manager.pause(
-            _request(rpc, request, request.request_id),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             force=request.force,
             timeout=_budget(rpc),
@@ -139,7 +136,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """Bring a sandbox back."""
         rpc = current_rpc()
         sandbox = await self._manager.resume(
-            _request(rpc, request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
+            request_of(request, request.request_id), sandbox_id(request.name), timeout=_budget(rpc)
         )
         return pb.ResumeResponse(sandbox=await self._shown(sandbox))
 
@@ -148,7 +145,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """Keep what was installed."""
         rpc = current_rpc()
         shown = await self._images.commit(
-            _request(rpc, request, request.request_id),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             dry_run=request.dry_run,
             wait=not request.start_only,
@@ -162,7 +159,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         """End a sandbox."""
         rpc = current_rpc()
         settled = await self._manager.terminate(
-            _request(rpc, request, request.request_id),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             force=request.force,
             timeout=_budget(rpc),
@@ -177,7 +174,7 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         for one in request.paths:
             paths.setdefault(KINDS[one.kind], []).append(one.path)
         sandbox = await self._manager.restore(
-            _request(rpc, request, request.request_id),
+            request_of(request, request.request_id),
             sandbox_id(request.name),
             backup=backup_of(request.backup),
             paths=paths,
@@ -207,12 +204,6 @@ class SandboxServicer(sandbox_pb2_grpc.SandboxServiceServicer):
         if final is not None:
             shown.final_backup.CopyFrom(encode_final_backup(final))
         return shown
-
-
-def _request(rpc: Rpc, message: Message, request_id: str) -> Request:
-    return Request(
-        caller=rpc.caller, request_id=RequestId(request_id), body_hash=hash_request(message, method=rpc.method)
-    )
 
 
 def _budget(rpc: Rpc) -> timedelta:

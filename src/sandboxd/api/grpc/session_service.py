@@ -7,14 +7,12 @@ from typing import Any
 import grpc.aio
 from typing_extensions import override
 
-from sandboxd.api.grpc.body_hash import hash_request
 from sandboxd.api.grpc.codec_events import encode_event
 from sandboxd.api.grpc.codec_session import ORDERS, encode_session
 from sandboxd.api.grpc.names import sandbox_id, session_id
 from sandboxd.api.grpc.ports import SessionDirectory
+from sandboxd.api.grpc.requests import request_of
 from sandboxd.api.grpc.rpc import current_rpc
-from sandboxd.model.caller import Request
-from sandboxd.model.ids import RequestId
 from sandboxd.v1 import session_pb2 as pb
 from sandboxd.v1 import session_pb2_grpc
 
@@ -71,11 +69,6 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     @override
     async def DeleteSession(self, request: pb.DeleteSessionRequest, context: Context) -> pb.DeleteSessionResponse:
         """Delete a session with its log."""
-        rpc = current_rpc()
-        made = Request(
-            caller=rpc.caller,
-            request_id=RequestId(request.request_id),
-            body_hash=hash_request(request, method=rpc.method),
-        )
+        made = request_of(request, request.request_id)
         await self._sessions.delete(made, sandbox_id(request.name), session_id(request.name))
         return pb.DeleteSessionResponse()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -131,14 +131,31 @@ async def create_client(shell: Shell, said: str, options: ClientOptions) -> Exit
 
 
 async def update_client(shell: Shell, said: str, options: ClientOptions) -> Exit:
-    """Change a client: read it, write what was said, and refuse where somebody else was faster."""
+    """Change a client."""
+    return _told(shell, await change_client(shell, said, options.apply, example="--name or --max-sandboxes"))
+
+
+async def change_client(
+    shell: Shell, said: str, apply: Callable[[pb.Client], Sequence[str]], *, example: str
+) -> pb.Client:
+    """Read a client, write what `apply` changed, whose paths it answers; refused where somebody else was faster."""
     call = shell.client.connection.call
     client = (await call(stub(shell).GetClient, pb.GetClientRequest(name=client_name(said)))).client
-    paths = options.apply(client)
+    paths = apply(client)
     if not paths:
-        raise UsageError("Say what shall change: for example --name or --max-sandboxes.")
+        raise UsageError(f"Say what shall change: for example {example}.")
     request = pb.UpdateClientRequest(request_id=new_request_id(), client=client, update_mask=FieldMask(paths=paths))
-    return _told(shell, (await call(stub(shell).UpdateClient, request)).client)
+    return (await call(stub(shell).UpdateClient, request)).client
+
+
+def tell_changed(shell: Shell, client: pb.Client) -> Exit:
+    """Tell what a client is now."""
+    if shell.json:
+        shell.emit(client)
+    else:
+        shell.say(f"✓ {bare(client.name)} is changed", "green")
+        shell.out.print(account_facts(client))
+    return Exit.OK
 
 
 async def list_clients(shell: Shell, *, everything: bool, quiet: bool) -> Exit:

@@ -5,15 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
-from sandboxd.ctl.commands.accounts import client_name, stub
+from sandboxd.ctl.commands.accounts import change_client, tell_changed
 from sandboxd.ctl.commands.lifecycle import parse_span
-from sandboxd.ctl.connection import new_request_id
 from sandboxd.ctl.exits import Exit
-from sandboxd.ctl.names import bare
 from sandboxd.ctl.shell import Shell, UsageError
-from sandboxd.ctl.tables_accounts import account_facts
 from sandboxd.v1 import client_pb2 as pb
 
 _DEFAULT: Final = "default"
@@ -75,19 +70,12 @@ class BackupOptions:
 
 async def client_backups(shell: Shell, said: str, options: BackupOptions) -> Exit:
     """Change how often a client's sandboxes are backed up, and what is kept."""
-    call = shell.client.connection.call
-    client = (await call(stub(shell).GetClient, pb.GetClientRequest(name=client_name(said)))).client
-    paths = options.apply(client.policy)
-    if not paths:
-        raise UsageError("Say what shall change: for example --every 12h or --immutable-for 30d.")
-    request = pb.UpdateClientRequest(request_id=new_request_id(), client=client, update_mask=FieldMask(paths=paths))
-    changed = (await call(stub(shell).UpdateClient, request)).client
-    if shell.json:
-        shell.emit(changed)
-    else:
-        shell.say(f"✓ {bare(changed.name)} is changed", "green")
-        shell.out.print(account_facts(changed))
-    return Exit.OK
+    return tell_changed(
+        shell,
+        await change_client(
+            shell, said, lambda client: options.apply(client.policy), example="--every 12h or --immutable-for 30d"
+        ),
+    )
 
 
 def _count(said: str) -> int:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.field_mask_pb2 import FieldMask
 
-from sandboxd.ctl.commands.accounts import client_name, stub
-from sandboxd.ctl.connection import new_request_id
+from sandboxd.ctl.commands.accounts import change_client, tell_changed
 from sandboxd.ctl.exits import Exit
 from sandboxd.ctl.names import bare, find_sandbox
 from sandboxd.ctl.shell import Shell, UsageError
 from sandboxd.ctl.tables import sandbox_facts
-from sandboxd.ctl.tables_accounts import account_facts
 from sandboxd.v1 import client_pb2, sandbox_pb2
 
 _UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
@@ -112,21 +110,14 @@ async def update(shell: Shell, said: str, options: UpdateOptions) -> Exit:
 
 async def client_rests(shell: Shell, said: str, rests: RestOptions) -> Exit:
     """Change when a client's sandboxes rest."""
-    if not rests.said:
-        raise UsageError("Say what shall change: for example --hibernate-after 30m.")
-    call = shell.client.connection.call
-    client = (await call(stub(shell).GetClient, client_pb2.GetClientRequest(name=client_name(said)))).client
-    client.policy.lifecycle.CopyFrom(rests.apply(client.policy.lifecycle))
-    request = client_pb2.UpdateClientRequest(
-        request_id=new_request_id(), client=client, update_mask=FieldMask(paths=["policy.lifecycle"])
-    )
-    changed = (await call(stub(shell).UpdateClient, request)).client
-    if shell.json:
-        shell.emit(changed)
-    else:
-        shell.say(f"✓ {bare(changed.name)} is changed", "green")
-        shell.out.print(account_facts(changed))
-    return Exit.OK
+
+    def apply(client: client_pb2.Client) -> Sequence[str]:
+        if not rests.said:
+            return ()
+        client.policy.lifecycle.CopyFrom(rests.apply(client.policy.lifecycle))
+        return ("policy.lifecycle",)
+
+    return tell_changed(shell, await change_client(shell, said, apply, example="--hibernate-after 30m"))
 
 
 def parse_span(said: str) -> timedelta:
