@@ -103,9 +103,9 @@ async def containerd_diff(stage: Stage, sandbox: sandbox_pb2.Sandbox) -> str:
     return f"{seconds[0]:.1f} ({size / 1e6:.1f} MB)"
 
 
-async def buildah(stage: Stage, sandbox: sandbox_pb2.Sandbox) -> str:
+async def buildah(stage: Stage, sandbox: sandbox_pb2.Sandbox, image: str = "") -> str:
     """Seconds of buildah's commit of the same files on the same base, pushed to the same registry."""
-    base = stage.stack.installation.images["sandbox"].partition("/")[2]
+    base = (image or stage.stack.installation.images["sandbox"]).partition("/")[2]
     source = f"{stage.registry}/{base.partition('@')[0].partition(':')[0]}@{base.partition('@')[2]}"
     made = (await stage.run(("buildah", "from", "--tls-verify=false", f"docker://{source}"))).strip()
     try:
@@ -124,13 +124,16 @@ async def buildah(stage: Stage, sandbox: sandbox_pb2.Sandbox) -> str:
 async def inodes(stage: Stage, options: argparse.Namespace) -> None:
     """Commits of 1 KB in root file systems of many files."""
     head("Inodes of the base", "First commit, base unread, s", "Capture, s", "Push", "Probe", "Total", "serve, MB",
-         "Writer", "Reader", "Agent")  # fmt: skip
+         "Writer", "Reader", "Agent", "Node has it, s", "`ctr snapshots diff`, s", "`buildah commit`, s")  # fmt: skip
     installation = stage.stack.installation
     async with stage.stack.client() as client, a_sandbox(client) as sandbox:
         present = int(stage.stack.inside(sandbox, "sh", "-c", "find / -xdev | wc -l"))
     for number in map(int, options.inodes.split(",")):
         name = f"{installation.instance}-{number}"
-        installation.apply_template(name, image=await stage.base_with(max(1, number - present)))
+        image = await stage.base_with(max(1, number - present))
+        installation.apply_template(name, image=image)
+        with timed() as pulled:
+            await stage.pull(image)
         stage.stack.settings["SANDBOXD_KUBERNETES_TEMPLATE"] = name
         await stage.stack.restart("serve")
         async with stage.stack.client() as client, a_sandbox(client) as sandbox:
@@ -138,9 +141,11 @@ async def inodes(stage: Stage, options: argparse.Namespace) -> None:
             first, again = peaks_of(stage, sandbox), peaks_of(stage, sandbox)
             _, unread = await measured(client, sandbox, first)
             await stage.fill(sandbox, 1000)
-            image, total = await measured(client, sandbox, again)
-        row(f"{count:,}", f"{unread:.1f}", *phases(image), f"{total:.1f}", again.cell("serve"), again.cell("writer"),
-            first.cell("reader"), again.cell("agent"))  # fmt: skip
+            made, total = await measured(client, sandbox, again)
+            diff = await containerd_diff(stage, sandbox)
+            built = await buildah(stage, sandbox, image) if shutil.which("buildah") else "not installed"
+        row(f"{count:,}", f"{unread:.1f}", *phases(made), f"{total:.1f}", again.cell("serve"), again.cell("writer"),
+            first.cell("reader"), again.cell("agent"), f"{pulled[0]:.0f}", diff, built)  # fmt: skip
     del stage.stack.settings["SANDBOXD_KUBERNETES_TEMPLATE"]
     await stage.stack.restart("serve")
 

@@ -146,6 +146,27 @@ def test_a_program_that_does_not_end_is_killed_with_its_children(tmp_path: Path)
     assert not _runs(int(note.read_text()))
 
 
+def test_what_a_program_waits_for_a_processor_is_no_part_of_its_time() -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(1.2); print('late')"]
+
+    assert selftest._run(BootStep.CLI, argv, seconds=1.0, waits=lambda _: 5.0) == "late"
+
+
+def test_a_program_that_always_waits_ends_nevertheless() -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+    began = time.monotonic()
+
+    with pytest.raises(BrokenError, match="did not end"):
+        selftest._run(BootStep.CLI, argv, seconds=0.2, waits=lambda _: 1e9)
+
+    assert time.monotonic() - began < 10
+
+
+def test_the_kernel_counts_what_a_process_waits() -> None:
+    assert selftest.waited(os.getpid()) > 0
+    assert selftest.waited(1 << 30) == 0
+
+
 def test_a_program_that_writes_without_end_takes_no_memory_and_no_more_than_its_time() -> None:
     began = time.monotonic()
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,8 @@ REPORT: Final = Path("/dev/termination-log")
 STEP_SECONDS: Final = 10.0
 CLI_SECONDS: Final = 40.0
 """`gemini --version` takes one to two seconds of a processor, and the pod may have a share of one."""
+LONGEST: Final = 3
+"""How many times its time a step may take where it waits for a processor: a busy node says nothing of an image."""
 OUTPUT_BYTES: Final = 2048
 OUTPUT_CHARACTERS: Final = 600
 SHELL: Final = "/bin/sh"
@@ -149,8 +152,30 @@ def _sudo(expected: Expected) -> None:
         _run(BootStep.SUDO, [SUDO, "-n", "true"], user=expected)
 
 
-def _run(step: BootStep, argv: Sequence[str], *, user: Expected | None = None, seconds: float = STEP_SECONDS) -> str:
+def waited(process_id: int) -> float:
+    """Seconds that a process was ready and had no processor; 0 where it has gone, or the kernel does not count them."""
+    try:
+        return int(Path(f"/proc/{process_id}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def _run(
+    step: BootStep,
+    argv: Sequence[str],
+    *,
+    user: Expected | None = None,
+    seconds: float = STEP_SECONDS,
+    waits: Callable[[int], float] = waited,
+) -> str:
     """Run a program of the image and return its last words.
+
+    Args:
+        step: What fails where it does.
+        argv: The program.
+        user: Who runs it; else root.
+        seconds: Its time, without what it waits for a processor.
+        waits: Seconds of that.
 
     Raises:
         BrokenError: It does not start, fails, or does not end in time.
@@ -175,7 +200,7 @@ def _run(step: BootStep, argv: Sequence[str], *, user: Expected | None = None, s
         )
     except OSError as error:
         raise BrokenError(step, f"{shown} does not start: {error.strerror}.") from error
-    words = _last_words(process, seconds)
+    words = _last_words(process, seconds, waits)
     if process.returncode is None:
         _kill(process)
         raise BrokenError(step, f"{shown} did not end within {seconds:.0f} s. {words}")
@@ -187,23 +212,28 @@ def _run(step: BootStep, argv: Sequence[str], *, user: Expected | None = None, s
     return words
 
 
-def _last_words(process: subprocess.Popen[bytes], seconds: float) -> str:
+def _last_words(process: subprocess.Popen[bytes], seconds: float, waits: Callable[[int], float]) -> str:
     """Read until the program ends or its time is over; what it leaves running may hold the pipe open."""
     assert process.stdout is not None
-    pipe, kept, until = process.stdout.fileno(), b"", time.monotonic() + seconds
+    pipe, kept, began = process.stdout.fileno(), b"", time.monotonic()
     os.set_blocking(pipe, False)
-    while time.monotonic() < until:
+
+    def left() -> float:
+        most = min(seconds * LONGEST, seconds + waits(process.pid))
+        return began + most - time.monotonic()
+
+    while left() > 0:
         ended = process.poll() is not None
-        readable, _, _ = select.select([pipe], [], [], 0 if ended else min(0.05, max(0.0, until - time.monotonic())))
+        readable, _, _ = select.select([pipe], [], [], 0 if ended else 0.05)
         piece = os.read(pipe, 65536) if readable else b""
         kept = (kept + piece)[-OUTPUT_BYTES:]
         if ended and not piece:
             break
         if readable and not piece:  # closed: nothing more to hear
-            try:
-                process.wait(max(0.0, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                break
+            while process.poll() is None and (more := left()) > 0:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(min(more, 0.05))
+            break
     return legible(kept.decode(errors="replace"), limit=OUTPUT_CHARACTERS)
 
 
