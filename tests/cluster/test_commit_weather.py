@@ -264,7 +264,8 @@ async def test_an_image_that_does_not_boot_or_is_lost_is_not_started_and_that_is
 
         repository, digest = first.reference.partition("/")[2].split("@")
         await clear.delete(repository, digest, timeout=SOON)
-        await platform.admin.sweep(["images"])
+        swept = await platform.admin.sweep(["images"])
+        assert [one.failure for one in swept.results] == [""], swept
 
         told = await client.get(sandbox.name)
         assert (told.image, "is lost; the next start takes the base" in told.state_reason) == ("", True), told
