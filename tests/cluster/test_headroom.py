@@ -74,6 +74,12 @@ async def test_a_sandbox_takes_the_place_of_placeholders_when_the_nodes_are_full
         waiting = [one for pod in pods for one in pod["status"].get("conditions", ()) if one["type"] == "PodScheduled"]
         return any(one["status"] == "False" for one in waiting) and bool(list(placed(pods)))
 
+    async def settled() -> bool:
+        pods = (await cluster.get("pods", "--all-namespaces"))["items"]
+        return not [one for one in pods if "deletionTimestamp" in one["metadata"]]
+
+    # What other tests have left and is still ending would make room later, and nobody would have to give way.
+    await eventually(settled, within=60, every=0.5)
     async with stage.operator():
         # Their namespace is an installation's: nothing but the pods themselves is of interest here.
         await cluster.apply(made)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+import structlog
 
 from sandboxd.bootstrap.backup_worker import _log_progress
 from sandboxd.kubeapi.errors import KubeUnavailableError
@@ -69,7 +70,7 @@ def test_what_the_worker_logs_is_what_is_read() -> None:
     try:
         _log_progress(progress_as_mapping(said))
     finally:
-        configure_logging(role="test", style="json", level="warning")
+        structlog.reset_defaults()
 
     assert last_progress(written.getvalue()) == said
 

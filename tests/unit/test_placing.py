@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sandboxd.volumes.placing import RestorePathBlockedError, clear_staging, put_paths, put_whole
+from sandboxd.model.backup_errors import BackupIncompleteError
+from sandboxd.volumes.placing import RestorePathBlockedError, clear_staging, make_staging, put_paths, put_whole
 from sandboxd.volumes.ports import STAGING
 from sandboxd.volumes.removing import remove_tree
 from tests.backup_trees import a_deep_tree, a_hard_tree, everything
@@ -59,6 +60,18 @@ def test_all_of_it_takes_the_place_of_all_that_there_is(volume: Path) -> None:
 
     assert contents(volume) == {"src/main_py": "then", "new": "then"}
     assert oct(volume.stat().st_mode)[-3:] == "750"
+
+
+def test_a_volume_in_which_a_restore_began_and_was_ended_has_its_old_times(volume: Path) -> None:
+    os.utime(volume, ns=(1, 2))
+
+    make_staging(volume, volume / f"{STAGING}other")
+    begun = volume.stat().st_mtime_ns
+    clear_staging(volume)
+
+    assert (begun, volume.stat().st_mtime_ns) == (2, 2)
+    with pytest.raises(BackupIncompleteError):
+        make_staging(volume / "none", volume / "none" / f"{STAGING}other")
 
 
 def test_a_path_takes_the_place_of_what_is_there_and_makes_directories_that_are_not(volume: Path) -> None:

@@ -34,6 +34,20 @@ class RestorePathBlockedError(WrongStateError):
     reason = "RESTORE_PATH_BLOCKED"
 
 
+def make_staging(root: Path, staging: Path) -> None:
+    """Make the directory in a volume's root in which a restore puts together what comes back; the root's times stay.
+
+    Raises:
+        BackupStorageFullError, BackupIncompleteError: It cannot be made.
+    """
+    try:
+        status = root.stat()
+        staging.mkdir(mode=0o700)
+        os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
+    except OSError as error:
+        raise _unplaced(error) from error
+
+
 def clear_staging(root: Path) -> None:
     """Remove what a restore has put together in a volume, or has moved aside; what cannot be removed is logged."""
     with contextlib.suppress(FileNotFoundError):

@@ -21,7 +21,7 @@ from sandboxd.model.errors import DeadlineError
 from sandboxd.model.ids import SandboxId
 from sandboxd.volumes.listing import STRAYS, StraySets
 from sandboxd.volumes.paths import check_path
-from sandboxd.volumes.placing import clear_staging, put_paths, put_whole
+from sandboxd.volumes.placing import clear_staging, make_staging, put_paths, put_whole
 from sandboxd.volumes.ports import (
     STAGING,
     BackupProgress,
@@ -147,9 +147,11 @@ async def _fetch(
     await discard_trees(trees)  # also of what is not restored now
     entries = size = 0
     for volume, paths in _paths_of(order).items():
+        staging = trees[volume] / f"{STAGING}{order.id}"
+        await asyncio.to_thread(make_staging, trees[volume], staging)
         back = await repository.restore(
             order.snapshots[volume],
-            trees[volume] / f"{STAGING}{order.id}",
+            staging,
             paths=paths,
             timeout=left(),
             progress=_teller(volume, progress),
