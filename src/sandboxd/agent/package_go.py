@@ -6,10 +6,11 @@ A program is read in blocks and never mapped: one that is cut meanwhile would ki
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from sandboxd.agent.package_files import opened
+from sandboxd.agent.package_files import Stamp, opened, stamp
 
 PROGRAM_BYTES: Final = 256 << 20
 """Of a program, so much is looked through."""
@@ -20,17 +21,24 @@ _ELF: Final = b"\x7fELF"
 _MAGIC: Final = b"\xff Go buildinf:"
 _HEADER_BYTES: Final = 32
 _ALIGNMENT: Final = 16
+_KEPT: Final = 4096
+"""Programs that are remembered."""
 _INLINE: Final = 2
 """Flag: version and modules follow the header, as since Go 1.18."""
 
 
 def find_module(program: Path) -> tuple[str, str]:
-    """Tell package path and module version; empty where there are none.
+    """Tell package path and module version; empty where there are none. A program that stays as it is is read once.
 
     Raises:
         IncompleteDatabaseError: It cannot be read.
     """
-    with opened(program) as descriptor:
+    return _module_of(stamp(program))
+
+
+@lru_cache(maxsize=_KEPT)
+def _module_of(found: Stamp) -> tuple[str, str]:
+    with opened(Path(found[0])) as descriptor:
         if descriptor < 0 or os.pread(descriptor, len(_ELF), 0) != _ELF:
             return "", ""
         at = 0

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,14 @@ class RestorePathBlockedError(WrongStateError):
     reason = "RESTORE_PATH_BLOCKED"
 
 
+@contextlib.contextmanager
+def keeping_times(root: Path) -> Iterator[None]:
+    """Let a directory have its access and modification times again after a block that makes or removes entries."""
+    status = root.stat()
+    yield
+    os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
 def make_staging(root: Path, staging: Path) -> None:
     """Make the directory in a volume's root in which a restore puts together what comes back; the root's times stay.
 
@@ -41,9 +49,8 @@ def make_staging(root: Path, staging: Path) -> None:
         BackupStorageFullError, BackupIncompleteError: It cannot be made.
     """
     try:
-        status = root.stat()
-        staging.mkdir(mode=0o700)
-        os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with keeping_times(root):
+            staging.mkdir(mode=0o700)
     except OSError as error:
         raise _unplaced(error) from error
 
@@ -51,15 +58,15 @@ def make_staging(root: Path, staging: Path) -> None:
 def clear_staging(root: Path) -> None:
     """Remove what a restore has put together in a volume, or has moved aside; what cannot be removed is logged."""
     with contextlib.suppress(FileNotFoundError):
-        status = root.stat()
         left = [name for name in os.listdir(os.fsencode(root)) if name.startswith(os.fsencode(STAGING))]  # noqa: PTH208
-        for name in left:
-            try:
-                remove_tree(os.fsencode(root) + b"/" + name)
-            except OSError as error:
-                log.warning("restore.left_over", volume=root.name, path=_shown(error, name), error=error.strerror)
-        if left:
-            os.utime(root, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if not left:
+            return
+        with keeping_times(root):
+            for name in left:
+                try:
+                    remove_tree(os.fsencode(root) + b"/" + name)
+                except OSError as error:
+                    log.warning("restore.left_over", volume=root.name, path=_shown(error, name), error=error.strerror)
 
 
 def put_whole(root: Path, staging: Path) -> None:

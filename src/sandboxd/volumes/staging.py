@@ -12,6 +12,7 @@ from typing import Final
 
 from sandboxd.model.backup_errors import BackupIncompleteError, BackupStorageFullError
 from sandboxd.volumes.mounted import flush_trees
+from sandboxd.volumes.placing import keeping_times
 from sandboxd.volumes.ports import STAGING, RestoredTree, RestoreOrder
 
 MARK: Final = f"{STAGING}whole"
@@ -48,15 +49,10 @@ def mark_staged(roots: Sequence[Path], wanted: str, staged: RestoredTree) -> Non
     flush_trees(roots)
     try:
         for root in roots:
-            times = root.stat()
-            descriptor = os.open(
-                root / MARK, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
-            with os.fdopen(descriptor, "w") as file:
+            with keeping_times(root), os.fdopen(os.open(root / MARK, _NEW, 0o600), "w") as file:
                 json.dump([wanted, staged.entries, staged.bytes], file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.utime(root, ns=(times.st_atime_ns, times.st_mtime_ns))
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise BackupStorageFullError("There is no room where the backup is to be restored.") from error
@@ -73,9 +69,8 @@ def unmark_staged(roots: Iterable[Path]) -> None:
     there = [root for root in roots if os.path.lexists(root / MARK)]
     try:
         for root in there:
-            times = root.stat()
-            (root / MARK).unlink()
-            os.utime(root, ns=(times.st_atime_ns, times.st_mtime_ns))
+            with keeping_times(root):
+                (root / MARK).unlink()
     except OSError as error:
         raise BackupIncompleteError(f"What was restored could not be put into its place: {error.strerror}.") from error
     flush_trees(there)

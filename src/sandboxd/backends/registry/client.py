@@ -219,18 +219,19 @@ class OciRegistry(Registry):
 
     @override
     async def cancel_upload(self, repository: str, location: str, *, timeout: timedelta) -> None:
-        scopes = scopes_of(repository, write=True)
-        session = Upload(self._transport(), URL(location, encoded=True), scopes=scopes, chunk=self._chunk)
         async with within(timeout, f"end of an upload to {repository}"):
-            if not await session.cancel():
+            if not await self._session(repository, location).cancel():
                 raise UploadStuckError
 
     @override
     async def find_upload(self, repository: str, location: str, *, timeout: timedelta) -> int | None:
-        scopes = scopes_of(repository, write=True)
-        session = Upload(self._transport(), URL(location, encoded=True), scopes=scopes, chunk=self._chunk)
         async with within(timeout, f"look at an upload to {repository}"):
-            return await session.find()
+            return await self._session(repository, location).find()
+
+    def _session(self, repository: str, location: str) -> Upload:
+        """A session that somebody has opened."""
+        scopes = scopes_of(repository, write=True)
+        return Upload(self._transport(), URL(location, encoded=True), scopes=scopes, chunk=self._chunk)
 
     async def _upload(self, repository: str, digest: str, once: Callable[[], Awaitable[bool]]) -> None:
         """Upload in as many sessions as it takes."""
